@@ -1,0 +1,124 @@
+"""mimkit: masked image modeling from exchangeable parts, compared honestly.
+
+What a plugin author needs is importable from here; see ``docs/writing-a-plugin.md``. Names are
+loaded on first use, so that ``import mimkit`` costs nothing and ``mimkit --help`` needs no torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "mimkit.errors": (
+        "BoundaryError",
+        "DataError",
+        "MimkitError",
+        "PluginError",
+        "RecipeError",
+        "TrainingError",
+    ),
+    "mimkit.evaluate.base": ("Evaluator", "Result", "Subject"),
+    "mimkit.parts.base": (
+        "Backbone",
+        "Encoder",
+        "Head",
+        "Images",
+        "Loss",
+        "Masker",
+        "Module",
+        "Part",
+        "Target",
+    ),
+    "mimkit.parts.patches": ("patchify", "scatter", "take", "unpatchify"),
+    "mimkit.parts.records": (
+        "Batch",
+        "Geometry",
+        "Grid",
+        "Mask",
+        "Picture",
+        "StepOutput",
+        "Term",
+        "Tokens",
+        "View",
+        "Width",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [  # noqa: PLE0604, F822 -- loaded by __getattr__
+    "Backbone",
+    "Batch",
+    "BoundaryError",
+    "DataError",
+    "Encoder",
+    "Evaluator",
+    "Geometry",
+    "Grid",
+    "Head",
+    "Images",
+    "Loss",
+    "Mask",
+    "Masker",
+    "MimkitError",
+    "Module",
+    "Part",
+    "Picture",
+    "PluginError",
+    "RecipeError",
+    "Result",
+    "StepOutput",
+    "Subject",
+    "Target",
+    "Term",
+    "Tokens",
+    "TrainingError",
+    "View",
+    "Width",
+    "patchify",
+    "scatter",
+    "take",
+    "unpatchify",
+]
+
+if TYPE_CHECKING:
+    from mimkit.errors import (
+        BoundaryError,
+        DataError,
+        MimkitError,
+        PluginError,
+        RecipeError,
+        TrainingError,
+    )
+    from mimkit.evaluate.base import Evaluator, Result, Subject
+    from mimkit.parts.base import (
+        Backbone,
+        Encoder,
+        Head,
+        Images,
+        Loss,
+        Masker,
+        Module,
+        Part,
+        Target,
+    )
+    from mimkit.parts.patches import patchify, scatter, take, unpatchify
+    from mimkit.parts.records import (
+        Batch,
+        Geometry,
+        Grid,
+        Mask,
+        Picture,
+        StepOutput,
+        Term,
+        Tokens,
+        View,
+        Width,
+    )
+
+
+def __getattr__(name: str) -> object:
+    home = _HOME_OF.get(name)
+    if home is None:
+        raise AttributeError(f"module 'mimkit' has no attribute '{name}'")
+    return getattr(importlib.import_module(home), name)

@@ -1,0 +1,89 @@
+"""What an evaluator receives, gives and must be."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from mimkit.parts.base import Part
+
+if TYPE_CHECKING:
+    from mimkit.data.sources import Source
+    from mimkit.data.views import Augment
+    from mimkit.parts.records import View
+    from mimkit.train.step import Pretrainer
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A pre-trained model and the data to judge it by.
+
+    Args:
+        pretrainer: the model as it stands; an evaluator must not change it.
+        train: the training split, whose labels may be used.
+        test: the held-out split; nothing is ever chosen on it.
+        view: the encoder's view of an image.
+        augment: the recipe's augmentation.
+        device: where to compute.
+        seed: of the run.
+        batch_size: of the pre-training, for evaluators that repeat its task.
+        fresh: builds the same recipe with new random weights from a seed: the baseline.
+        workdir: a folder of this evaluator's own, in which it may keep finished cells so that a
+            killed run does not repeat them.
+        report: called with a line of text whenever there is progress to tell.
+    """
+
+    pretrainer: Pretrainer
+    train: Source
+    test: Source
+    view: View
+    augment: Augment
+    device: torch.device
+    seed: int
+    batch_size: int
+    fresh: Callable[[int], Pretrainer]
+    workdir: Path
+    report: Callable[[str], None] = print
+
+
+@dataclass(frozen=True)
+class Result:
+    """One measured number.
+
+    Args:
+        evaluator: registered name of the evaluator.
+        metric: what was measured, e.g. ``"accuracy"``.
+        value: the number; accuracies are in [0, 1].
+        num_images: how many images it was measured on.
+        seed: of the evaluation.
+        init: ``"pretrained"``, ``"scratch"`` (trained without pre-training) or ``"random"``
+            (frozen random features).
+        protocol: every choice that makes the number comparable or not (fraction, lr, ...).
+    """
+
+    evaluator: str
+    metric: str
+    value: float
+    num_images: int
+    seed: int
+    init: str = "pretrained"
+    protocol: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+
+
+class Evaluator(Part):
+    """Judges a pre-trained encoder.
+
+    Attributes:
+        every_steps: run also during training at this interval; None or 0 only at its end.
+    """
+
+    every_steps: int | None = None
+
+    @abstractmethod
+    def run(self, subject: Subject) -> list[Result]:
+        """Measures, leaving the subject as it was (weights, mode, random state)."""

@@ -1,0 +1,220 @@
+"""The five kinds of part that a recipe composes.
+
+The constructor rule: ``__init__(self, geometry, *, option: type = default, ...)``. What stands
+after ``*`` are the recipe's keys, so the signature is the schema: every option has a type, none
+is hidden in ``**kwargs``. A constructor is cheap and offline; what costs time or the network
+belongs in `Target.prepare`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.parts.records import Batch, Mask, Picture, Tokens, View, Width
+
+
+class Part(ABC):  # noqa: B024 -- abstract by what its subclasses declare
+    """What all parts share: the constructor rule above, and options that are plain data."""
+
+
+class Images(Protocol):
+    """The unlabelled training images, as `Target.prepare` gets them."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever the images change: a key for caches."""
+
+    def __len__(self) -> int: ...
+
+    def view(self, index: Tensor, view: View) -> Tensor:
+        """Renders whole images, not augmented.
+
+        Shape: index (n,) int64; (n, C, H, W) float32 on the CPU.
+        """
+
+
+class Module(nn.Module):
+    """`torch.nn.Module`, seen by the type checker through ``forward``."""
+
+    if TYPE_CHECKING:
+
+        def __call__(self, *args: object, **kwargs: object) -> object: ...
+
+
+class Masker(Part):
+    """Chooses what is hidden. Runs on the CPU, in a data worker.
+
+    Attributes:
+        ragged: True if counts differ between images, so that padding occurs.
+        num_targets: M, or None if it varies from batch to batch.
+    """
+
+    ragged: ClassVar[bool] = False
+    num_targets: int | None = None
+
+    @abstractmethod
+    def sample(self, batch_size: int, generator: torch.Generator) -> Mask:
+        """Draws the masks of one batch, from ``generator`` alone.
+
+        Shape: see `Mask`; the first axis is ``batch_size``.
+        """
+
+
+class Backbone(Module, ABC):
+    """The network that a downstream task trains end to end.
+
+    Attributes:
+        num_features: width of its output.
+    """
+
+    num_features: int
+
+    @abstractmethod
+    def forward(self, image: Tensor) -> Tensor:
+        """Gives one vector per image.
+
+        Shape: (B, C, H, W) to (B, num_features).
+        """
+
+    @abstractmethod
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Lists the parameters from input to output, for layer-wise learning-rate decay."""
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Encoder(Part, Module):
+    """What is kept after pre-training.
+
+    Attributes:
+        embed_dim: D, the width of its tokens.
+    """
+
+    embed_dim: int
+
+    @abstractmethod
+    def forward(
+        self, image: Tensor, context: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tokens:
+        """Encodes the patches at ``context``; those that are ``hidden`` as a mask token.
+
+        Args:
+            image: (B, C, H, W) float.
+            context: (B, S) int64 positions, or None for all of the grid.
+            hidden: (B, S) bool, or None for none hidden.
+
+        Shape: patches (B, S, D), prefix (B, R, D), index (B, S).
+        """
+
+    def features(self, image: Tensor) -> Tokens:
+        """Gives the tokens that a frozen probe reads; by default those of the whole image.
+
+        Shape: image (B, C, H, W); patches (B, T, D) with T not necessarily N.
+        """
+        return self(image)
+
+    @abstractmethod
+    def backbone(self) -> Backbone:
+        """Returns a fresh network for fine-tuning, initialised from this encoder's weights."""
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Target(Part, Module):
+    """What must be predicted.
+
+    Attributes:
+        width: kind and size of one target, which a head must match.
+        views: renderings it needs beside the encoder's ``"image"``.
+    """
+
+    width: Width
+    views: tuple[View, ...] = ()
+
+    def prepare(self, images: Images, workdir: Path) -> None:
+        """Does what must happen once before training, such as fitting a tokenizer.
+
+        Args:
+            images: the unlabelled training images.
+            workdir: where results are cached from run to run.
+        """
+
+    @abstractmethod
+    def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
+        """Gives the targets at ``batch.mask.target``.
+
+        Shape: (B, G, M) int64 for width kind "class", else (B, G, M, K) float.
+        """
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """Is called after every optimizer step, with progress in (0, 1]: teachers move here."""
+
+    def render(self, prediction: Tensor, batch: Batch) -> tuple[Picture, ...]:
+        """Shows predictions of this target as pictures; by default none.
+
+        Shape: prediction (B, G, M, K).
+        """
+        return ()
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Head(Part, Module):
+    """Turns the encoder's tokens into predictions; it never sees a target.
+
+    Attributes:
+        ragged: True if padded targets do not disturb the others.
+    """
+
+    ragged: ClassVar[bool] = False
+
+    @abstractmethod
+    def forward(self, tokens: Tokens, mask: Mask) -> dict[str, Tensor]:
+        """Predicts every name in ``geometry.outputs`` at ``mask.target``.
+
+        Shape: each (B, G, M, K).
+        """
+
+    def pooling(self) -> nn.Module | None:
+        """Returns a copy of the learned pooling of `Tokens` to (B, D), if this head has one."""
+        return None
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Loss(Part, Module):
+    """Compares predictions with targets.
+
+    Attributes:
+        kinds: the target width kinds that it can compare.
+    """
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"vector"})
+
+    @abstractmethod
+    def forward(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+        """Gives one value per position, unreduced; the core takes the mean of the valid ones.
+
+        Shape: prediction (B, G, M, K), target (B, G, M) or (B, G, M, K), valid (B, G, M);
+        result (B, G, M) float32.
+        """
+
+    def metrics(self, prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
+        """Gives scalars () worth logging beside the loss; by default none."""
+        return {}
+
+    def render(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Picture, ...]:
+        """Shows what was predicted as pictures; by default none."""
+        return ()
+
+    if TYPE_CHECKING:
+        __call__ = forward

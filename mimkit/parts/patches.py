@@ -1,0 +1,53 @@
+"""Moving between images, grids of patches and selections of them."""
+
+from einops import rearrange
+from torch import Tensor
+
+from mimkit.parts.records import Grid
+
+
+def patchify(image: Tensor, patch_size: int) -> Tensor:
+    """Cuts images into patches, row by row.
+
+    Shape: (B, C, H, W) to (B, N, C, P, P) with P = ``patch_size`` pixels.
+    """
+    return rearrange(
+        image, "b c (rows p) (cols q) -> b (rows cols) c p q", p=patch_size, q=patch_size
+    )
+
+
+def unpatchify(patches: Tensor, grid: Grid) -> Tensor:
+    """Puts patches together again.
+
+    Shape: (B, N, C, P, P) to (B, C, H, W).
+    """
+    return rearrange(
+        patches, "b (rows cols) c p q -> b c (rows p) (cols q)", rows=grid.rows, cols=grid.cols
+    )
+
+
+def take(tokens: Tensor, index: Tensor) -> Tensor:
+    """Picks rows by position, without the data-dependent shapes of boolean indexing.
+
+    Shape: tokens (B, N, ...), index (B, ...) int64; result is index's shape followed by the
+    trailing axes of ``tokens``.
+    """
+    flat = index.flatten(1)
+    expanded = flat.reshape(*flat.shape, *(1,) * (tokens.ndim - 2))
+    picked = tokens.gather(1, expanded.expand(*flat.shape, *tokens.shape[2:]))
+    return picked.reshape(*index.shape, *tokens.shape[2:])
+
+
+def scatter(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
+    """Returns ``tokens`` with the rows at ``index`` replaced by ``values``; the inverse of `take`.
+
+    Shape: tokens (B, N, ...), index (B, ...) int64, values as `take` gives them. Where an index
+    occurs twice, either value may stay.
+    """
+    flat = index.flatten(1)
+    expanded = flat.reshape(*flat.shape, *(1,) * (tokens.ndim - 2))
+    return tokens.scatter(
+        1,
+        expanded.expand(*flat.shape, *tokens.shape[2:]),
+        values.reshape(*flat.shape, *tokens.shape[2:]).to(tokens.dtype),
+    )

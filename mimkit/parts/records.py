@@ -1,0 +1,289 @@
+"""The records that flow through one training step.
+
+Letters, here and in every docstring: B batch, C channels, H W pixels, N patches of the grid,
+S patches that enter the encoder, R prefix tokens (cls), D ``embed_dim``, G target groups per
+image, M targets per group, K width of one prediction. Position ``i`` of a grid is
+``row * cols + col``; positions ascend in each row of an index tensor.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal, TypeVar
+
+import torch
+from torch import Tensor
+
+from mimkit.errors import RecipeError
+
+if TYPE_CHECKING:
+    from mimkit.parts.base import Loss
+
+Interpolation = Literal["bilinear", "bicubic", "lanczos"]
+Record = TypeVar("Record", bound="Mask | Batch | Tokens")
+
+
+@dataclass(frozen=True)
+class Grid:
+    """How an image is cut into patches.
+
+    Args:
+        rows: patches from top to bottom.
+        cols: patches from left to right.
+        patch_size: side of one square patch, in pixels.
+    """
+
+    rows: int
+    cols: int
+    patch_size: int
+
+    @property
+    def num_patches(self) -> int:
+        """N, the number of patches of one image."""
+        return self.rows * self.cols
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the image, in pixels."""
+        return self.rows * self.patch_size, self.cols * self.patch_size
+
+
+@dataclass(frozen=True)
+class View:
+    """One rendering of an image that a part asks the data for.
+
+    All views of an image share one crop box, flip and colour jitter.
+
+    Args:
+        name: key in ``Batch.views``; ``"image"`` is the encoder's.
+        image_size: height and width in pixels.
+        mean: per-channel mean that is subtracted from pixels in [0, 1].
+        std: per-channel divisor after that.
+        interpolation: the resampling kernel.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    interpolation: Interpolation = "bicubic"
+
+
+@dataclass(frozen=True)
+class Mask:
+    """What the encoder sees, what is hidden from it, what must be predicted.
+
+    Args:
+        grid: the grid that all positions refer to.
+        context: (B, S) int64, the positions whose patches enter the encoder.
+        hidden: (B, S) bool, those of them that are shown as a mask token.
+        target: (B, G, M) int64, the positions to predict.
+        valid: (B, G, M) bool, False where ``target`` is padding.
+    """
+
+    grid: Grid
+    context: Tensor
+    hidden: Tensor
+    target: Tensor
+    valid: Tensor
+
+    @classmethod
+    def drop(cls, masked: Tensor, grid: Grid) -> Mask:
+        """Masked patches never enter the encoder, and are the target.
+
+        Shape: masked (B, N) bool; context (B, N - M), hidden all False, target (B, 1, M).
+        Raises: RecipeError if the images of the batch mask different numbers of patches.
+        """
+        counts = masked.sum(1)
+        if counts.numel() and bool((counts != counts[0]).any()):
+            raise RecipeError(
+                "Mask.drop: every image must mask the same number of patches, but the counts "
+                f"range from {int(counts.min())} to {int(counts.max())}. Use Mask.replace, or a "
+                "masker with exact counts."
+            )
+        # A stable sort of the booleans lists the unmasked positions first, each part ascending.
+        order = masked.to(torch.int8).argsort(dim=1, stable=True)
+        num_visible = masked.shape[1] - int(counts[0])
+        context, target = order[:, :num_visible], order[:, None, num_visible:]
+        return cls(
+            grid=grid,
+            context=context,
+            hidden=torch.zeros_like(context, dtype=torch.bool),
+            target=target,
+            valid=torch.ones_like(target, dtype=torch.bool),
+        )
+
+    @classmethod
+    def replace(cls, masked: Tensor, grid: Grid, num_targets: int | None = None) -> Mask:
+        """The whole grid enters the encoder, masked patches as mask tokens; they are the target.
+
+        Args:
+            masked: (B, N) bool.
+            grid: the grid.
+            num_targets: M, to which shorter rows are padded with position 0 and ``valid`` False;
+                None takes the largest count of the batch.
+
+        Shape: context (B, N), hidden (B, N), target and valid (B, 1, M).
+        Raises: RecipeError if an image masks nothing, or more than ``num_targets`` patches.
+        """
+        counts = masked.sum(1)
+        largest = int(counts.max())
+        num_targets = largest if num_targets is None else num_targets
+        if largest > num_targets or int(counts.min()) == 0:
+            raise RecipeError(
+                f"Mask.replace: every image must mask 1 to {num_targets} patches, but the counts "
+                f"range from {int(counts.min())} to {largest}."
+            )
+        order = masked.to(torch.int8).argsort(dim=1, stable=True, descending=True)
+        valid = torch.arange(num_targets)[None, :] < counts[:, None]
+        positions = torch.arange(masked.shape[1]).expand_as(masked)
+        return cls(
+            grid=grid,
+            context=positions.contiguous(),
+            hidden=masked,
+            target=(order[:, :num_targets] * valid)[:, None],
+            valid=valid[:, None],
+        )
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Mask:
+        """Returns the same mask on another device."""
+        return _to(self, device, non_blocking)
+
+    def rows(self, start: int, stop: int) -> Mask:
+        """Returns the masks of images ``start`` to ``stop`` of the batch."""
+        return dataclasses.replace(
+            self,
+            context=self.context[start:stop],
+            hidden=self.hidden[start:stop],
+            target=self.target[start:stop],
+            valid=self.valid[start:stop],
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's input.
+
+    Args:
+        views: name to (B, C, H, W) float32, normalised as the `View` of that name asks.
+        mask: the masks of these images.
+        labels: (B,) int64, or None where the data set has none.
+        index: (B,) int64, the images' numbers in the data set.
+    """
+
+    views: Mapping[str, Tensor]
+    mask: Mask
+    labels: Tensor | None
+    index: Tensor
+
+    @property
+    def image(self) -> Tensor:
+        """The encoder's view, (B, C, H, W)."""
+        return self.views["image"]
+
+    def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
+        """Returns the same batch on another device."""
+        return _to(self, device, non_blocking)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What an encoder gives.
+
+    Args:
+        patches: (B, S, D), one vector per patch that entered.
+        prefix: (B, R, D), tokens that stand for no patch (cls); R may be 0.
+        index: (B, S) int64, the positions of ``patches``.
+    """
+
+    patches: Tensor
+    prefix: Tensor
+    index: Tensor
+
+
+@dataclass(frozen=True)
+class Width:
+    """What one prediction must be: scores over ``size`` classes, or a vector of ``size``."""
+
+    kind: Literal["class", "vector"]
+    size: int
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """All that a part may know of the rest; settled step by step while a recipe is built.
+
+    Args:
+        grid: the encoder's patch grid.
+        channels: C, of every view.
+        embed_dim: D, the encoder's width; 0 while masker and encoder are being built.
+        outputs: prediction name to the `Width` that the head must give; empty until the head.
+    """
+
+    grid: Grid
+    channels: int = 3
+    embed_dim: int = 0
+    outputs: Mapping[str, Width] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the training loss.
+
+    Args:
+        name: key of the logs: ``loss/<name>``.
+        prediction: which of the head's predictions.
+        target: which of the recipe's targets.
+        loss: the loss.
+        weight: factor in the sum.
+    """
+
+    name: str
+    prediction: str
+    target: str
+    loss: Loss
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What one training step computed.
+
+    Args:
+        loss: () float32, the weighted sum that is differentiated.
+        terms: term name to () float32, unweighted.
+        metrics: ``<term>/<metric>`` to () float32, without gradient.
+    """
+
+    loss: Tensor
+    terms: Mapping[str, Tensor]
+    metrics: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Picture:
+    """How a part shows a prediction to people.
+
+    Args:
+        title: what the picture shows, in a few words.
+        image: (B, C, H, W) float32 in the normalisation of the ``"image"`` view.
+        correct: (B, G, M) bool or None: targets that are framed as right or wrong.
+    """
+
+    title: str
+    image: Tensor
+    correct: Tensor | None = None
+
+
+def _to(record: Record, device: torch.device, non_blocking: bool) -> Record:
+    def move(value: object) -> object:
+        if isinstance(value, Tensor | Mask):
+            return value.to(device, non_blocking=non_blocking)
+        if isinstance(value, Mapping):
+            return {key: move(item) for key, item in value.items()}
+        return value
+
+    values = {f.name: move(getattr(record, f.name)) for f in dataclasses.fields(record)}
+    return dataclasses.replace(record, **values)

@@ -1,0 +1,94 @@
+"""One training step. START READING HERE.
+
+image -> encoder -> tokens -> head -> predictions -> (with the targets) losses -> one number.
+No method is named here, nothing branches, and nothing waits for the GPU.
+"""
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.parts.base import Module
+from mimkit.parts.records import Batch, Mask, StepOutput, Term, Tokens
+from mimkit.parts.shapes import Axes
+from mimkit.recipe.build import Parts
+
+
+class Pretrainer(Module):
+    """The parts of a recipe, joined into one module whose forward pass is the loss."""
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__()
+        self.encoder = parts.encoder
+        self.head = parts.head
+        self.targets = nn.ModuleDict(parts.targets)
+        self.terms = parts.terms
+        self.losses = nn.ModuleDict({term.name: term.loss for term in parts.terms})
+        self.outputs = parts.outputs
+
+    def forward(self, batch: Batch) -> StepOutput:
+        """Computes the loss of one batch.
+
+        Raises: BoundaryError if a part returns what the contract does not allow.
+        """
+        predictions, targets = self.predict(batch)
+        terms: dict[str, Tensor] = {}
+        metrics: dict[str, Tensor] = {}
+        valid = batch.mask.valid
+        for term in self.terms:
+            prediction, target = predictions[term.prediction], targets[term.target]
+            per_position = term.loss(prediction, target, valid)  # (B, G, M)
+            self._check_loss(term, per_position, batch.mask)
+            # Padding may hold anything, also NaN: it is replaced, not multiplied by zero.
+            kept = torch.where(valid, per_position, 0.0)
+            terms[term.name] = kept.sum() / valid.sum().clamp(min=1)
+            with torch.no_grad():
+                for name, value in term.loss.metrics(prediction, target, valid).items():
+                    metrics[f"{term.name}/{name}"] = value.detach()
+        total = torch.stack([term.weight * terms[term.name] for term in self.terms]).sum()
+        return StepOutput(loss=total, terms=terms, metrics=metrics)
+
+    def predict(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Returns the head's predictions and the targets of one batch, both by name.
+
+        Shape: predictions (B, G, M, K); targets (B, G, M) int64 or (B, G, M, K).
+        """
+        mask = batch.mask
+        axes = Axes(B=mask.context.shape[0], G=mask.target.shape[1], M=mask.target.shape[2])
+        tokens: Tokens = self.encoder(batch.image, mask.context, mask.hidden)
+        axes.sizes.update(S=mask.context.shape[1], D=self.encoder.embed_dim)
+        axes.check("the encoder's patches", tokens.patches, "B S D")
+        axes.check("the encoder's prefix", tokens.prefix, "B R D")
+        axes.check("the encoder's index", tokens.index, "B S", torch.int64)
+
+        predictions: dict[str, Tensor] = self.head(tokens, mask)
+        targets: dict[str, Tensor] = {
+            name: target(batch, self.encoder) for name, target in self.targets.items()
+        }
+        for name, width in self.outputs.items():
+            axes.sizes["K"] = width.size
+            axes.check(f"the head's prediction '{name}'", predictions.get(name), "B G M K")
+        for term in self.terms:
+            width = self.targets[term.target].width
+            axes.sizes["K"] = width.size
+            where = f"target '{term.target}'"
+            if width.kind == "class":
+                axes.check(where, targets[term.target], "B G M", torch.int64)
+            else:
+                axes.check(where, targets[term.target], "B G M K")
+        return predictions, targets
+
+    def after_step(self, progress: float) -> None:
+        """Lets every target follow the encoder, once per optimizer step."""
+        for target in self.targets.values():
+            target.after_step(self.encoder, progress)
+
+    @staticmethod
+    def _check_loss(term: Term, per_position: Tensor, mask: Mask) -> None:
+        batch, groups, targets = mask.target.shape
+        axes = Axes(B=batch, G=groups, M=targets)
+        axes.check(f"loss '{term.name}'", per_position, "B G M", torch.float32)
+
+    if TYPE_CHECKING:
+        __call__ = forward
