@@ -39,7 +39,14 @@ class Images(Protocol):
 
 
 class Module(nn.Module):
-    """`torch.nn.Module`, seen by the type checker through ``forward``."""
+    """`torch.nn.Module` as the core needs it."""
+
+    def no_weight_decay(self) -> frozenset[str]:
+        """Names of parameters, relative to this module, that weight decay leaves alone.
+
+        Parameters of one axis (biases, norms) are always left alone.
+        """
+        return frozenset()
 
     if TYPE_CHECKING:
 

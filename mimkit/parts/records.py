@@ -187,6 +187,21 @@ class Batch:
         """Returns the same batch on another device."""
         return _to(self, device, non_blocking)
 
+    def split(self, pieces: int) -> list[Batch]:
+        """Cuts the batch into equal pieces of images; ``pieces`` divides its size."""
+        if pieces == 1:
+            return [self]
+        size = self.index.shape[0] // pieces
+        return [
+            Batch(
+                views={name: view[start : start + size] for name, view in self.views.items()},
+                mask=self.mask.rows(start, start + size),
+                labels=None if self.labels is None else self.labels[start : start + size],
+                index=self.index[start : start + size],
+            )
+            for start in range(0, size * pieces, size)
+        ]
+
 
 @dataclass(frozen=True)
 class Tokens:

@@ -1,0 +1,38 @@
+# Each target does all of its own set-up on a fresh machine: a virtual environment in .venv, then
+# plain pip. Nothing is installed twice: .venv/.installed is the time of the last installation.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(wildcard plugins/*)
+PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
+
+.PHONY: install demo test check slow format
+.DEFAULT_GOAL := install
+
+$(VENV)/.installed: $(PROJECTS)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-e '.[dev]' $(foreach plugin,$(PLUGINS),-e $(plugin))
+	touch $@
+
+install: $(VENV)/.installed  ## everything needed to run and to develop
+
+demo: install  ## Selfie on embedded data, about 2 minutes on 2 cores; ends with a report
+	$(BIN)/mimkit run recipes/selfie_cifar.toml --preset demo --out runs/demo --fresh
+
+test: install  ## the quick suite
+	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not download and not browser'
+
+slow: install  ## the tests that take minutes
+	$(BIN)/python -m pytest -m 'slow and not gpu'
+
+check: install  ## format, lint, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install  ## what `check` asks for, done
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .

@@ -1,0 +1,94 @@
+"""One process or many: what torchrun says, and the few collective operations we need."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mimkit.errors import RecipeError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all processes of the run.
+
+    Args:
+        rank: number of this process; rank 0 writes files and talks.
+        size: number of processes.
+        device: where this process computes.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """True in the one process that writes files and talks."""
+        return self.rank == 0
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Averages gradients over processes; a single process gets ``module`` itself."""
+        if self.size == 1:
+            return module
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Averages a tensor over processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+            values /= self.size
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """True in every process if ``flag`` is true in one."""
+        if self.size == 1:
+            return flag
+        value = torch.tensor(int(flag), device=self.device)
+        dist.all_reduce(value, op=dist.ReduceOp.MAX)
+        return bool(value)
+
+    def wait(self) -> None:
+        """Waits until all processes have come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+@contextmanager
+def join(device: str | None) -> Iterator[World]:
+    """Joins the processes that torchrun started, or stands alone.
+
+    Args:
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:1"``; None takes CUDA where there is one.
+
+    Raises: RecipeError if the device does not exist.
+    """
+    name = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if name == "cuda" and size > 1:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    try:
+        chosen = torch.device(name)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise RecipeError(
+            f"--device {name}: this device cannot be used ({error}). Known here: cpu"
+            + "".join(f", cuda:{i}" for i in range(torch.cuda.device_count()))
+            + "."
+        ) from error
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if size == 1:
+        yield World(0, 1, chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, chosen)
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,62 @@
+"""The encoder on its own: what people keep of a run, and how they load it again."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mimkit.errors import DataError
+from mimkit.files import write_atomic, write_json
+from mimkit.parts.base import Encoder
+from mimkit.parts.records import Geometry, Grid, View
+from mimkit.recipe.registry import find, load
+from mimkit.recipe.schema import PartTable
+
+
+def save_encoder(folder: Path, encoder: Encoder, table: PartTable, geometry: Geometry, view: View) -> None:
+    """Writes ``encoder.safetensors`` and ``encoder.json`` into a run folder."""
+    tensors = {
+        name: value.detach().to("cpu", copy=True).contiguous()
+        for name, value in encoder.state_dict().items()
+    }
+    write_atomic(folder / "encoder.safetensors", lambda path: save_file(tensors, path))
+    grid = geometry.grid
+    write_json(
+        folder / "encoder.json",
+        {
+            "part": table.name,
+            "distribution": table.distribution,
+            "version": table.version,
+            "options": table.options,
+            "grid": {"rows": grid.rows, "cols": grid.cols, "patch_size": grid.patch_size},
+            "channels": geometry.channels,
+            "mean": view.mean,
+            "std": view.std,
+            "interpolation": view.interpolation,
+        },
+    )
+
+
+def load_encoder(run: str | Path) -> Encoder:
+    """Loads the encoder of a run folder, in evaluation mode, on the CPU.
+
+    ``load_encoder(run).features(image)`` gives its tokens; ``.backbone()`` a network to fine-tune.
+
+    Raises: DataError if the folder holds no encoder; PluginError if its plugin is not installed.
+    """
+    folder = Path(run)
+    try:
+        record = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+        tensors = load_file(folder / "encoder.safetensors")
+    except FileNotFoundError as error:
+        raise DataError(
+            f"{error.filename}: not found, so this is not the folder of a finished run. "
+            "See what there is: ls runs/*/*"
+        ) from error
+    part = load(find("encoders", f"{record['distribution']}:{record['part'].split(':')[-1]}"))
+    geometry = Geometry(Grid(**record["grid"]), record["channels"])
+    with torch.random.fork_rng(devices=[]):
+        encoder: Encoder = part(geometry, **record["options"])  # type: ignore[operator]
+    encoder.load_state_dict(tensors)
+    return encoder.eval()

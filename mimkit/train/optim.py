@@ -1,0 +1,70 @@
+"""Optimizer, weight-decay groups and the learning rate of a step."""
+
+import math
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import Tensor, nn
+
+from mimkit.parts.base import Module
+from mimkit.recipe.schema import TrainSection
+
+
+def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimizer:
+    """Builds the optimizer over all trainable parameters of ``module``.
+
+    Biases, norms and what a part lists in ``no_weight_decay`` are not decayed. The fused kernels
+    are used on every device: they can skip a step on the device itself (see `guard`).
+    """
+    exempt = {
+        f"{path}.{name}" if path else name
+        for path, child in module.named_modules()
+        if isinstance(child, Module)
+        for name in child.no_weight_decay()
+    }
+    groups = param_groups_weight_decay(module, train.weight_decay, no_weight_decay_list=exempt)
+    if train.optimizer == "sgd":
+        nesterov = train.momentum > 0
+        optimizer: torch.optim.Optimizer = torch.optim.SGD(
+            groups, lr=train.lr, momentum=train.momentum, nesterov=nesterov, fused=True
+        )
+        if nesterov:
+            # The fused kernel allocates these on its first step and leaves them unset if that
+            # step is skipped; starting from zero is the same rule without the gap.
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+        return optimizer
+    return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
+
+
+def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: float) -> float:
+    """Linear warm-up from 0, then half a cosine down to ``floor``, evaluated at every step.
+
+    Args:
+        step: 0 for the first optimizer step.
+        total: number of steps of the run.
+        warmup: number of warm-up steps; step ``warmup`` is the first at ``peak``.
+        peak: the recipe's ``lr``.
+        floor: the recipe's ``min_lr``.
+    """
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Sets the rate of every group, times the group's own ``lr_scale`` if it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def guard(optimizer: torch.optim.Optimizer, finite: Tensor) -> None:
+    """Makes the next ``optimizer.step()`` do nothing where ``finite`` () is False.
+
+    The decision stays on the device: nothing waits for it. This is the interface by which
+    `torch.amp.GradScaler` drives fused optimizers.
+    """
+    optimizer.grad_scale = None  # type: ignore[attr-defined]
+    optimizer.found_inf = (~finite).float()  # type: ignore[attr-defined]

@@ -1,0 +1,44 @@
+"""SIGTERM and SIGINT: finish the step, checkpoint, leave."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+
+
+class Interrupted(Exception):  # noqa: N818 -- it is a request, not an error
+    """The run was asked to stop and has written a checkpoint."""
+
+    def __init__(self, number: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+        self.exit_code = 128 + number
+
+
+@dataclass
+class Request:
+    """Which signal came, if any."""
+
+    number: int | None = None
+
+
+@contextmanager
+def listen() -> Iterator[Request]:
+    """Turns SIGTERM and SIGINT into a request that the loop reads between steps.
+
+    A second signal acts at once, as it would without us.
+    """
+    request = Request()
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def remember(number: int, _frame: FrameType | None) -> None:
+        request.number = number
+        signal.signal(number, signal.SIG_DFL)
+
+    for number in before:
+        signal.signal(number, remember)
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
