@@ -56,12 +56,17 @@ class Progress:
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """bfloat16 autocast where the recipe asks for it: by default on CUDA only.
+    """Computes in bfloat16 where `uses_bfloat16` says so."""
+    enabled = uses_bfloat16(device, precision)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
-    On CPUs without matrix units bfloat16 is far slower than float32, never a default.
+
+def uses_bfloat16(device: torch.device, precision: str) -> bool:
+    """Whether the recipe's precision means bfloat16 on this device: "auto" does on CUDA only.
+
+    On CPUs without matrix units bfloat16 is far slower than float32, so it is never a default.
     """
-    wanted = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
+    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def total_steps(train: TrainSection, num_images: int) -> int:
@@ -170,15 +175,16 @@ class Loop:
                 means.reset()
                 self.hooks.log(done, values)
                 clock = time.perf_counter()
+            before = time.perf_counter()
+            # Evaluated before it is saved: what a checkpoint has behind it is complete.
+            self.hooks.evaluate(done)
+            self.pretrainer.train()
             stop = self.asked_to_stop(done, request)
             if done % self.train.checkpoint_every_steps == 0 or done == self.total or stop:
                 guard_.read()
                 self.save()
             if stop:
                 raise Interrupted(request.number or 0, done)
-            before = time.perf_counter()
-            self.hooks.evaluate(done)
-            self.pretrainer.train()
             clock += time.perf_counter() - before
 
     def step(self, step: int, batch: Batch) -> tuple[StepOutput, Tensor, Tensor]:

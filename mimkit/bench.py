@@ -1,0 +1,212 @@
+"""Where the time of a step goes, and how near it comes to what the machine can do."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from mimkit.pipeline.run import Run, open_run
+from mimkit.recipe.schema import Recipe
+from mimkit.report.folder import RunFolder
+from mimkit.train.distributed import join
+from mimkit.train.guard import Guard
+from mimkit.train.loop import Hooks, Loop, Means, autocast, uses_bfloat16
+from mimkit.train.trial import Trial, choose_forward
+
+PHASES = ("data", "target", "encoder", "head", "loss", "backward", "optimizer", "core")
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What one recipe's step costs on this machine.
+
+    Args:
+        name: of the recipe.
+        milliseconds: of one step, by phase; "core" is what mimkit itself adds.
+        loader_rate: images/s that the data path delivers on its own.
+        trial: images/s, memory and FLOPs of the step as it is trained (compiled if that pays).
+        batch_size: images per step.
+        peak_flops: of a large matrix product in the training precision.
+    """
+
+    name: str
+    milliseconds: dict[str, float]
+    loader_rate: float
+    trial: Trial
+    batch_size: int
+    peak_flops: float
+
+    @property
+    def rate(self) -> float:
+        """Images/s of the step."""
+        return self.batch_size / self.trial.seconds_per_step
+
+    def table(self) -> Table:
+        """Lays the figures out for people."""
+        total = sum(self.milliseconds.values())
+        table = Table("phase", "ms a step", "share", title=self.name, title_justify="left")
+        for column in table.columns[1:]:
+            column.justify = "right"
+        for phase in PHASES:
+            milliseconds = self.milliseconds.get(phase, 0.0)
+            table.add_row(phase, f"{milliseconds:.2f}", f"{milliseconds / total:.1%}")
+        table.add_section()
+        table.add_row("images/s", f"{self.rate:,.0f}", "")
+        table.add_row("loader images/s", f"{self.loader_rate:,.0f}", f"{self.loader_rate / self.rate:.0f} x")
+        table.add_row("peak memory", f"{self.trial.peak_memory_bytes / 2**30:.2f} GiB", "")
+        table.add_row("GFLOP an image", f"{self.trial.flops_per_image / 1e9:.3f}", "")
+        achieved = self.rate * self.trial.flops_per_image
+        table.add_row("of the matmul peak", f"{self.peak_flops / 1e12:.2f} TFLOP/s", f"{achieved / self.peak_flops:.1%}")
+        return table
+
+
+def bench(recipe: Recipe, *, device: str | None, steps: int, console: Console) -> Bench:
+    """Measures ``steps`` training steps of a recipe, after a warm-up; trains nothing that stays."""
+    with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
+        current = open_run(recipe, folder, world, console)
+        forward, trial = choose_forward(
+            current.pretrainer,
+            current.pretrainer,
+            current.batches()[0].to(world.device),
+            recipe.train,
+        )
+        console.print(f"measuring {steps} steps of {recipe.name}")
+        hooks = Hooks(lambda *_: None, lambda _: None, console.print)
+        loop = Loop(
+            current.pretrainer,
+            forward,
+            train=recipe.train,
+            num_images=len(current.train),
+            seed=recipe.seed,
+            world=world,
+            folder=Path(scratch),
+            hooks=hooks,
+        )
+        split = _split(current, loop, steps)
+        return Bench(
+            name=recipe.name,
+            milliseconds={phase: 1000 * seconds / steps for phase, seconds in split.items()},
+            loader_rate=_loader_rate(current),
+            trial=trial,
+            batch_size=recipe.train.batch_size,
+            peak_flops=matmul_peak(world.device, uses_bfloat16(world.device, recipe.train.precision)),
+        )
+
+
+def matmul_peak(device: torch.device, bfloat16: bool) -> float:
+    """Measures FLOP/s of a large matrix product, the practical ceiling of a step."""
+    size = 8192 if device.type == "cuda" else 1536
+    dtype = torch.bfloat16 if bfloat16 else torch.float32
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(8):
+        _synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        _synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
+
+
+def _split(current: Run, loop: Loop, steps: int) -> dict[str, float]:
+    """Runs eager steps with a stopwatch on every part; warm-up steps are not counted."""
+    clock = Stopwatch(current.world.device)
+    pretrainer, train = current.pretrainer, current.recipe.train
+    batches = current.batches()
+    pretrainer.train()
+    guard = Guard(pretrainer, [])
+    means = Means(current.world)
+    with ExitStack() as stack:
+        for target in pretrainer.targets.values():
+            stack.enter_context(clock.watch(target, "target"))
+        stack.enter_context(clock.watch(pretrainer.encoder, "encoder"))
+        stack.enter_context(clock.watch(pretrainer.head, "head"))
+        for loss in pretrainer.losses.values():
+            stack.enter_context(clock.watch(loss, "loss"))
+        for step in range(steps + 2):
+            if step == 2:
+                clock.seconds.clear()
+            with clock.phase("core"):
+                with clock.phase("data"):
+                    batch = batches[step].to(current.world.device)
+                guard.before()
+                loop.optimizer.zero_grad()
+                with autocast(current.world.device, train.precision):
+                    output = pretrainer(batch)
+                with clock.phase("backward"):
+                    output.loss.backward()
+                with clock.phase("optimizer"):
+                    norm = nn.utils.clip_grad_norm_(pretrainer.parameters(), train.clip_norm or float("inf"))
+                    loop.optimizer.step()
+                finite = torch.isfinite(norm)
+                guard.after(step, batch.index, finite)
+                means.add(output, norm, finite)
+    return dict(clock.seconds)
+
+
+def _loader_rate(current: Run, steps: int = 20) -> float:
+    batches = current.batches()
+    batches[0]
+    start = time.perf_counter()
+    for step in range(steps):
+        batches[step]
+    _synchronize(current.world.device)
+    return steps * current.recipe.train.batch_size / (time.perf_counter() - start)
+
+
+class Stopwatch:
+    """Adds up seconds by phase; a phase inside another is counted once, as the inner one."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.stack: list[str] = []
+        self.mark = 0.0
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Counts the time inside towards ``name``."""
+        self._enter(name)
+        yield
+        self._leave()
+
+    @contextmanager
+    def watch(self, module: nn.Module, name: str) -> Iterator[None]:
+        """Counts every forward pass of a module towards ``name``, unless a target is running it."""
+        handles = [
+            module.register_forward_pre_hook(
+                lambda *_: self._enter("target" if "target" in self.stack else name)
+            ),
+            module.register_forward_hook(lambda *_: self._leave()),
+        ]
+        yield
+        for handle in handles:
+            handle.remove()
+
+    def _enter(self, name: str) -> None:
+        self._charge()
+        self.stack.append(name)
+
+    def _leave(self) -> None:
+        self._charge()
+        self.stack.pop()
+
+    def _charge(self) -> None:
+        _synchronize(self.device)
+        now = time.perf_counter()
+        if self.stack:
+            self.seconds[self.stack[-1]] += now - self.mark
+        self.mark = now
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

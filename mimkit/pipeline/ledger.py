@@ -1,0 +1,90 @@
+"""What a run cost, and on what it ran."""
+
+import platform
+import resource
+import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict
+
+import torch
+from torch import nn
+
+import mimkit
+from mimkit.data.sources import Source
+from mimkit.parts.records import Geometry
+from mimkit.recipe.schema import TrainSection
+from mimkit.train.loop import Progress, uses_bfloat16
+from mimkit.train.step import Pretrainer
+from mimkit.train.trial import Trial
+
+
+def ledger(
+    *,
+    command: str,
+    pretrainer: Pretrainer,
+    geometry: Geometry,
+    source: Source,
+    train: TrainSection,
+    device: torch.device,
+    trial: Trial,
+    progress: Progress,
+    seconds: Mapping[str, float],
+) -> dict[str, object]:
+    """Returns the content of ``ledger.json``; see the docs' page on run folders."""
+    images = progress.step * train.batch_size
+    return {
+        "command": command,
+        "mimkit": mimkit.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "git_commit": _git_commit(),
+        "device": _name(device),
+        "precision": "bfloat16" if uses_bfloat16(device, train.precision) else "float32",
+        "compiled": trial.compiled,
+        "dataset": {
+            "name": source.name,
+            "fingerprint": source.fingerprint,
+            "train_images": len(source),
+            "skipped": [asdict(item) for item in source.skipped],
+        },
+        "grid": f"{geometry.grid.rows} x {geometry.grid.cols} patches of {geometry.grid.patch_size} px",
+        "parameters": {
+            "encoder": _count(pretrainer.encoder),
+            "head": _count(pretrainer.head),
+            "targets": _count(pretrainer.targets),
+            "trainable": sum(p.numel() for p in pretrainer.parameters() if p.requires_grad),
+        },
+        "steps": progress.step,
+        "images_seen": images,
+        "seconds": dict(seconds),
+        "images_per_second": images / seconds["train"] if seconds.get("train") else None,
+        "peak_memory_bytes": _peak_memory(device),
+        "flops_per_image": trial.flops_per_image,
+        "skipped_steps": [asdict(item) for item in progress.skipped],
+    }
+
+
+def _count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _git_commit() -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5
+        )
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

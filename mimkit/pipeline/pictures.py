@@ -1,0 +1,34 @@
+"""The picture grid of a run: held-out images, what was hidden, what was predicted."""
+
+from pathlib import Path
+
+import torch
+
+from mimkit.parts.records import Batch, View
+from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
+from mimkit.train.step import Pretrainer
+
+
+@torch.no_grad()
+def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: Path) -> None:
+    """Writes ``predictions.png``: one row an image, one column a picture that a part offers.
+
+    Args:
+        pretrainer: left in the mode it was in.
+        batch: a few held-out images with their masks.
+        view: the encoder's view, for undoing its normalisation.
+        folder: where pictures go.
+    """
+    training = pretrainer.training
+    pretrainer.eval()
+    predictions, targets = pretrainer.predict(batch)
+    pictures = []
+    for term in pretrainer.terms:
+        prediction = predictions[term.prediction]
+        pictures += pretrainer.targets[term.target].render(prediction, batch)
+        pictures += term.loss.render(prediction, targets[term.target], batch)
+    pretrainer.train(training)
+    image = denormalise(batch.image, view)
+    columns = [Column("image", image), Column("what the encoder sees", masked_input(image, batch.mask))]
+    columns += [Column(p.title, denormalise(p.image, view), p.correct) for p in pictures]
+    contact_sheet(folder / "predictions.png", columns, batch.mask)

@@ -1,0 +1,303 @@
+"""One run from its recipe to its report."""
+
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from mimkit.data.batches import Batches, default_workers, stream
+from mimkit.data.sources import Source, open_source
+from mimkit.data.views import Augment, render
+from mimkit.errors import DataError
+from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.statistics import summarise
+from mimkit.files import write_text
+from mimkit.parts.records import Batch
+from mimkit.pipeline.ledger import ledger
+from mimkit.pipeline.pictures import draw_predictions
+from mimkit.recipe.build import Parts, build
+from mimkit.recipe.schema import Recipe, load, resolved
+from mimkit.report.folder import RunFolder
+from mimkit.report.page import write_report
+from mimkit.report.progress import Progress
+from mimkit.train.distributed import World, join
+from mimkit.train.encoder_file import save_encoder
+from mimkit.train.loop import Hooks, Loop
+from mimkit.train.loop import Progress as TrainingProgress
+from mimkit.train.signals import listen
+from mimkit.train.step import Pretrainer
+from mimkit.train.trial import Trial, choose_forward, duration
+
+PATIENT_SECONDS = 12 * 3600
+"""A CPU run longer than this is answered with the advice to take a smaller preset."""
+
+
+@dataclass
+class Run:
+    """Everything one run has in hand; built by `open_run`.
+
+    Args:
+        recipe: what to do.
+        folder: where it is written down.
+        train: training split. test: held-out split.
+        parts: as built from the recipe.
+        pretrainer: the parts as one module, on the device.
+        world: this process among others.
+        console: where people look.
+        seconds: time spent, by phase.
+    """
+
+    recipe: Recipe
+    folder: RunFolder
+    train: Source
+    test: Source
+    parts: Parts
+    pretrainer: Pretrainer
+    world: World
+    console: Console
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def augment(self) -> Augment:
+        """The recipe's augmentation."""
+        return Augment(**self.recipe.augment.model_dump())
+
+    def heldout_batch(self, num_images: int) -> Batch:
+        """A few whole held-out images, always the same, with masks that follow from the seed."""
+        index = torch.arange(min(num_images, len(self.test)))
+        generator = torch.Generator().manual_seed(self.recipe.seed)
+        views = {
+            view.name: render(self.test, index, view, None, self.augment)
+            for view in self.parts.views
+        }
+        mask = self.parts.masker.sample(len(index), generator)
+        return Batch(views, mask, None, index).to(self.world.device)
+
+    def batches(self) -> Batches:
+        """This process's share of the training batches."""
+        return Batches(
+            self.train,
+            views=self.parts.views,
+            augment=self.augment,
+            masker=self.parts.masker,
+            batch_size=self.recipe.train.batch_size,
+            seed=self.recipe.seed,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+
+
+def run(
+    recipe: Recipe,
+    *,
+    out: Path = Path("runs"),
+    device: str | None = None,
+    fresh: bool = False,
+    command: str = "",
+    console: Console | None = None,
+) -> Path:
+    """Pre-trains, evaluates and reports; goes on where an interrupted run stopped.
+
+    Args:
+        recipe: a loaded recipe.
+        out: the run folder is ``out/<name>/<seed>``.
+        device: see `mimkit.train.distributed.join`.
+        fresh: start anew, removing what the folder held.
+        command: what the user typed, for the report.
+        console: where to talk; None makes one.
+
+    Returns: the run folder.
+    Raises: MimkitError for everything a user can mend; Interrupted after a signal.
+    """
+    console = console or Console()
+    path = out / recipe.name / str(recipe.seed)
+    with join(device) as world:
+        if not world.leads:
+            console = Console(quiet=True)
+        if world.leads:
+            _claim(path, recipe, fresh)
+        world.wait()
+        with RunFolder(path, writable=world.leads) as folder:
+            current = open_run(recipe, folder, world, console)
+            trial, progress = pretrain(current)
+            if world.leads:
+                finish(current, trial, progress, command)
+    return path
+
+
+def open_run(recipe: Recipe, folder: RunFolder, world: World, console: Console) -> Run:
+    """Opens the data, builds the parts, lets the targets prepare themselves."""
+    train = open_source(recipe.data, "train")
+    test = open_source(recipe.data, "test")
+    for source in (train, test):
+        console.print(source.describe())
+    mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
+    parts = build(recipe, mean=mean, std=std)
+    start = time.perf_counter()
+    for target in parts.targets.values():
+        if world.leads:
+            target.prepare(train, folder.path / "prepared")
+        world.wait()
+        if not world.leads:
+            target.prepare(train, folder.path / "prepared")
+    pretrainer = Pretrainer(parts).to(world.device)
+    seconds = {"prepare": time.perf_counter() - start}
+    if world.device.type == "cuda":
+        train, test = train.to(world.device), test.to(world.device)
+    return Run(recipe, folder, train, test, parts, pretrainer, world, console, seconds)
+
+
+def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
+    """Trains to the last step, from the last checkpoint if there is one."""
+    recipe, folder, world = current.recipe, current.folder, current.world
+    batches = current.batches()
+    evaluators = build_evaluators(current)
+    forward, trial = choose_forward(
+        current.pretrainer,
+        world.wrap(current.pretrainer),
+        batches[0].to(world.device),
+        recipe.train,
+    )
+    progress: Progress | None = None
+
+    def log(step: int, values: Mapping[str, float]) -> None:
+        folder.log(step, values)
+        if progress is not None:
+            rate = recipe.train.batch_size / (values["time/step_ms"] / 1000)
+            metrics = {
+                name.removeprefix("metric/"): value
+                for name, value in values.items()
+                if name.startswith("metric/")
+            }
+            progress.update(step, rate, values["loss/total"], metrics)
+
+    def evaluate(step: int) -> None:
+        for number, evaluator in enumerate(evaluators):
+            if evaluator.every_steps and step % evaluator.every_steps == 0 and world.leads:
+                results = evaluator.run(subject(current, number))
+                prefix = recipe.evaluate[number].name
+                folder.log(step, {f"{prefix}/{r.metric}": r.value for r in results})
+        world.wait()
+
+    loop = Loop(
+        current.pretrainer,
+        forward,
+        train=recipe.train,
+        num_images=len(current.train),
+        seed=recipe.seed,
+        world=world,
+        folder=folder.checkpoints,
+        hooks=Hooks(log, evaluate, current.console.print),
+    )
+    loop.resume()
+    start = loop.progress.step
+    if world.leads:
+        folder.truncate(start)
+    _announce(current, trial, loop)
+    if start == 0:
+        evaluate(0)
+    workers = default_workers(recipe.data, current.train)
+    with (
+        listen() as request,
+        Progress(loop.total, start, current.console) as progress,
+    ):
+        loop.run(
+            stream(batches, start, loop.total, workers=workers, device=world.device), request
+        )
+    current.seconds["train"] = loop.progress.seconds
+    return trial, loop.progress
+
+
+def finish(current: Run, trial: Trial, progress: TrainingProgress, command: str) -> None:
+    """Keeps the encoder, evaluates, draws, reports."""
+    recipe, folder = current.recipe, current.folder
+    view = current.parts.views[0]
+    save_encoder(
+        folder.path, current.pretrainer.encoder, recipe.encoder, current.parts.geometry, view
+    )
+    draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
+    start = time.perf_counter()
+    results: list[Result] = []
+    for number, evaluator in enumerate(build_evaluators(current)):
+        current.console.print(f"[bold]evaluate[/] {recipe.evaluate[number].name}")
+        results += evaluator.run(subject(current, number))
+        # Rewritten after each: whatever happens later, what is known can be read.
+        folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
+    current.seconds["evaluate"] = time.perf_counter() - start
+    folder.write_ledger(
+        ledger(
+            command=command,
+            pretrainer=current.pretrainer,
+            geometry=current.parts.geometry,
+            source=current.train,
+            train=recipe.train,
+            device=current.world.device,
+            trial=trial,
+            progress=progress,
+            seconds=current.seconds,
+        )
+    )
+    current.console.print(f"[bold]report[/] {write_report(folder)}")
+
+
+def build_evaluators(current: Run) -> list[Evaluator]:
+    """Builds the recipe's evaluators."""
+    return [table.cls(current.parts.geometry, **table.options) for table in current.recipe.evaluate]
+
+
+def subject(current: Run, number: int) -> Subject:
+    """What evaluator ``number`` of the recipe gets to judge."""
+    recipe, view = current.recipe, current.parts.views[0]
+
+    def fresh(seed: int) -> Pretrainer:
+        again = recipe.model_copy(update={"seed": seed})
+        parts = build(again, mean=view.mean, std=view.std)
+        return Pretrainer(parts).to(current.world.device)
+
+    name = f"{number}-{recipe.evaluate[number].name.split(':')[-1]}"
+    return Subject(
+        pretrainer=current.pretrainer,
+        masker=current.parts.masker,
+        views=current.parts.views,
+        train=current.train,
+        test=current.test,
+        augment=current.augment,
+        device=current.world.device,
+        seed=recipe.seed,
+        batch_size=recipe.train.batch_size,
+        fresh=fresh,
+        workdir=current.folder.path / "evaluations" / name,
+        report=current.console.print,
+    )
+
+
+def _claim(path: Path, recipe: Recipe, fresh: bool) -> None:
+    """Makes the run folder this recipe's, or refuses one that belongs to another."""
+    if fresh:
+        shutil.rmtree(path, ignore_errors=True)
+    written = path / "recipe.toml"
+    if not written.is_file():
+        write_text(written, resolved(recipe))
+    elif not recipe.same_as(load(str(written))):
+        raise DataError(
+            f"{path}: this folder holds a run of another recipe than the one asked for. Choose "
+            "another folder with --out, or start anew with --fresh, which removes that run."
+        )
+
+
+def _announce(current: Run, trial: Trial, loop: Loop) -> None:
+    left = loop.total - loop.progress.step
+    if loop.progress.step:
+        current.console.print(f"going on at step {loop.progress.step:,} of {loop.total:,}")
+    cost = trial.describe(left, current.recipe.train.batch_size)
+    current.console.print(f"[bold]pre-training[/] {cost}")
+    seconds = left * trial.seconds_per_step
+    if seconds > PATIENT_SECONDS and current.world.device.type == "cpu":
+        current.console.print(
+            f"[yellow]This recipe is made for a GPU; here it needs {duration(seconds)}. "
+            "For a quick look add --preset demo.[/]"
+        )

@@ -1,0 +1,110 @@
+import errno
+
+import pytest
+import torch
+from torch import nn
+
+from mimkit.errors import DataError
+from mimkit.recipe.schema import TrainSection
+from mimkit.train import checkpoint
+from mimkit.train.optim import make_optimizer
+
+
+def make(seed=0, name="adamw"):
+    torch.manual_seed(seed)
+    module = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    train = TrainSection(total_steps=10, batch_size=2, optimizer=name, lr=0.1, weight_decay=0.1)
+    return module, make_optimizer(module, train)
+
+
+def train_step(module, optimizer, seed):
+    generator = torch.Generator().manual_seed(seed)
+    optimizer.zero_grad()
+    module(torch.randn(5, 3, generator=generator)).square().mean().backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+def test_restored_training_goes_on_bit_for_bit(tmp_path, name):
+    module, optimizer = make(0, name)
+    for seed in range(3):
+        train_step(module, optimizer, seed)
+    checkpoint.save(tmp_path, 3, module, optimizer, {"seconds": 1.5})
+    other, other_optimizer = make(1, name)
+    found = checkpoint.latest(tmp_path, pytest.fail)
+    assert found is not None
+    assert (found.step, found.state) == (3, {"seconds": 1.5})
+    checkpoint.restore(found, other, other_optimizer)
+    for seed in range(3, 6):
+        train_step(module, optimizer, seed)
+        train_step(other, other_optimizer, seed)
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, other.state_dict()[key]), key
+
+
+def test_the_last_two_are_kept(tmp_path):
+    module, optimizer = make()
+    for step in (1, 2, 3, 12):
+        checkpoint.save(tmp_path, step, module, optimizer, {})
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == [
+        f"step_{step:08d}.{kind}" for step in (3, 12) for kind in ("json", "safetensors")
+    ]
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "empty json", "no tensors"])
+def test_a_damaged_checkpoint_is_passed_over_and_said(tmp_path, damage):
+    module, optimizer = make()
+    for step in (1, 2):
+        checkpoint.save(tmp_path, step, module, optimizer, {})
+    tensors = tmp_path / "step_00000002.safetensors"
+    if damage == "truncate":
+        tensors.write_bytes(tensors.read_bytes()[:-7])
+    elif damage == "flip":
+        content = bytearray(tensors.read_bytes())
+        content[-1] ^= 1
+        tensors.write_bytes(content)
+    elif damage == "empty json":
+        tensors.with_suffix(".json").write_text("")
+    else:
+        tensors.unlink()
+    said = []
+    found = checkpoint.latest(tmp_path, said.append)
+    assert found is not None
+    assert found.step == 1
+    assert len(said) == 1
+    assert "step_00000002" in said[0]
+    assert "the one before" in said[0]
+
+
+def test_tensors_without_their_record_do_not_exist(tmp_path):
+    module, optimizer = make()
+    checkpoint.save(tmp_path, 1, module, optimizer, {})
+    (tmp_path / "step_00000001.json").unlink()
+    assert checkpoint.latest(tmp_path, pytest.fail) is None
+
+
+def test_a_full_disk_is_one_message_and_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    module, optimizer = make()
+    checkpoint.save(tmp_path, 1, module, optimizer, {})
+
+    def full(tensors, path):
+        path.write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(DataError, match=r"step_00000002\.safetensors: the disk is full"):
+        checkpoint.save(tmp_path, 2, module, optimizer, {})
+    found = checkpoint.latest(tmp_path, pytest.fail)
+    assert found is not None
+    assert found.step == 1
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_of_other_parts_is_refused(tmp_path):
+    module, optimizer = make()
+    checkpoint.save(tmp_path, 1, module, optimizer, {})
+    found = checkpoint.latest(tmp_path, pytest.fail)
+    assert found is not None
+    with pytest.raises(DataError, match="--fresh"):
+        checkpoint.restore(found, nn.Linear(2, 2), optimizer)
