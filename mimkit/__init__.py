@@ -30,7 +30,7 @@ _HOMES = {
         "Part",
         "Target",
     ),
-    "mimkit.parts.patches": ("patchify", "scatter", "take", "unpatchify"),
+    "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
         "Batch",
         "Geometry",
@@ -75,6 +75,7 @@ __all__ = [  # noqa: PLE0604, F822 -- loaded by __getattr__
     "TrainingError",
     "View",
     "Width",
+    "paste",
     "patchify",
     "scatter",
     "take",
@@ -102,7 +103,7 @@ if TYPE_CHECKING:
         Part,
         Target,
     )
-    from mimkit.parts.patches import patchify, scatter, take, unpatchify
+    from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (
         Batch,
         Geometry,

@@ -59,10 +59,12 @@ class Masker(Part):
     Attributes:
         ragged: True if counts differ between images, so that padding occurs.
         num_targets: M, or None if it varies from batch to batch.
+        hides: True if its masks let hidden patches enter the encoder as mask tokens.
     """
 
     ragged: ClassVar[bool] = False
     num_targets: int | None = None
+    hides: bool = False
 
     @abstractmethod
     def sample(self, batch_size: int, generator: torch.Generator) -> Mask:
@@ -101,9 +103,11 @@ class Encoder(Part, Module):
 
     Attributes:
         embed_dim: D, the width of its tokens.
+        takes_hidden: True if it can show patches as mask tokens; a masker that hides needs it.
     """
 
     embed_dim: int
+    takes_hidden: bool = False
 
     @abstractmethod
     def forward(
@@ -140,10 +144,19 @@ class Target(Part, Module):
     Attributes:
         width: kind and size of one target, which a head must match.
         views: renderings it needs beside the encoder's ``"image"``.
+        ragged: True if padded positions do not disturb the others.
     """
 
     width: Width
     views: tuple[View, ...] = ()
+    ragged: bool = False
+
+    def bind(self, encoder: Encoder) -> None:
+        """Is called once, when the parts of a recipe meet and before any checkpoint is loaded.
+
+        A target with a teacher copies the encoder here. The encoder itself must not become a
+        submodule of the target: its parameters would count twice.
+        """
 
     def prepare(self, images: Images, workdir: Path) -> None:
         """Does what must happen once before training, such as fitting a tokenizer.
@@ -179,9 +192,11 @@ class Head(Part, Module):
 
     Attributes:
         ragged: True if padded targets do not disturb the others.
+        needs_hidden: True if it reads the tokens at ``mask.target``, so that a masker must hide.
     """
 
     ragged: ClassVar[bool] = False
+    needs_hidden: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, tokens: Tokens, mask: Mask) -> dict[str, Tensor]:

@@ -1,9 +1,10 @@
 """Moving between images, grids of patches and selections of them."""
 
+import torch
 from einops import rearrange
 from torch import Tensor
 
-from mimkit.parts.records import Grid
+from mimkit.parts.records import Grid, Mask
 
 
 def patchify(image: Tensor, patch_size: int) -> Tensor:
@@ -51,3 +52,17 @@ def scatter(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
         expanded.expand(*flat.shape, *tokens.shape[2:]),
         values.reshape(*flat.shape, *tokens.shape[2:]).to(tokens.dtype),
     )
+
+
+def paste(image: Tensor, patches: Tensor, mask: Mask) -> Tensor:
+    """Returns the images with other pixels at the valid target positions, for pictures.
+
+    Where groups overlap, any of their patches may stay.
+
+    Shape: image (B, C, H, W), patches (B, G, M, C, P, P).
+    """
+    cells = patchify(image, mask.grid.patch_size)  # (B, N, C, P, P)
+    # Padding points at position 0, which may be a true target: it goes to a spare last row.
+    spare = torch.cat([cells, torch.zeros_like(cells[:, :1])], dim=1)
+    index = torch.where(mask.valid, mask.target, cells.shape[1])
+    return unpatchify(scatter(spare, index, patches)[:, :-1], mask.grid)
