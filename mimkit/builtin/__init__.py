@@ -1,0 +1,1 @@
+"""Parts that several methods need, registered by the core's own entry points."""

@@ -1,0 +1,164 @@
+"""Targets that several methods share: pixels, and the encoder's own features."""
+
+import copy
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from mimkit.errors import RecipeError
+from mimkit.parts.base import Encoder, Target
+from mimkit.parts.patches import paste, patchify, take
+from mimkit.parts.records import Batch, Geometry, Picture, Width
+
+
+class Pixels(Target):
+    """The pixels of each target patch, (row, column, channel) flattened.
+
+    Args:
+        geometry: grid and channels of the image.
+        normalize: subtract the patch's own mean and divide by its own standard deviation.
+
+    Source: MAE, arXiv 2111.06377, section 3 ("reconstruction target"); as in its code, the
+        variance is the unbiased one and 1e-6 is added to it.
+    """
+
+    ragged = True
+
+    def __init__(self, geometry: Geometry, *, normalize: bool = True) -> None:
+        super().__init__()
+        self.normalize = normalize
+        self.patch_size = geometry.grid.patch_size
+        self.width = Width("vector", self.patch_size**2 * geometry.channels)
+
+    def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
+        """Reads the pixels at the targets.
+
+        Shape: (B, G, M, K) with K = P * P * C.
+        """
+        pixels = self._pixels(batch)
+        if not self.normalize:
+            return pixels
+        mean, std = self._statistics(pixels)
+        return (pixels - mean) / std
+
+    def render(self, prediction: Tensor, batch: Batch) -> tuple[Picture, ...]:
+        """Pastes the predicted pixels into the image.
+
+        Patches that were normalised get the mean and deviation of the true ones back.
+        """
+        prediction = prediction.float()
+        if self.normalize:
+            mean, std = self._statistics(self._pixels(batch))
+            prediction = prediction * std + mean
+        patches = rearrange(
+            prediction,
+            "b g m (p q c) -> b g m c p q",
+            p=self.patch_size,
+            q=self.patch_size,
+        )
+        return (Picture("predicted pixels", paste(batch.image, patches, batch.mask)),)
+
+    def _pixels(self, batch: Batch) -> Tensor:
+        patches = patchify(batch.image, self.patch_size)  # (B, N, C, P, P)
+        return take(rearrange(patches, "b n c p q -> b n (p q c)"), batch.mask.target)
+
+    @staticmethod
+    def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
+        variance, mean = torch.var_mean(pixels, dim=-1, keepdim=True)
+        return mean, (variance + 1e-6).sqrt()
+
+
+class Latent(Target):
+    """What the encoder itself, or a slow copy of it, says of the target patches.
+
+    Args:
+        geometry: gives the encoder's width.
+        sees: what enters that pass: only the patches of each target group, or all of the image.
+        detach: stop the gradient; with false the encoder is trained from this side too.
+        momentum: use a teacher, the exponential moving average of the encoder with this
+            momentum, which rises linearly to 1 until training ends; None: the encoder itself.
+        norm: layer-normalise each target, without learned scale.
+        eval_mode: run that pass without dropout and stochastic depth and with running batch
+            statistics; else in the mode of training.
+
+    Raises: RecipeError if a teacher is asked for a gradient, or the momentum is not in [0, 1).
+    Source: candidates of Selfie, arXiv 1906.02940, section 3 (targets, no detach); alignment
+        target of CAE, arXiv 2202.03026, section 3.2 (targets, detach; its released code
+        lets the copy lag by one step, here it never does); I-JEPA, arXiv 2301.08243, section 3
+        (all, momentum 0.996, norm).
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        sees: Literal["targets", "all"] = "targets",
+        detach: bool = True,
+        momentum: float | None = None,
+        norm: bool = False,
+        eval_mode: bool = False,
+    ) -> None:
+        super().__init__()
+        if momentum is not None and not detach:
+            raise RecipeError(
+                "target 'latent', detach: must be true with a teacher, which no gradient may "
+                f"reach, but is false with momentum = {momentum}."
+            )
+        if momentum is not None and not 0 <= momentum < 1:
+            raise RecipeError(f"target 'latent', momentum: must be in [0, 1), but is {momentum}.")
+        self.sees = sees
+        self.detach = detach
+        self.momentum = momentum
+        self.norm = norm
+        self.eval_mode = eval_mode
+        self.width = Width("vector", geometry.embed_dim)
+        # A padded position would enter a pass over the targets like a true one.
+        self.ragged = sees == "all"
+        self.teacher: Encoder | None = None
+
+    def bind(self, encoder: Encoder) -> None:
+        """Makes the teacher, if there is one, a copy of the encoder."""
+        if self.momentum is not None:
+            self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+
+    def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
+        """Encodes once more.
+
+        Shape: (B, G, M, D).
+        """
+        source = encoder if self.teacher is None else self.teacher
+        training = source.training
+        if self.eval_mode:
+            source.eval()
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.detach):
+            latent = self._encode(batch, source)
+        if self.eval_mode:
+            source.train(training)
+        if self.norm:
+            latent = F.layer_norm(latent.float(), latent.shape[-1:])
+        return latent
+
+    def after_step(self, encoder: Encoder, progress: float) -> None:
+        """Moves the teacher towards the encoder; running statistics are copied."""
+        if self.teacher is None or self.momentum is None:
+            return
+        momentum = self.momentum + (1 - self.momentum) * progress
+        move = get_ema_multi_avg_fn(momentum)  # type: ignore[no-untyped-call]
+        move(list(self.teacher.parameters()), list(encoder.parameters()), 0)
+        for mine, theirs in zip(self.teacher.buffers(), encoder.buffers(), strict=True):
+            mine.copy_(theirs)
+
+    def _encode(self, batch: Batch, source: Encoder) -> Tensor:
+        target = batch.mask.target  # (B, G, M)
+        if self.sees == "all":
+            return take(source(batch.image).patches, target)
+        num_groups = target.shape[1]
+        image = batch.image
+        if num_groups > 1:  # each group is encoded on its own
+            image = repeat(image, "b c h w -> (b g) c h w", g=num_groups)
+        patches = source(image, target.flatten(0, 1)).patches  # (B * G, M, D)
+        return rearrange(patches, "(b g) m d -> b g m d", g=num_groups)
