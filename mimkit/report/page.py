@@ -1,0 +1,236 @@
+"""The report: one page that opens offline, made from nothing but the files of a run folder."""
+
+import base64
+import io
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from PIL import Image
+
+from mimkit.errors import DataError
+from mimkit.files import write_text
+from mimkit.report import findings, words
+from mimkit.report.findings import BASELINES, Difference, Table
+from mimkit.report.folder import RunFolder
+from mimkit.report.plots import label_chart, training_charts
+
+MAX_PNG_BYTES = 400_000
+"""A larger picture is put into the page in a denser format; the file stays as it is."""
+MAX_PICTURE_BYTES = 3_000_000
+"""All pictures of a page together: the page must stay easy to open and to send."""
+PICTURE_SCALE = 1.6
+"""Pixels of a picture per pixel of the page, so that it is sharp on fine screens too."""
+MAX_LISTED = 10
+PARTS = ("masker", "encoder", "targets", "head", "losses")
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One number worth seeing first."""
+
+    label: str
+    value: str
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture as the page holds it."""
+
+    source: str
+    width: int
+    description: str
+
+
+def write_report(folder: RunFolder) -> Path:
+    """Writes ``report.html`` from the other files of the folder, whichever are there.
+
+    Raises: DataError if one of them is damaged.
+    """
+    rows = folder.metrics_rows()
+    results = folder.read_results()
+    ledger = folder.read_ledger()
+    recipe, recipe_text = _recipe(folder.recipe)
+    tables = findings.tables(results)
+    by_labels = [table for table in tables if table.by_labels]
+    pictures, left_out = _pictures(folder.pictures)
+    num_images = ledger.get("dataset", {}).get("train_images")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(words=words, baselines=BASELINES, forest=forest)
+    page = environment.get_template("page.html.j2").render(
+        title=recipe.get("name", folder.path.name),
+        seed=recipe.get("seed"),
+        setting=_setting(recipe),
+        answer=findings.answer(tables),
+        tally=findings.tally(tables),
+        unfinished=_unfinished(folder, rows, recipe),
+        facts=_facts(rows, tables, ledger),
+        by_labels=[(table, label_chart(table, num_images)) for table in by_labels],
+        probes=[table for table in tables if not table.by_labels],
+        charts=training_charts(rows),
+        pictures=pictures,
+        left_out=left_out,
+        ledger=ledger,
+        skipped_images=_listed(
+            ledger.get("dataset", {}).get("skipped", []),
+            lambda item: f"{item.get('path', item.get('index'))} ({item.get('reason')})",
+        ),
+        skipped_steps=_listed(
+            ledger.get("skipped_steps", []),
+            lambda item: f"step {item['step']} (images {', '.join(map(str, item['index']))})",
+        ),
+        recipe_text=recipe_text,
+    )
+    write_text(folder.report, page)
+    return folder.report
+
+
+def forest(difference: Difference, table: Table) -> dict[str, float]:
+    """Places one interval on a line from 0 to 100 that all rows of its table share."""
+    ends = [
+        abs(end)
+        for row in table.rows
+        if row.difference is not None
+        for end in (row.difference.mean, row.difference.low, row.difference.high)
+        if end is not None
+    ]
+    scale = 46 / (max(ends) or 1.0)
+
+    def place(value: float | None) -> float:
+        return round(50 + scale * (difference.mean if value is None else value), 1)
+
+    return {
+        "low": place(difference.low),
+        "mean": place(difference.mean),
+        "high": place(difference.high),
+    }
+
+
+def _recipe(path: Path) -> tuple[dict[str, Any], str]:
+    if not path.is_file():
+        return {}, ""
+    text = path.read_text(encoding="utf-8")
+    try:
+        return tomllib.loads(text), text
+    except tomllib.TOMLDecodeError as error:
+        raise DataError(f"{path}: must be TOML, but is not ({error}).") from error
+
+
+def _setting(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Names what was run: the data, the part in each slot, the budget."""
+    setting = []
+    data = recipe.get("data", {})
+    if data:
+        size = data.get("image_size")
+        height, width = size if isinstance(size, list) else (size, size)
+        patches = f"patches of {data.get('patch_size')} px"
+        setting.append(("data", f"{data.get('name')}, {height} × {width} px, {patches}"))
+    for slot in PARTS:
+        table = recipe.get(slot, {})
+        named = [table] if "part" in table else list(table.values())
+        if named:
+            setting.append((slot, ", ".join(str(part.get("part")) for part in named)))
+    train = recipe.get("train", {})
+    for unit in ("steps", "epochs"):
+        if train.get(f"total_{unit}") is not None:
+            amount = words.count(train[f"total_{unit}"])
+            setting.append(
+                ("budget", f"{amount} {unit} of {words.count(train['batch_size'])} images")
+                if unit == "steps"
+                else ("budget", f"{amount} {unit}")
+            )
+    return setting
+
+
+def _unfinished(
+    folder: RunFolder, rows: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]
+) -> str | None:
+    """Says what is still missing, so that half a run is not read as a whole one."""
+    if folder.results.is_file() and folder.ledger.is_file():
+        return None
+    if not rows:
+        return "This run has not logged a step yet."
+    step = words.count(rows[-1]["step"])
+    total = recipe.get("train", {}).get("total_steps")
+    reached = f"step {step}" + (f" of {words.count(total)}" if total else "")
+    if folder.results.is_file():
+        return f"This run is not finished: {reached}; its evaluations may be incomplete."
+    return f"This run is not finished: {reached}; it has not been evaluated."
+
+
+def _facts(
+    rows: Sequence[Mapping[str, float]], tables: Sequence[Table], ledger: Mapping[str, Any]
+) -> list[Fact]:
+    facts = []
+    last = {name: value for row in rows for name, value in row.items()}
+    for name, value in last.items():
+        if name.startswith("heldout/metric/") and name.endswith("accuracy"):
+            chance = last.get(f"{name.rpartition('/')[0]}/chance")
+            chance = last.get(f"{name.rpartition('/')[0][8:]}/chance", chance)
+            note = "" if chance is None else f"chance {words.number(chance, name)}"
+            facts.append(Fact("pre-training task, held-out", words.number(value, name), note))
+    for table in tables:
+        row = table.rows[0]
+        if not table.by_labels and words.is_share(table.metric) and "pretrained" in row.by_init:
+            note = ""
+            if table.baseline is not None and table.baseline in row.by_init:
+                baseline = words.number(row.by_init[table.baseline].mean, table.metric)
+                note = f"{BASELINES[table.baseline]} {baseline}"
+            shown = words.number(row.by_init["pretrained"].mean, table.metric)
+            facts.append(Fact(f"{table.evaluator} {table.metric}", shown, note))
+    if ledger.get("images_seen"):
+        steps = f"{words.count(ledger['steps'])} steps"
+        facts.append(Fact("images seen", words.magnitude(ledger["images_seen"]), steps))
+    if ledger.get("images_per_second"):
+        seconds = ledger["seconds"]["train"]
+        rate = words.count(ledger["images_per_second"])
+        facts.append(Fact("images/s", rate, f"{words.duration(seconds)} of training"))
+    if ledger.get("peak_memory_bytes"):
+        facts.append(Fact("peak memory", words.memory(ledger["peak_memory_bytes"])))
+    return facts
+
+
+def _listed(items: Sequence[Mapping[str, Any]], worded: Callable[[Mapping[str, Any]], str]) -> str:
+    """Counts and lists what was skipped; nothing skipped is said too."""
+    if not items:
+        return "none"
+    shown = "; ".join(worded(item) for item in items[:MAX_LISTED])
+    more = "; the others are in ledger.json" if len(items) > MAX_LISTED else ""
+    return f"{len(items)}: {shown}{more}"
+
+
+def _pictures(folder: Path) -> tuple[list[Shown], list[str]]:
+    """Embeds the pictures; those beyond the page's budget are named instead."""
+    shown, left_out, spent = [], [], 0
+    for path in sorted(folder.glob("*.png")):
+        content, kind = path.read_bytes(), "png"
+        try:
+            image = Image.open(io.BytesIO(content))
+            image.load()
+        except OSError as error:
+            raise DataError(
+                f"{path}: must be a picture, but cannot be read ({error}). Remove it."
+            ) from error
+        width = round(image.width / PICTURE_SCALE)
+        description = str(image.info.get("Description") or path.stem.replace("_", " "))
+        if len(content) > MAX_PNG_BYTES:
+            buffer = io.BytesIO()
+            image.convert("RGB").save(buffer, "WEBP", quality=82)
+            content, kind = buffer.getvalue(), "webp"
+        if spent + len(content) > MAX_PICTURE_BYTES:
+            left_out.append(f"{folder.name}/{path.name}")
+            continue
+        spent += len(content)
+        encoded = base64.b64encode(content).decode("ascii")
+        shown.append(Shown(f"data:image/{kind};base64,{encoded}", width, description))
+    return shown, left_out

@@ -1,0 +1,79 @@
+"""How numbers are written for people: one way, everywhere in the report."""
+
+import math
+
+NARROW = "\u202f"
+MINUS = "\u2212"
+MISSING = "\u2013"
+
+
+def is_share(metric: str) -> bool:
+    """True for metrics in [0, 1] that people read in percent."""
+    return any(word in metric.rpartition("/")[2] for word in ("accuracy", "chance"))
+
+
+def number(value: float | None, metric: str) -> str:
+    """A metric's value: percent with one decimal, or three significant digits."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return _decimal(value, 1) + f"{NARROW}%" if is_share(metric) else _significant(value)
+
+
+def spread(value: float | None, metric: str) -> str:
+    """A standard deviation, without the unit that stands before it."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return _decimal(value, 1) if is_share(metric) else _significant(value)
+
+
+def signed(value: float | None, metric: str) -> str:
+    """A difference: percentage points, or three significant digits, always with its sign."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    text = spread(abs(value), metric)
+    return f"{MINUS if value < 0 else '+'}{text}"
+
+
+def share(fraction: float) -> str:
+    """A fraction of the labels, as exact as it was asked for."""
+    return f"{100 * fraction:.4g}{NARROW}%"
+
+
+def count(value: float) -> str:
+    """A whole number with separators."""
+    return f"{value:,.0f}"
+
+
+def magnitude(value: float, unit: str = "") -> str:
+    """A large number with a metric prefix, such as ``8.5 M`` or ``12.3 GFLOP``."""
+    for factor, prefix in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{NARROW}{prefix}{unit}"
+    return f"{value:.3g}{NARROW}{unit}".strip()
+
+
+def memory(num_bytes: float) -> str:
+    """An amount of memory in binary units."""
+    gibibytes = num_bytes / 2**30
+    if gibibytes >= 1:
+        return f"{gibibytes:.1f}{NARROW}GiB"
+    return f"{num_bytes / 2**20:.0f}{NARROW}MiB"
+
+
+def duration(seconds: float) -> str:
+    """A time span in its two largest units."""
+    if seconds < 90:
+        return f"{seconds:.3g}{NARROW}s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes}{NARROW}min"
+    return f"{minutes // 60}{NARROW}h {minutes % 60:02d}{NARROW}min"
+
+
+def _decimal(value: float, digits: int) -> str:
+    return f"{100 * value:.{digits}f}".replace("-", MINUS)
+
+
+def _significant(value: float) -> str:
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return text.replace("-", MINUS)

@@ -1,0 +1,392 @@
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from mimkit.errors import DataError
+from mimkit.parts.records import Grid, Mask
+from mimkit.report.findings import answer, tables, tally
+from mimkit.report.folder import RunFolder
+from mimkit.report.page import write_report
+from mimkit.report.pictures import Column, contact_sheet, masked_input
+
+RECIPE = """\
+name = "tiny_shapes"
+seed = 3
+
+[data]
+name = "shapes"
+image_size = [32, 32]
+patch_size = 8
+
+[masker]
+part = "random"
+mask_ratio = 0.25
+
+[encoder]
+part = "small"
+
+[targets.patches]
+part = "latent"
+
+[head]
+part = "reader"
+
+[losses.patches]
+part = "choice"
+
+[train]
+total_steps = 2000
+batch_size = 128
+"""
+
+
+def summary(evaluator, metric, protocol, init, mean, std, seeds=3):
+    values = [mean - std, mean, mean + std][:seeds] if seeds > 1 else [mean]
+    return {
+        "evaluator": evaluator,
+        "metric": metric,
+        "protocol": protocol,
+        "init": init,
+        "mean": mean,
+        "std": std if seeds > 1 else None,
+        "seeds": seeds,
+        "values": values,
+    }
+
+
+def difference(evaluator, metric, protocol, mean, low, high, verdict, seeds=3):
+    return {
+        "evaluator": evaluator,
+        "metric": metric,
+        "protocol": protocol,
+        "mean": mean,
+        "low": low,
+        "high": high,
+        "level": 0.95,
+        "seeds": seeds,
+        "verdict": verdict,
+    }
+
+
+def finetune_results():
+    summaries, differences = [], []
+    for fraction, scratch, gain, half, verdict in (
+        (0.05, 0.412, 0.031, 0.012, "better"),
+        (0.08, 0.497, 0.018, 0.022, "not distinguishable"),
+        (0.2, 0.641, 0.004, 0.011, "not distinguishable"),
+        (1.0, 0.883, -0.006, 0.004, "worse"),
+    ):
+        protocol = {"network": "whole", "label_fraction": fraction, "total_steps": 600}
+        summaries += [
+            summary("finetune", "accuracy", protocol, "scratch", scratch, 0.008),
+            summary("finetune", "accuracy", protocol, "pretrained", scratch + gain, 0.006),
+        ]
+        differences.append(
+            difference("finetune", "accuracy", protocol, gain, gain - half, gain + half, verdict)
+        )
+    for evaluator, protocol, base, ours in (
+        ("knn", {"k": 20, "distance": "cosine"}, 0.301, 0.372),
+        ("linear_probe", {"features": "mean"}, 0.352, 0.447),
+    ):
+        summaries += [
+            summary(evaluator, "accuracy", protocol, "random", base, 0.0, seeds=1),
+            summary(evaluator, "accuracy", protocol, "pretrained", ours, 0.0, seeds=1),
+        ]
+        differences.append(
+            difference(
+                evaluator, "accuracy", protocol, ours - base, None, None, "one seed", seeds=1
+            )
+        )
+    return {"results": [], "summaries": summaries, "differences": differences}
+
+
+LEDGER = {
+    "command": "mimkit run recipes/tiny_shapes.toml --seed 3",
+    "mimkit": "0.1.0",
+    "torch": "2.6.0",
+    "python": "3.11.7",
+    "git_commit": "0123456789abcdef",
+    "device": "CPU x86_64, 2 threads",
+    "precision": "float32",
+    "compiled": False,
+    "dataset": {
+        "name": "shapes",
+        "fingerprint": "f1d2d2f924e986ac",
+        "train_images": 50_000,
+        "test_images": 10_000,
+        "skipped": [{"path": "cat/broken.jpg", "reason": "zero bytes"}],
+    },
+    "grid": "4 x 4 patches of 8 px",
+    "parameters": {"encoder": 8_529_984, "head": 16_562_048, "targets": 0, "trainable": 25_092_032},
+    "steps": 2000,
+    "images_seen": 256_000,
+    "seconds": {"prepare": 0.4, "train": 1312.0, "evaluate": 2041.5},
+    "images_per_second": 195.1,
+    "peak_memory_bytes": 2_411_724_800,
+    "flops_per_image": 4.1e9,
+    "skipped_steps": [{"step": 812, "index": [5, 17, 40]}],
+    "notes": [],
+}
+
+
+def log_training(folder, steps=2000):
+    for step in range(50, steps + 1, 50):
+        learnt = 1 - math.exp(-step / 700)
+        wobble = 0.01 * math.sin(step)
+        values = {
+            "loss/total": 1.386 - 0.4 * learnt + wobble,
+            "loss/patches": 1.386 - 0.4 * learnt + wobble,
+            "metric/patches/accuracy": 0.25 + 0.18 * learnt + wobble,
+            "metric/patches/chance": 0.25,
+            "grad_norm": 3 * math.exp(-step / 900) + 0.4 + abs(wobble),
+            "time/step_ms": 656.0,
+            "lr": 0.05 * (1 + math.cos(math.pi * step / 2000)),
+        }
+        folder.log(step, values)
+        if step % 250 == 0:
+            heldout = {
+                "heldout/loss/patches": 1.386 - 0.36 * learnt,
+                "heldout/metric/patches/accuracy": 0.25 + 0.155 * learnt,
+            }
+            folder.log(step, heldout)
+
+
+def draw(folder):
+    image = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    masked = torch.zeros(4, 16, dtype=torch.bool)
+    masked[:, [1, 6, 11]] = True
+    mask = Mask.drop(masked, Grid(4, 4, 8))
+    correct = torch.tensor([True, False, True]).expand(4, 1, 3)
+    columns = [
+        Column("image", image),
+        Column("what the encoder sees", masked_input(image, mask)),
+        Column("choice", image, correct),
+    ]
+    contact_sheet(
+        folder.pictures / "predictions.png", columns, mask, description="Held-out <images>."
+    )
+
+
+def finished_run(path):
+    with RunFolder(path, writable=True) as folder:
+        folder.recipe.write_text(RECIPE, encoding="utf-8")
+        folder.write_results(finetune_results())
+        folder.write_ledger(LEDGER)
+        log_training(folder)
+        draw(folder)
+    return folder
+
+
+@pytest.fixture
+def finished(tmp_path):
+    return finished_run(tmp_path / "run")
+
+
+class Elements(HTMLParser):
+    """Collects start tags, and checks that they are closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "path", "use"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.found, self.open = [], []
+        self.feed(page)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+
+def text_of(page):
+    body = re.sub(r"<style>.*?</style>|<svg.*?</svg>", "", page, flags=re.DOTALL)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)).replace("\u202f", " ")
+
+
+def report_text(folder):
+    return text_of(write_report(folder).read_text(encoding="utf-8"))
+
+
+def test_the_page_asks_the_network_for_nothing(finished):
+    page = write_report(finished).read_text(encoding="utf-8")
+    for tag, attributes in Elements(page).found:
+        assert tag != "script"
+        for name in ("src", "href", "srcset", "action"):
+            assert (attributes.get(name) or "#").startswith(("data:", "#"))
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+    assert not re.search(r"https?://", page)
+
+
+def test_every_picture_and_plot_is_described_and_every_heading_cell_has_a_scope(finished):
+    elements = Elements(write_report(finished).read_text(encoding="utf-8")).found
+    images = [attributes for tag, attributes in elements if tag == "img"]
+    plots = [attributes for tag, attributes in elements if attributes.get("role") == "img"]
+    assert len(images) == 1
+    assert len(plots) == 5
+    assert all(attributes["alt"] for attributes in images)
+    assert all(attributes["aria-label"] for attributes in plots)
+    assert all(attributes.get("scope") for tag, attributes in elements if tag == "th")
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_the_answer_speaks_for_the_smallest_fraction_with_its_interval(finished):
+    assert (
+        "Pre-training raises finetune accuracy at 5 % of the labels by +3.1 points "
+        "(95 % interval +1.9 to +4.3, n = 3 seeds): better." in report_text(finished)
+    )
+
+
+def test_an_interval_that_holds_zero_only_changes():
+    results = finetune_results()
+    results["differences"][0] |= {"low": -0.003, "verdict": "not distinguishable"}
+    sentence = answer(tables(results)).replace("\u202f", " ")
+    assert sentence == (
+        "Pre-training changes finetune accuracy at 5 % of the labels by +3.1 points "
+        "(95 % interval \u22120.3 to +4.3, n = 3 seeds): not distinguishable."
+    )
+
+
+def test_a_single_seed_gives_no_interval():
+    results = finetune_results()
+    results["differences"] = results["differences"][-1:]
+    assert "(n = 1 seed, so no interval)" in answer(tables(results))
+
+
+def test_all_label_fractions_are_counted():
+    assert tally(tables(finetune_results())) == (
+        "Over all 4 comparisons at label fractions: better in 1, worse in 1, "
+        "not distinguishable in 2."
+    )
+
+
+def test_the_label_table_holds_both_sides_in_percent(finished):
+    text = report_text(finished)
+    assert "5 % 41.2 % ± 0.8 44.3 % ± 0.6 +3.1 +1.9 to +4.3 better" in text
+    assert "100 % 88.3 % ± 0.8 87.7 % ± 0.6 \u22120.6 \u22121.0 to \u22120.2 worse" in text
+    assert "network whole, total steps 600" in text
+
+
+def test_probes_stand_beside_random_weights(finished):
+    text = report_text(finished)
+    assert "accuracy 30.1 % 37.2 % +7.1 one seed, none one seed" in text
+    assert "k 20, distance cosine" in text
+
+
+def test_the_ledger_lists_what_was_skipped(finished):
+    text = report_text(finished)
+    assert "1: cat/broken.jpg (zero bytes)" in text
+    assert "1: step 812 (images 5, 17, 40)" in text
+    assert "mimkit run recipes/tiny_shapes.toml --seed 3" in text
+
+
+def test_what_comes_from_files_is_escaped(finished):
+    page = write_report(finished).read_text(encoding="utf-8")
+    assert "<images>" not in page
+    assert "Held-out &lt;images&gt;." in page
+
+
+def test_the_same_files_give_the_same_page(finished):
+    first = write_report(finished).read_bytes()
+    assert write_report(finished).read_bytes() == first
+
+
+def test_an_empty_folder_says_that_nothing_was_logged(tmp_path):
+    text = report_text(RunFolder(tmp_path))
+    assert "This run has not logged a step yet." in text
+    assert "There is no ledger yet" in text
+
+
+def test_an_unfinished_run_says_how_far_it_is(tmp_path):
+    with RunFolder(tmp_path, writable=True) as folder:
+        folder.recipe.write_text(RECIPE, encoding="utf-8")
+        log_training(folder, steps=400)
+    assert "This run is not finished: step 400 of 2,000; it has not been evaluated." in report_text(
+        folder
+    )
+
+
+def test_a_run_without_evaluations_claims_nothing(finished):
+    empty = {"results": [], "summaries": [], "differences": []}
+    finished.results.write_text(json.dumps(empty), encoding="utf-8")
+    text = report_text(finished)
+    assert "so it does not tell what pre-training buys" in text
+    assert "Pre-training raises" not in text
+
+
+def test_pictures_beyond_the_budget_are_named_instead(finished, monkeypatch):
+    monkeypatch.setattr("mimkit.report.page.MAX_PICTURE_BYTES", 1000)
+    text = report_text(finished)
+    assert "Too large for this page, but in the run folder: pictures/predictions.png." in text
+
+
+def test_a_large_picture_is_embedded_in_a_denser_format(finished, monkeypatch):
+    monkeypatch.setattr("mimkit.report.page.MAX_PNG_BYTES", 1000)
+    assert "data:image/webp;base64," in write_report(finished).read_text(encoding="utf-8")
+
+
+def test_a_long_run_still_gives_a_small_page(tmp_path):
+    folder = RunFolder(tmp_path)
+    with folder.metrics.open("w", encoding="utf-8") as file:
+        for step in range(20_000):
+            file.write(json.dumps({"step": step, "loss/total": 1 / (step + 1), "lr": 0.1}) + "\n")
+    assert write_report(folder).stat().st_size < 200_000
+
+
+def test_a_damaged_recipe_is_named(finished):
+    finished.recipe.write_text("name = ", encoding="utf-8")
+    with pytest.raises(DataError, match=r"recipe\.toml: must be TOML"):
+        write_report(finished)
+
+
+def test_a_damaged_picture_is_named(finished):
+    (finished.pictures / "torn.png").write_bytes(b"not a picture")
+    with pytest.raises(DataError, match=r"torn\.png: must be a picture"):
+        write_report(finished)
+
+
+@pytest.mark.browser
+def test_a_browser_shows_it_without_a_complaint(finished, tmp_path):
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs Chromium")
+    page: Path = write_report(finished)
+    done = subprocess.run(
+        [
+            browser,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=390,1600",
+            f"--screenshot={tmp_path / 'page.png'}",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert (tmp_path / "page.png").stat().st_size > 10_000
+    assert "CONSOLE" not in done.stderr
