@@ -48,10 +48,6 @@ class Module(nn.Module):
         """
         return frozenset()
 
-    if TYPE_CHECKING:
-
-        def __call__(self, *args: object, **kwargs: object) -> object: ...
-
 
 class Masker(Part):
     """Chooses what is hidden. Runs on the CPU, in a data worker.
