@@ -1,0 +1,120 @@
+"""From a recipe to parts that fit together."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from mimkit.errors import RecipeError
+from mimkit.parts.base import Encoder, Head, Masker, Target
+from mimkit.parts.records import Geometry, Grid, Term, View, Width
+from mimkit.recipe.fit import refuse_misfits
+from mimkit.recipe.tables import PartTable, Recipe
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one recipe.
+
+    Args:
+        geometry: what every part may know, settled.
+        masker: chooses what is hidden.
+        encoder: what is kept after pre-training.
+        targets: name to target.
+        head: makes the predictions.
+        terms: the summands of the loss.
+        outputs: prediction to the width that the head gives.
+        views: the renderings of an image that the parts need; the first is the encoder's.
+    """
+
+    geometry: Geometry
+    masker: Masker
+    encoder: Encoder
+    targets: dict[str, Target]
+    head: Head
+    terms: tuple[Term, ...]
+    outputs: Mapping[str, Width]
+    views: tuple[View, ...]
+
+
+def build(
+    recipe: Recipe,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    device: str | torch.device = "cpu",
+) -> Parts:
+    """Builds the parts of a recipe, with weights that follow from its seed.
+
+    Each part's weights are drawn from the seed and the part's table alone, on the CPU: exchanging
+    one part leaves the others' first weights as they were, and so does another device.
+
+    Args:
+        recipe: what to build.
+        mean: of the data set; what the recipe itself says goes before it.
+        std: of the data set, likewise.
+        device: where to put the modules; on ``"meta"`` no weights are made.
+
+    Raises: RecipeError with the table, if a part refuses its options or parts do not fit together.
+    """
+    device = torch.device(device)
+    maker = _Maker(recipe, torch.device("meta" if device.type == "meta" else "cpu"))
+    data = recipe.data
+    height, width = data.image_size
+    grid = Grid(height // data.patch_size, width // data.patch_size, data.patch_size)
+    image = View("image", data.image_size, data.mean or mean, data.std or std, data.interpolation)
+
+    geometry = Geometry(grid)
+    masker: Masker = maker.make("masker", geometry)
+    encoder: Encoder = maker.make("encoder", geometry)
+    geometry = dataclasses.replace(geometry, embed_dim=encoder.embed_dim)
+    targets: dict[str, Target] = {
+        name: maker.make(f"targets.{name}", geometry) for name in recipe.targets
+    }
+    views = (image, *(view for target in targets.values() for view in target.views))
+    refuse_misfits(recipe, masker, encoder, targets, views)
+    outputs = {term.prediction: targets[term.target].width for term in recipe.losses.values()}
+    geometry = dataclasses.replace(geometry, outputs=outputs)
+    head: Head = maker.make("head", geometry)
+    terms = tuple(
+        Term(t.name, t.prediction, t.target, maker.make(f"losses.{t.name}", geometry), t.weight)
+        for t in recipe.losses.values()
+    )
+    for target in targets.values():
+        target.bind(encoder)
+    modules: list[nn.Module] = [encoder, head, *targets.values(), *(t.loss for t in terms)]
+    for module in modules:
+        module.to(device)
+    unique_views = tuple(dict.fromkeys(views))
+    return Parts(geometry, masker, encoder, targets, head, terms, outputs, unique_views)
+
+
+def construct(recipe: Recipe, table: str, geometry: Geometry) -> Any:
+    """Makes the part of one table of a recipe, such as ``"encoder"`` or ``"evaluate.0"``.
+
+    Raises: RecipeError that says where the table stands, if the part refuses its options.
+    """
+    part: PartTable = recipe.parts[table]
+    try:
+        return part.cls(geometry, **part.options)
+    except RecipeError as error:
+        raise RecipeError(f"{recipe.where(table)}: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Maker:
+    recipe: Recipe
+    device: torch.device
+
+    def make(self, table: str, geometry: Geometry) -> Any:
+        """Constructs a part with weights from (seed, table); the global state stays as it was."""
+        digest = hashlib.sha256(f"{self.recipe.seed} {table}".encode()).digest()
+        # Maskers draw real masks on the CPU, also when nothing else is real.
+        device = torch.device("cpu") if table == "masker" else self.device
+        with torch.random.fork_rng(devices=[]), device:
+            torch.default_generator.manual_seed(int.from_bytes(digest[:7]))
+            return construct(self.recipe, table, geometry)

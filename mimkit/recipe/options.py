@@ -1,0 +1,142 @@
+"""The options of a part: its constructor's signature is their schema."""
+
+import inspect
+import types
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+
+from mimkit.errors import PluginError
+from mimkit.recipe.registry import Entry
+
+RULE = "__init__(self, geometry, *, option: type = default, ...)"
+RESERVED = {
+    "losses": frozenset({"part", "prediction", "target", "weight"}),
+}
+"""Keys of a recipe's part tables that are not options of the part; by default ``part`` alone."""
+
+_WORDS = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "booleans"),
+    str: ("a string", "strings"),
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One option as its constructor declares it.
+
+    Args:
+        name: the recipe's key.
+        annotation: its type.
+        default: its default; ``...`` if it must be given.
+    """
+
+    name: str
+    annotation: Any
+    default: Any
+
+
+def reserved(kind: str) -> frozenset[str]:
+    """Returns the keys of a part's table that do not belong to the part itself."""
+    return RESERVED.get(kind, frozenset({"part"}))
+
+
+def schema(entry: Entry, cls: type) -> type[BaseModel]:
+    """Builds the model that validates the options of a part.
+
+    Raises: PluginError if the constructor breaks the rule, naming distribution and parameter.
+    """
+    found = options(entry, cls)
+    fields: dict[str, Any] = {o.name: (o.annotation, o.default) for o in found}
+    model = create_model(
+        cls.__name__,
+        __config__=ConfigDict(
+            strict=True, extra="forbid", validate_default=True, protected_namespaces=()
+        ),
+        **fields,
+    )
+    try:
+        model.model_validate({})
+    except ValidationError as error:
+        for problem in error.errors():
+            if problem["type"] != "missing":
+                option = model.model_fields[str(problem["loc"][0])]
+                raise _broken(
+                    entry,
+                    f"the default of '{problem['loc'][0]}' must be "
+                    f"{describe(option.annotation)}, but is {option.default!r}",
+                ) from error
+    return model
+
+
+def options(entry: Entry, cls: type) -> list[Option]:
+    """Reads the options of a part from its constructor.
+
+    Raises: PluginError if the constructor breaks the rule, naming distribution and parameter.
+    """
+    try:
+        parameters = inspect.signature(cls, eval_str=True).parameters.values()
+    except NameError as error:
+        raise _broken(entry, f"an annotation is unknown at run time: {error}") from error
+    before = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    for parameter in before:
+        if parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            raise _broken(entry, f"'{parameter}' hides its options")
+    if len(before) != 1 or before[0].default is not before[0].empty:
+        names = ", ".join(f"'{p.name}'" for p in before) or "nothing"
+        raise _broken(entry, f"what stands before '*' is {names}")
+    return [_option(entry, p) for p in parameters if p.kind is p.KEYWORD_ONLY]
+
+
+def _option(entry: Entry, parameter: inspect.Parameter) -> Option:
+    name, annotation, default = parameter.name, parameter.annotation, parameter.default
+    if name in reserved(entry.kind) or name.startswith("_"):
+        raise _broken(entry, f"'{name}' cannot be an option, because recipes reserve this key")
+    if annotation is parameter.empty:
+        raise _broken(entry, f"'{name}' has no type")
+    try:
+        describe(annotation)
+    except TypeError as error:
+        raise _broken(entry, f"the type of '{name}' is not plain data: {error}") from error
+    if isinstance(default, list | dict | set):
+        raise _broken(entry, f"the default of '{name}' is mutable; use a tuple")
+    return Option(name, annotation, ... if default is parameter.empty else default)
+
+
+def describe(annotation: Any, *, plural: bool = False) -> str:
+    """Says in words what a value must be.
+
+    >>> describe(tuple[float, float] | None)
+    'an array of 2 numbers'
+
+    Raises: TypeError if the annotation is not plain data that a recipe can hold.
+    """
+    if annotation in _WORDS:
+        return _WORDS[annotation][plural]
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return describe(arguments[0], plural=plural)
+    if origin is Literal:
+        return " or ".join(f"'{choice}'" for choice in arguments)
+    if origin in (Union, types.UnionType):
+        given = [argument for argument in arguments if argument is not types.NoneType]
+        return " or ".join(describe(argument, plural=plural) for argument in given)
+    if origin in (tuple, list):
+        noun = "arrays" if plural else "an array"
+        items = [argument for argument in arguments if argument is not Ellipsis]
+        if len(set(items)) > 1:
+            return f"{noun} of {', '.join(describe(item) for item in items)}"
+        variable = origin is list or Ellipsis in arguments
+        count = "" if variable else f"{len(items)} "
+        return f"{noun} of {count}{describe(items[0], plural=True)}"
+    raise TypeError(f"{annotation!r} is none of int, float, bool, str, Literal, tuple, list")
+
+
+def _broken(entry: Entry, reason: str) -> PluginError:
+    return PluginError(
+        f"{entry}: its constructor must be {RULE}, but {reason}. "
+        f"Tell the authors of {entry.distribution}."
+    )

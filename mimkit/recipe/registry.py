@@ -1,0 +1,163 @@
+"""What is registered: parts, data sets, evaluators and recipes of all installed distributions.
+
+Listing reads the metadata of installed distributions and imports nothing, so that it is fast and
+that a broken plugin harms only the recipes that name it.
+"""
+
+import importlib.util
+import inspect
+import pkgutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import importlib_metadata
+
+from mimkit.errors import PluginError, nearest
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One group of entry points.
+
+    Args:
+        singular: what one of them is called in messages.
+        base: ``module:name`` of the class that each must extend, or None.
+    """
+
+    singular: str
+    base: str | None = None
+
+
+KINDS = {
+    "maskers": Kind("masker", "mimkit.parts.base:Masker"),
+    "encoders": Kind("encoder", "mimkit.parts.base:Encoder"),
+    "targets": Kind("target", "mimkit.parts.base:Target"),
+    "heads": Kind("head", "mimkit.parts.base:Head"),
+    "losses": Kind("loss", "mimkit.parts.base:Loss"),
+    "datasets": Kind("data set"),
+    # By name: this layer stands below the evaluators.
+    "evaluators": Kind("evaluator", "mimkit.evaluate.base:Evaluator"),
+    "recipes": Kind("recipe"),
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registered name.
+
+    Args:
+        kind: a key of `KINDS`.
+        name: the registered name, which recipes use.
+        distribution: the installed distribution that offers it.
+        version: of that distribution.
+        value: ``module:object``; for a recipe the path of its file.
+    """
+
+    kind: str
+    name: str
+    distribution: str
+    version: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{KINDS[self.kind].singular} '{self.name}' ({self.distribution} {self.version})"
+
+
+def entries(kind: str) -> list[Entry]:
+    """Lists what is registered under a kind, by name; nothing is imported.
+
+    Raises: PluginError if there is no such kind.
+    """
+    if kind not in KINDS:
+        raise PluginError(
+            f"'{kind}' is not a kind of part; the kinds are {', '.join(KINDS)}."
+            f"{nearest(kind, KINDS)} See: mimkit list"
+        )
+    found = [
+        Entry(kind, point.name, point.dist.name, point.dist.version, point.value)
+        for point in _entry_points(f"mimkit.{kind}")
+        if point.dist is not None
+    ]
+    if kind == "recipes":
+        found = [recipe for package in found for recipe in _recipes_of(package)]
+    return sorted(found, key=lambda entry: (entry.name, entry.distribution))
+
+
+def find(kind: str, name: str) -> Entry:
+    """Finds a registered name, or ``distribution:name`` where several offer it.
+
+    Raises: PluginError if nothing or more than one distribution answers to it.
+    """
+    known = entries(kind)
+    wanted, _, short = name.rpartition(":")
+    matches = [
+        entry for entry in known if entry.name == short and wanted in ("", entry.distribution)
+    ]
+    if len(matches) == 1:
+        return matches[0]
+    singular = KINDS[kind].singular
+    if matches:
+        choices = " or ".join(f"'{entry.distribution}:{entry.name}'" for entry in matches)
+        raise PluginError(
+            f"{singular} '{name}' must be one, but {len(matches)} distributions offer it. "
+            f"Write {choices}. See: mimkit list {kind}"
+        )
+    full_names = (f"{entry.distribution}:{entry.name}" for entry in known)
+    names = full_names if wanted else (entry.name for entry in known)
+    raise PluginError(
+        f"no installed distribution offers a {singular} '{name}'.{nearest(name, names)} "
+        f"See: mimkit list {kind}"
+    )
+
+
+def load(entry: Entry) -> object:
+    """Imports what an entry names.
+
+    Raises: PluginError if that fails, or if it is not of the class that its kind demands.
+    """
+    try:
+        loaded = pkgutil.resolve_name(entry.value)
+    except Exception as error:  # a plugin's import may raise anything
+        raise PluginError(
+            f"{entry} cannot be loaded from {entry.value}: {type(error).__name__}: {error}. "
+            f"Mend or update {entry.distribution}; --debug shows where it fails."
+        ) from error
+    base = KINDS[entry.kind].base
+    if base is None:
+        return loaded
+    expected = pkgutil.resolve_name(base)
+    if not (inspect.isclass(loaded) and issubclass(loaded, expected)):
+        raise PluginError(
+            f"{entry} must be a subclass of mimkit.{expected.__name__}, but {entry.value} is "
+            f"{loaded!r}. Tell the authors of {entry.distribution}."
+        )
+    return loaded
+
+
+def recipe_files() -> dict[str, Path]:
+    """Returns the files of all registered recipes that one name stands for, by name."""
+    known = entries("recipes")
+    names = [entry.name for entry in known]
+    return {entry.name: Path(entry.value) for entry in known if names.count(entry.name) == 1}
+
+
+def _entry_points(group: str) -> Iterable[importlib_metadata.EntryPoint]:
+    return importlib_metadata.entry_points(group=group)
+
+
+def _recipes_of(package: Entry) -> list[Entry]:
+    """Lists the recipes of an entry whose value is a package.
+
+    They are in the package's folder ``recipes``, or, in a source checkout, in that beside it.
+    """
+    spec = importlib.util.find_spec(package.value)
+    if spec is None or spec.origin is None:
+        return []
+    folder = Path(spec.origin).parent
+    if (folder.parent / "pyproject.toml").is_file() and not (folder / "recipes").is_dir():
+        folder = folder.parent
+    return [
+        Entry("recipes", file.stem, package.distribution, package.version, str(file))
+        for file in (folder / "recipes").glob("*.toml")
+    ]

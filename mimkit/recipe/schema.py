@@ -1,0 +1,119 @@
+"""Reading a recipe, with its presets and the settings of the command line."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mimkit.errors import RecipeError, nearest
+from mimkit.recipe import registry
+from mimkit.recipe.document import Document, given, parse, parse_sets
+from mimkit.recipe.problems import Problems
+from mimkit.recipe.resolve import resolved
+from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection
+from mimkit.recipe.tables import PartTable, Recipe, TermTable
+from mimkit.recipe.validate import validate
+
+__all__ = [
+    "AugmentSection",
+    "DataSection",
+    "PartTable",
+    "Recipe",
+    "TermTable",
+    "TrainSection",
+    "check",
+    "load",
+    "resolved",
+]
+
+
+def load(
+    reference: str,
+    *,
+    preset: str | None = None,
+    overrides: Sequence[str] = (),
+    seed: int | None = None,
+    data_path: str | None = None,
+) -> Recipe:
+    """Reads a recipe.
+
+    Args:
+        reference: a file, or the name of a registered recipe.
+        preset: which of its ``[presets.NAME]`` to lay over it.
+        overrides: ``a.b=VALUE`` settings, laid over that.
+        seed: if given, replaces ``seed``.
+        data_path: if given, replaces ``data.path``.
+
+    Raises: RecipeError with all of its problems, one a line; PluginError if no recipe of this
+        name is registered.
+    """
+    document, file = _read(reference)
+    settings = parse_sets(overrides)
+    if seed is not None:
+        settings = settings.overlay(given(("seed",), seed, "--seed"))
+    if data_path is not None:
+        settings = settings.overlay(given(("data", "path"), data_path, "--data"))
+    problems = Problems()
+    recipe = validate(_choose(document, preset, problems).overlay(settings), file, problems)
+    return _finished(recipe, problems)
+
+
+def check(reference: str, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe like `load`, and also reports the problems of the presets not chosen."""
+    document, file = _read(reference)
+    problems = Problems()
+    chosen = _choose(document, preset, problems).overlay(parse_sets(overrides))
+    recipe = validate(chosen, file, problems)
+    for name in _preset_names(document, problems):
+        validate(_choose(document, name, problems), file, problems)
+    return _finished(recipe, problems)
+
+
+def _finished(recipe: Recipe | None, problems: Problems) -> Recipe:
+    problems.raise_if_any()
+    assert recipe is not None  # it is None only where there are problems
+    return recipe
+
+
+def _read(reference: str) -> tuple[Document, Path]:
+    file = Path(reference)
+    if not file.is_file():
+        if file.suffix == ".toml" or len(file.parts) > 1:
+            known = [path.name for path in file.parent.glob("*.toml")]
+            known += [f"{name}.toml" for name in registry.recipe_files()]
+            raise RecipeError(
+                f"{file}: there is no such recipe file.{nearest(file.name, known)} "
+                "For recipes that need no path, see: mimkit list recipes"
+            )
+        file = Path(registry.find("recipes", reference).value)
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{file}: must be a readable UTF-8 file, but: {error}") from error
+    return parse(text, str(file)), file
+
+
+def _preset_names(document: Document, problems: Problems) -> list[str]:
+    presets = document.tree.get("presets", {})
+    if not isinstance(presets, dict):
+        problems.add(document, ("presets",), "must hold tables, such as [presets.demo].")
+        return []
+    for name, table in presets.items():
+        if not isinstance(table, dict):
+            problems.add(document, ("presets", name), f"must be a table [presets.{name}].")
+    return [name for name, table in presets.items() if isinstance(table, dict)]
+
+
+def _choose(document: Document, preset: str | None, problems: Problems) -> Document:
+    """Returns the document without its presets, ``preset`` laid over it."""
+    known = _preset_names(document, problems)
+    base = document.without("presets")
+    if preset is None:
+        return base
+    if preset in known:
+        return base.overlay(document.preset(preset))
+    problems.add(
+        document,
+        ("presets",),
+        f"--preset must be one of this recipe's presets ({', '.join(known) or 'it has none'}), "
+        f"but is '{preset}'.{nearest(preset, known)}",
+    )
+    return base

@@ -1,0 +1,167 @@
+"""The tables of a recipe that belong to no part: ``[data]``, ``[augment]``, ``[train]``."""
+
+from typing import Annotated, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
+
+from mimkit.parts.records import Interpolation
+
+
+class Strict(BaseModel):
+    """What all tables share: nothing is converted, no unknown key passes, nothing changes."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _pair(value: object) -> tuple[int, int]:
+    sizes = (value, value) if type(value) is int else value
+    match sizes:
+        case (int(height), int(width)) if height > 0 and width > 0:
+            return height, width
+    raise ValueError(f"must be an integer above 0, or an array of two, but is {value!r}")
+
+
+Ratio = Annotated[float, Field(ge=0, le=1)]
+Channels = tuple[float, float, float]
+PositiveChannels = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
+PositiveRange = tuple[PositiveFloat, PositiveFloat]
+
+
+class DataSection(Strict):
+    """``[data]``: which images, and how they are cut into patches."""
+
+    name: str = Field(
+        min_length=1,
+        description="a registered name, a folder, parquet files, or a Hugging Face id",
+    )
+    path: str | None = Field(None, description="where to look for the data first (--data)")
+    image_size: Annotated[tuple[int, int], BeforeValidator(_pair)] = Field(
+        description="height and width the encoder sees, in pixels; one number for a square"
+    )
+    patch_size: PositiveInt = Field(
+        description="side of a patch in pixels; must divide the image's height and width"
+    )
+    mean: Channels | None = Field(None, description="mean to subtract; default: the data set's")
+    std: PositiveChannels | None = Field(None, description="divisor; default: the data set's")
+    interpolation: Interpolation = Field("bicubic", description="how images are resized")
+    num_images: PositiveInt | None = Field(
+        None, description="use only the first so many training images (shapes: draw so many)"
+    )
+    num_test_images: PositiveInt | None = Field(
+        None, description="use only the first so many test images (shapes: draw so many)"
+    )
+    workers: NonNegativeInt | None = Field(
+        None, description="loader processes; default: 0 for sets on the device, else cores - 1"
+    )
+
+    @field_validator("patch_size")
+    @classmethod
+    def _divides_image_size(cls, patch_size: int, info: ValidationInfo) -> int:
+        if "image_size" in info.data:
+            height, width = info.data["image_size"]
+            if height % patch_size or width % patch_size:
+                raise ValueError(
+                    f"must divide image_size ({height} x {width} pixels), but is {patch_size}"
+                )
+        return patch_size
+
+
+class AugmentSection(Strict):
+    """``[augment]``: how training images vary; all views of an image share one draw."""
+
+    crop: Literal["none", "pad", "resized"] = Field(
+        "resized", description="whole image, a crop of the padded image, or a random resized crop"
+    )
+    padding: NonNegativeInt = Field(4, description="pixels on each side, for crop 'pad'")
+    padding_mode: Literal["zero", "reflect"] = Field("zero", description="what padding shows")
+    crop_scale: PositiveRange = Field(
+        (0.2, 1.0), description="share of the area that a resized crop keeps, from and to"
+    )
+    crop_ratio: PositiveRange = Field(
+        (0.75, 4 / 3), description="width / height of a resized crop, from and to"
+    )
+    flip: bool = Field(True, description="mirror half of the images")
+    color_jitter: Ratio = Field(
+        0.0, description="strength of brightness, contrast and saturation changes"
+    )
+
+    @field_validator("crop_scale", "crop_ratio")
+    @classmethod
+    def _ascends(cls, bounds: tuple[float, float]) -> tuple[float, float]:
+        if bounds[0] > bounds[1]:
+            raise ValueError(f"must ascend, but is {list(bounds)}")
+        return bounds
+
+
+class TrainSection(Strict):
+    """``[train]``: budget, optimizer, schedule, intervals."""
+
+    total_steps: PositiveInt | None = Field(None, description="optimizer steps of the run")
+    total_epochs: PositiveFloat | None = Field(
+        None,
+        validate_default=True,
+        description="passes over the training images, instead of total_steps",
+    )
+    batch_size: PositiveInt = Field(description="images of one optimizer step, on all devices")
+    optimizer: Literal["sgd", "adamw"] = Field(description="SGD with Nesterov momentum, or AdamW")
+    lr: PositiveFloat = Field(description="learning rate after the warm-up")
+    min_lr: NonNegativeFloat = Field(0.0, description="learning rate at the end of the cosine")
+    warmup_steps: NonNegativeInt | None = Field(None, description="steps of linear warm-up")
+    warmup_epochs: NonNegativeFloat | None = Field(
+        None, description="epochs of linear warm-up, instead of warmup_steps"
+    )
+    weight_decay: NonNegativeFloat = Field(0.0, description="not applied to biases and norms")
+    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
+    betas: tuple[Ratio, Ratio] = Field((0.9, 0.999), description="of AdamW")
+    clip_norm: PositiveFloat | None = Field(
+        None, description="largest norm of the gradient; default: unlimited"
+    )
+    accumulate: PositiveInt = Field(
+        1, description="pieces into which a batch is split to save memory; must divide batch_size"
+    )
+    log_every_steps: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
+    checkpoint_every_steps: PositiveInt = Field(1000, description="steps between checkpoints")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="'auto' is bfloat16 autocast on CUDA, float32 elsewhere"
+    )
+    compile: Literal["auto", "on", "off"] = Field(
+        "auto", description="torch.compile the step; 'auto' keeps it where a trial is faster"
+    )
+
+    @field_validator("total_epochs")
+    @classmethod
+    def _one_budget(cls, total_epochs: float | None, info: ValidationInfo) -> float | None:
+        if "total_steps" in info.data and (info.data["total_steps"] is None) is (
+            total_epochs is None
+        ):
+            given = "neither" if total_epochs is None else "both"
+            raise ValueError(
+                f"exactly one of total_steps and total_epochs must be given, not {given}"
+            )
+        return total_epochs
+
+    @field_validator("warmup_epochs")
+    @classmethod
+    def _one_warmup(cls, warmup_epochs: float, info: ValidationInfo) -> float:
+        if info.data.get("warmup_steps") is not None:
+            raise ValueError("only one of warmup_steps and warmup_epochs may be given")
+        return warmup_epochs
+
+    @field_validator("accumulate")
+    @classmethod
+    def _divides_batch_size(cls, accumulate: int, info: ValidationInfo) -> int:
+        batch_size = info.data.get("batch_size", 0)
+        if batch_size % accumulate:
+            raise ValueError(f"must divide batch_size ({batch_size}), but is {accumulate}")
+        return accumulate

@@ -1,0 +1,94 @@
+"""A recipe as it is after reading: validated, with every default written out."""
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from mimkit.recipe.sections import AugmentSection, DataSection, Strict, TrainSection
+
+
+class PartTable(Strict):
+    """A part that a recipe names.
+
+    Args:
+        kind: a key of `mimkit.recipe.registry.KINDS`.
+        name: as written: ``"random"``, or ``"distribution:random"``.
+        cls: the class that it names.
+        options: every option of its constructor.
+        distribution: the installed distribution that offers it.
+        version: of that distribution.
+    """
+
+    kind: str
+    name: str
+    cls: type[Any]
+    options: dict[str, Any]
+    distribution: str
+    version: str
+
+
+class TermTable(Strict):
+    """A summand of the loss.
+
+    Args:
+        name: of its table, and in the logs.
+        prediction: which of the head's predictions.
+        target: which of the recipe's targets.
+        weight: factor in the sum.
+        loss: what compares the two.
+    """
+
+    name: str
+    prediction: str
+    target: str
+    weight: float
+    loss: PartTable
+
+
+class Recipe(Strict):
+    """What one run does.
+
+    Args:
+        name: of the recipe, and of the run's folder.
+        seed: of everything random: weights, order, crops, masks.
+        source: the file it was read from.
+        places: table to where it stands, for messages: ``"masker"`` to ``"x.toml:9, [masker]"``.
+        notes: what a reader should know, such as versions other than those it was written with.
+    """
+
+    name: str
+    seed: int
+    data: DataSection
+    augment: AugmentSection
+    masker: PartTable
+    encoder: PartTable
+    targets: dict[str, PartTable]
+    head: PartTable
+    losses: dict[str, TermTable]
+    train: TrainSection
+    evaluate: list[PartTable]
+    source: Path | None = None
+    places: dict[str, str] = Field({})
+    notes: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> dict[str, PartTable]:
+        """All parts by their tables' names, such as ``"masker"`` and ``"targets.patches"``."""
+        return {
+            "masker": self.masker,
+            "encoder": self.encoder,
+            **{f"targets.{name}": table for name, table in self.targets.items()},
+            "head": self.head,
+            **{f"losses.{name}": term.loss for name, term in self.losses.items()},
+            **{f"evaluate.{number}": table for number, table in enumerate(self.evaluate)},
+        }
+
+    def where(self, table: str) -> str:
+        """Returns where a table of this recipe stands, for messages."""
+        return self.places.get(table, f"[{table}]")
+
+    def same_as(self, other: "Recipe") -> bool:
+        """Whether both ask for the same run, wherever they were read from."""
+        nowhere: dict[str, object] = {"source": None, "places": {}, "notes": ()}
+        return self.model_copy(update=nowhere) == other.model_copy(update=nowhere)

@@ -1,0 +1,171 @@
+"""What the TOML of a recipe may say: from a document to a `Recipe`, or to all of its problems."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from mimkit.errors import PluginError, nearest
+from mimkit.recipe import registry
+from mimkit.recipe.document import Document, Key
+from mimkit.recipe.options import reserved, schema
+from mimkit.recipe.problems import Problems, label
+from mimkit.recipe.resolve import changes
+from mimkit.recipe.sections import AugmentSection, DataSection, Strict, TrainSection
+from mimkit.recipe.tables import PartTable, Recipe, TermTable
+
+KIND_OF = {
+    "masker": "maskers",
+    "encoder": "encoders",
+    "targets": "targets",
+    "head": "heads",
+    "losses": "losses",
+    "evaluate": "evaluators",
+}
+"""Table of a recipe to the kind of part that it names."""
+
+
+def _folder_name(name: str) -> str:
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise ValueError(f"must name a folder with letters, digits and '_.-', but is '{name}'")
+    return name
+
+
+class _Part(BaseModel):
+    """A part's table; its other keys are options, which the part's own schema checks."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+    part: str = Field(description="the registered name of a part; see: mimkit list")
+
+
+class _Loss(_Part):
+    prediction: str | None = None
+    target: str | None = None
+    weight: float = Field(1.0, allow_inf_nan=False)
+
+
+class _Tables(Strict):
+    """The top level of a recipe."""
+
+    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+        description="the name of the recipe and of its run's folder"
+    )
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    data: DataSection
+    augment: AugmentSection = AugmentSection()
+    masker: _Part
+    encoder: _Part
+    targets: dict[str, _Part] = Field(min_length=1)
+    head: _Part
+    losses: dict[str, _Loss] = Field(min_length=1)
+    train: TrainSection
+    evaluate: list[_Part] = Field([])
+    origin: dict[str, Any] = Field({})
+
+
+def validate(document: Document, file: Path, problems: Problems) -> Recipe | None:
+    """Makes a recipe of a document, or notes all of its problems and returns None."""
+    parts = {key: _part_table(document, key, problems) for key in _part_keys(document.tree)}
+    _compare_targets(document, problems)
+    try:
+        tables = _Tables.model_validate_json(json.dumps(document.tree, default=str))
+    except ValidationError as error:
+        problems.add_invalid(document, (), _Tables, error)
+    found = {key: part for key, part in parts.items() if part is not None}
+    if problems:
+        return None
+    places = {key: f"{document.place(key)}, {label(key)}" for key in parts}
+    recipe = Recipe(
+        name=tables.name,
+        seed=tables.seed,
+        data=tables.data,
+        augment=tables.augment,
+        masker=found["masker",],
+        encoder=found["encoder",],
+        targets={name: found["targets", name] for name in tables.targets},
+        head=found["head",],
+        losses={
+            name: TermTable(
+                name=name,
+                prediction=table.prediction or name,
+                target=table.target or name,
+                weight=table.weight,
+                loss=found["losses", name],
+            )
+            for name, table in tables.losses.items()
+        },
+        train=tables.train,
+        evaluate=[found["evaluate", number] for number in range(len(tables.evaluate))],
+        source=file,
+        places={".".join(map(str, key)): place for key, place in places.items()},
+    )
+    return recipe.model_copy(update={"notes": changes(tables.origin, recipe)})
+
+
+def _part_keys(tree: Mapping[str, Any]) -> Iterator[Key]:
+    """Yields the keys of the tables that name a part; malformed ones are left to `_Tables`."""
+    tables: dict[Key, object]
+    for name in KIND_OF:
+        table = tree.get(name)
+        if name == "evaluate" and isinstance(table, list):
+            tables = {(name, number): value for number, value in enumerate(table)}
+        elif name in ("targets", "losses") and isinstance(table, dict):
+            tables = {(name, key): value for key, value in table.items()}
+        else:
+            tables = {(name,): table}
+        for key, value in tables.items():
+            if isinstance(value, dict) and isinstance(value.get("part"), str):
+                yield key
+
+
+def _part_table(document: Document, key: Key, problems: Problems) -> PartTable | None:
+    kind, table = KIND_OF[str(key[0])], document.at(key)
+    name = table["part"]
+    options = {k: v for k, v in table.items() if k not in reserved(kind)}
+    try:
+        entry = registry.find(kind, name)
+        cls = cast(type, registry.load(entry))
+        model = schema(entry, cls)
+    except PluginError as error:
+        problems.add(document, (*key, "part"), str(error), error)
+        return None
+    try:
+        valid = model.model_validate_json(json.dumps(options, default=str))
+    except ValidationError as error:
+        see = f"See: mimkit list {kind} {name}"
+        problems.add_invalid(document, key, model, error, owner=str(entry), see=see)
+        return None
+    return PartTable(
+        kind=kind,
+        name=name,
+        cls=cls,
+        options=valid.model_dump(),
+        distribution=entry.distribution,
+        version=entry.version,
+    )
+
+
+def _compare_targets(document: Document, problems: Problems) -> None:
+    """Notes losses without a target of that name, and targets without a loss."""
+    targets, losses = document.tree.get("targets"), document.tree.get("losses")
+    if not (isinstance(targets, dict) and isinstance(losses, dict)):
+        return
+    used = {
+        name: loss.get("target", name) for name, loss in losses.items() if isinstance(loss, dict)
+    }
+    for name, target in used.items():
+        if isinstance(target, str) and target not in targets:
+            known = ", ".join(f"'{known}'" for known in targets)
+            text = f"must be one of the recipe's targets ({known}), but is '{target}'."
+            problems.add(document, ("losses", name, "target"), text + nearest(target, targets))
+    for target in targets:
+        if target not in used.values():
+            text = (
+                "no loss compares this target with a prediction. Remove it, or add a table "
+                f"[losses.{target}]."
+            )
+            problems.add(document, ("targets", target), text)
