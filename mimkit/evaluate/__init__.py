@@ -1,0 +1,1 @@
+"""Judging a pre-trained encoder: its own task held out, frozen features, fine-tuning."""

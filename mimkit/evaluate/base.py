@@ -12,9 +12,12 @@ import torch
 
 from mimkit.parts.base import Part
 
+Plain = str | int | float | bool | None
+
 if TYPE_CHECKING:
     from mimkit.data.sources import Source
     from mimkit.data.views import Augment
+    from mimkit.parts.base import Masker
     from mimkit.parts.records import View
     from mimkit.train.step import Pretrainer
 
@@ -25,9 +28,10 @@ class Subject:
 
     Args:
         pretrainer: the model as it stands; an evaluator must not change it.
+        masker: the recipe's, for evaluators that repeat the pre-training task.
+        views: every rendering that the recipe's parts ask for, the encoder's first.
         train: the training split, whose labels may be used.
         test: the held-out split; nothing is ever chosen on it.
-        view: the encoder's view of an image.
         augment: the recipe's augmentation.
         device: where to compute.
         seed: of the run.
@@ -36,12 +40,14 @@ class Subject:
         workdir: a folder of this evaluator's own, in which it may keep finished cells so that a
             killed run does not repeat them.
         report: called with a line of text whenever there is progress to tell.
+        workers: loader processes for sources that decode files.
     """
 
     pretrainer: Pretrainer
+    masker: Masker
+    views: tuple[View, ...]
     train: Source
     test: Source
-    view: View
     augment: Augment
     device: torch.device
     seed: int
@@ -49,6 +55,12 @@ class Subject:
     fresh: Callable[[int], Pretrainer]
     workdir: Path
     report: Callable[[str], None] = print
+    workers: int = 0
+
+    @property
+    def view(self) -> View:
+        """The encoder's view of an image."""
+        return self.views[0]
 
 
 @dataclass(frozen=True)
@@ -57,13 +69,16 @@ class Result:
 
     Args:
         evaluator: registered name of the evaluator.
-        metric: what was measured, e.g. ``"accuracy"``.
+        metric: what was measured, e.g. ``"accuracy"``; where an evaluator also measures a
+            baseline, more must be better.
         value: the number; accuracies are in [0, 1].
         num_images: how many images it was measured on.
         seed: of the evaluation.
-        init: ``"pretrained"``, ``"scratch"`` (trained without pre-training) or ``"random"``
-            (frozen random features).
-        protocol: every choice that makes the number comparable or not (fraction, lr, ...).
+        init: ``"pretrained"``, ``"scratch"`` (trained without pre-training), ``"random"`` (frozen
+            random features) or ``"pixels"`` (no encoder at all).
+        protocol: every choice that makes the number comparable or not (label fraction, ...);
+            results that differ in nothing but init and seed are compared.
+        chosen: what a search on the development split found (lr, ...), free to differ.
     """
 
     evaluator: str
@@ -72,7 +87,8 @@ class Result:
     num_images: int
     seed: int
     init: str = "pretrained"
-    protocol: Mapping[str, str | int | float | bool | None] = field(default_factory=dict)
+    protocol: Mapping[str, Plain] = field(default_factory=dict)
+    chosen: Mapping[str, Plain] = field(default_factory=dict)
 
 
 class Evaluator(Part):
