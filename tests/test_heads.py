@@ -1,0 +1,40 @@
+"""The linear head."""
+
+import pytest
+import torch
+
+from mimkit import BoundaryError, Geometry, Mask, Tokens, Width
+from mimkit.builtin.heads import LinearHead
+
+
+@pytest.fixture
+def mask(grid) -> Mask:
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, [2, 5, 11]] = True
+    masked[1, [0, 7]] = True
+    return Mask.replace(masked, grid)
+
+
+def tokens(mask: Mask) -> Tokens:
+    patches = torch.randn(*mask.context.shape, 16)
+    return Tokens(patches, patches[:, :0], mask.context)
+
+
+def test_it_predicts_every_output_at_the_targets(grid, mask):
+    outputs = {"ids": Width("class", 7), "pixels": Width("vector", 48)}
+    head = LinearHead(Geometry(grid, embed_dim=16, outputs=outputs))
+    given = tokens(mask)
+    predictions = head(given, mask)
+    assert {name: value.shape for name, value in predictions.items()} == {
+        "ids": (2, 1, 3, 7),
+        "pixels": (2, 1, 3, 48),
+    }
+    expected = head.predictors["ids"](given.patches[0, 5])
+    torch.testing.assert_close(predictions["ids"][0, 0, 1], expected)
+
+
+def test_it_refuses_an_encoder_that_did_not_see_the_whole_grid(grid):
+    head = LinearHead(Geometry(grid, embed_dim=16, outputs={"ids": Width("class", 7)}))
+    dropped = Mask.drop(torch.arange(16).expand(2, -1) < 4, grid)
+    with pytest.raises(BoundaryError, match=r"all 16 patches must enter .* but 12 did"):
+        head(tokens(dropped), dropped)

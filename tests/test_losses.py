@@ -1,0 +1,86 @@
+"""The built-in losses."""
+
+import math
+
+import pytest
+import torch
+
+from mimkit import Geometry, Grid, RecipeError
+from mimkit.builtin.losses import L1, MSE, CrossEntropy, SmoothL1
+
+GEOMETRY = Geometry(Grid(4, 4, 4))
+VALID = torch.tensor([[[True, True, False]], [[True, False, False]]])
+REGRESSIONS = [MSE, L1, SmoothL1]
+ALL = [CrossEntropy, *REGRESSIONS]
+
+
+def inputs(kind: type, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    prediction = torch.randn(2, 1, 3, 5).to(dtype).requires_grad_()
+    if kind is CrossEntropy:
+        return prediction, torch.randint(0, 5, (2, 1, 3))
+    return prediction, torch.randn(2, 1, 3, 5).to(dtype)
+
+
+@pytest.mark.parametrize("kind", ALL)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_float32_value_per_position_also_under_autocast(kind, dtype):
+    prediction, target = inputs(kind, dtype)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        value = kind(GEOMETRY)(prediction, target, VALID)
+    assert value.shape == (2, 1, 3)
+    assert value.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_padding_has_no_influence_even_if_it_is_nan(kind):
+    loss = kind(GEOMETRY)
+    prediction, target = inputs(kind)
+    loss(prediction, target, VALID)[VALID].sum().backward()
+    poisoned = prediction.detach().masked_fill(~VALID[..., None], math.nan).requires_grad_()
+    if kind is CrossEntropy:
+        target = target.masked_fill(~VALID, -12345)
+    else:
+        target = target.masked_fill(~VALID[..., None], math.nan)
+    value = loss(poisoned, target, VALID)
+    value[VALID].sum().backward()
+    assert torch.equal(poisoned.grad, prediction.grad)
+    assert poisoned.grad[~VALID].eq(0).all()
+    assert poisoned.grad[VALID].abs().sum(-1).gt(0).all()
+
+
+@pytest.mark.parametrize(
+    ("loss", "difference", "expected"),
+    [
+        (MSE(GEOMETRY), [3.0, -1.0], 5.0),
+        (L1(GEOMETRY), [3.0, -1.0], 2.0),
+        (SmoothL1(GEOMETRY), [3.0, -0.5], (2.5 + 0.125) / 2),
+        (SmoothL1(GEOMETRY, beta=4.0), [3.0, -1.0], (9 / 8 + 1 / 8) / 2),
+    ],
+)
+def test_regressions_average_over_the_width(loss, difference, expected):
+    target = torch.randn(1, 1, 1, 2)
+    value = loss(target + torch.tensor(difference), target, torch.ones(1, 1, 1, dtype=torch.bool))
+    assert value.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_cross_entropy_of_equal_scores_is_the_log_of_the_classes():
+    value = CrossEntropy(GEOMETRY)(torch.zeros(2, 1, 3, 8192), torch.ones(2, 1, 3).long(), VALID)
+    torch.testing.assert_close(value, torch.full((2, 1, 3), math.log(8192)))
+
+
+def test_accuracy_counts_valid_positions_only():
+    scores = torch.nn.functional.one_hot(torch.tensor([[[1, 2, 0]], [[3, 4, 4]]]), 5).float()
+    target = torch.tensor([[[1, 0, 0]], [[3, 4, 4]]])
+    metrics = CrossEntropy(GEOMETRY).metrics(scores, target, VALID)
+    assert metrics["accuracy"].item() == pytest.approx(2 / 3)
+
+
+def test_each_loss_says_what_it_compares():
+    assert CrossEntropy.kinds == {"class"}
+    assert all(kind.kinds == {"vector"} for kind in REGRESSIONS)
+
+
+def test_a_beta_of_zero_is_refused():
+    with pytest.raises(RecipeError, match="beta: must be positive, but is 0"):
+        SmoothL1(GEOMETRY, beta=0.0)
