@@ -1,0 +1,93 @@
+"""Cutting and resizing: pixels that are at hand all at once, files one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Final, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mimkit.data.device import send
+from mimkit.data.resample import crop, resample
+from mimkit.parts.records import View
+
+if TYPE_CHECKING:
+    from mimkit.data.sources import Source
+    from mimkit.data.views import Augment, Draws
+
+_PILLOW: Final = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+def cut(
+    source: Source, index: Tensor, views: Sequence[View], draws: Draws, augment: Augment
+) -> dict[str, Tensor]:
+    """Cuts and resizes the images of several views, each image decoded once.
+
+    Shape: each (n, 3, H, W) uint8.
+    """
+    if source.pixels is None:
+        cuts = [
+            _cut_image(source.image(i), draws.box[k : k + 1], bool(draws.flip[k]), views, augment)
+            for k, i in enumerate(index.tolist())
+        ]
+        return {name: torch.stack([each[name] for each in cuts]) for name in cuts[0]}
+    device = source.pixels.device
+    pixels, draws = source.pixels[send(index, device)], draws.to(device)
+    return {view.name: _cut_pixels(pixels, view, draws, augment) for view in views}
+
+
+def _cut_pixels(pixels: Tensor, view: View, draws: Draws, augment: Augment) -> Tensor:
+    size = (pixels.shape[2], pixels.shape[3])
+    if augment.crop != "resized" and view.image_size == size:
+        return crop(pixels, draws.box[:, :2], draws.flip, size, augment.padding_mode)
+    padding = augment.padding if augment.crop == "pad" else 0
+    return resample(
+        pixels,
+        _fit(draws.box, view, augment),
+        draws.flip,
+        view.image_size,
+        view.interpolation,
+        padding=padding,
+        padding_mode=augment.padding_mode,
+    )
+
+
+def _cut_image(
+    image: Image.Image, box: Tensor, flip: bool, views: Sequence[View], augment: Augment
+) -> dict[str, Tensor]:
+    padding = augment.padding if augment.crop == "pad" else 0
+    if padding:
+        mode: Literal["constant", "reflect"]
+        mode = "constant" if augment.padding_mode == "zero" else "reflect"
+        around = ((padding, padding), (padding, padding), (0, 0))
+        image = Image.fromarray(np.pad(np.asarray(image), around, mode))
+    cuts = {}
+    for view in views:
+        top, left, height, width = _fit(box, view, augment)[0].tolist()
+        left, top = left + padding, top + padding
+        right, bottom = min(left + width, image.width), min(top + height, image.height)
+        height, width = view.image_size
+        kernel = _PILLOW[view.interpolation]
+        small = image.resize((width, height), kernel, box=(left, top, right, bottom))
+        if flip:
+            small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        cuts[view.name] = torch.from_numpy(np.array(small).transpose(2, 0, 1).copy())
+    return cuts
+
+
+def _fit(box: Tensor, view: View, augment: Augment) -> Tensor:
+    """Narrows boxes that keep the image's aspect to the view's, about their centre."""
+    if augment.crop == "resized":
+        return box
+    aspect = view.image_size[1] / view.image_size[0]
+    corner, extent = box[:, :2], box[:, 2:]
+    height, width = extent.unbind(1)
+    inner = torch.stack([(width / aspect).minimum(height), (height * aspect).minimum(width)], 1)
+    return torch.cat([corner + (extent - inner) / 2, inner], 1)
