@@ -2,6 +2,7 @@
 
 import inspect
 import types
+import warnings
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -51,13 +52,11 @@ def schema(entry: Entry, cls: type) -> type[BaseModel]:
     """
     found = options(entry, cls)
     fields: dict[str, Any] = {o.name: (o.annotation, o.default) for o in found}
-    model = create_model(
-        cls.__name__,
-        __config__=ConfigDict(
-            strict=True, extra="forbid", validate_default=True, protected_namespaces=()
-        ),
-        **fields,
-    )
+    config = ConfigDict(strict=True, extra="forbid", validate_default=True, protected_namespaces=())
+    with warnings.catch_warnings():
+        # An option may be called like a method of pydantic's models: "copy" is harmless here.
+        warnings.simplefilter("ignore", UserWarning)
+        model = create_model(cls.__name__, __config__=config, **fields)
     try:
         model.model_validate({})
     except ValidationError as error:

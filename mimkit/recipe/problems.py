@@ -62,15 +62,15 @@ class Problems:
             model: what validated it.
             error: what it found.
             owner: whose keys these are; default: the table's.
-            see: where to read which keys there are; default: they are listed.
+            see: the command that tells more, if there is one.
         """
         for problem in error.errors(include_url=False):
             key, holder, annotation = _field(model, problem["loc"])
             fields, full_key = holder.model_fields, (*table, *key)
             if problem["type"] == "extra_forbidden":
                 of = owner or label(key[:-1]) or "a recipe"
-                known = see or f"Known are: {', '.join(fields)}."
-                text = f"unknown key of {of}.{nearest(str(key[-1]), fields)} {known}"
+                guess = nearest(str(key[-1]), fields) or f" Known are: {', '.join(fields)}."
+                text = f"unknown key of {of}.{guess} {see}"
             elif problem["type"] == "missing" and key == problem["loc"]:
                 about = fields[str(key[-1])].description
                 meaning = f" ({about})" if about else ""

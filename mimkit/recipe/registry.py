@@ -106,7 +106,7 @@ def find(kind: str, name: str) -> Entry:
     full_names = (f"{entry.distribution}:{entry.name}" for entry in known)
     names = full_names if wanted else (entry.name for entry in known)
     raise PluginError(
-        f"no installed distribution offers a {singular} '{name}'.{nearest(name, names)} "
+        f"{singular} '{name}' is offered by no installed distribution.{nearest(name, names)} "
         f"See: mimkit list {kind}"
     )
 

@@ -55,14 +55,18 @@ class _Tables(Strict):
         description="the name of the recipe and of its run's folder"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    data: DataSection
+    data: DataSection = Field(description="name, image_size and patch_size of the images")
     augment: AugmentSection = AugmentSection()
-    masker: _Part
-    encoder: _Part
-    targets: dict[str, _Part] = Field(min_length=1)
-    head: _Part
-    losses: dict[str, _Loss] = Field(min_length=1)
-    train: TrainSection
+    masker: _Part = Field(description="what is hidden; see: mimkit list maskers")
+    encoder: _Part = Field(description="what is trained; see: mimkit list encoders")
+    targets: dict[str, _Part] = Field(
+        min_length=1, description="[targets.NAME]: what is predicted; see: mimkit list targets"
+    )
+    head: _Part = Field(description="what predicts; see: mimkit list heads")
+    losses: dict[str, _Loss] = Field(
+        min_length=1, description="[losses.NAME]: what is minimised; see: mimkit list losses"
+    )
+    train: TrainSection = Field(description="budget, optimizer and schedule")
     evaluate: list[_Part] = Field([])
     origin: dict[str, Any] = Field({})
 
@@ -157,15 +161,13 @@ def _compare_targets(document: Document, problems: Problems) -> None:
     used = {
         name: loss.get("target", name) for name, loss in losses.items() if isinstance(loss, dict)
     }
-    for name, target in used.items():
-        if isinstance(target, str) and target not in targets:
-            known = ", ".join(f"'{known}'" for known in targets)
-            text = f"must be one of the recipe's targets ({known}), but is '{target}'."
-            problems.add(document, ("losses", name, "target"), text + nearest(target, targets))
-    for target in targets:
+    unknown = {name: target for name, target in used.items() if target not in list(targets)}
+    for name, target in unknown.items():
+        known = ", ".join(f"'{known}'" for known in targets)
+        text = f"must be one of the recipe's targets ({known}), but is '{target}'."
+        problems.add(document, ("losses", name, "target"), text + nearest(str(target), targets))
+    # A misspelt target would be reported once more as one that nobody uses.
+    for target in targets if not unknown else ():
         if target not in used.values():
-            text = (
-                "no loss compares this target with a prediction. Remove it, or add a table "
-                f"[losses.{target}]."
-            )
-            problems.add(document, ("targets", target), text)
+            text = "no loss compares this target with a prediction. Remove it, or add a table"
+            problems.add(document, ("targets", target), f"{text} [losses.{target}].")

@@ -1,0 +1,5 @@
+"""``python -m mimkit`` is the same program as ``mimkit``."""
+
+from mimkit.cli import main
+
+main()

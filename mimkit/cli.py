@@ -1,0 +1,87 @@
+"""The command line. What a command needs is imported when it runs, so that help answers at once.
+
+Exit codes: 0 done, 1 it failed, 2 the user can mend it.
+"""
+
+import traceback
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from mimkit.errors import MimkitError
+
+
+class _Program(TyperGroup):
+    """Turns errors that the user can mend into one message and exit code 2."""
+
+    def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
+        try:
+            return super().invoke(ctx)
+        except MimkitError as error:
+            if ctx.params["debug"]:
+                traceback.print_exception(error)
+            console = Console(stderr=True)
+            console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            raise typer.Exit(2) from error
+
+
+app = typer.Typer(
+    cls=_Program,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+RecipeArgument = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A TOML file, or a registered recipe.")
+]
+PresetOption = Annotated[
+    str | None, typer.Option("--preset", metavar="NAME", help="One of the recipe's presets.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key: train.total_steps=40."),
+]
+
+
+@app.callback()
+def mimkit(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+) -> None:
+    """Masked image modeling from exchangeable parts, compared honestly."""
+
+
+@app.command(name="list")
+def list_(
+    kind: Annotated[
+        str | None, typer.Argument(help="maskers, encoders, targets, heads, losses, ...")
+    ] = None,
+    name: Annotated[str | None, typer.Argument(help="One of them: its options.")] = None,
+) -> None:
+    """List parts, data sets and recipes; with a name: its options, source and file."""
+    from mimkit.recipe import listing
+
+    if kind is None:
+        listing.show_all(Console())
+    elif name is None:
+        listing.show_kind(kind, Console())
+    else:
+        from mimkit.recipe import details
+
+        details.show(kind, name, Console())
+
+
+@app.command()
+def check(recipe: RecipeArgument, preset: PresetOption = None, settings: SetOption = None) -> None:
+    """Check a recipe without running it: every problem at once, or a summary and 'ok'."""
+    from mimkit.recipe import summary
+
+    summary.check(recipe, preset, settings or [], Console())
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

@@ -1,0 +1,41 @@
+"""Tables of what is registered, drawn from metadata alone."""
+
+from rich.console import Console
+from rich.table import Table
+
+from mimkit.recipe.registry import KINDS, Entry, entries
+
+
+def show_all(console: Console) -> None:
+    """Prints everything that is registered."""
+    table = plain_table("kind", "name", "from")
+    for kind in KINDS:
+        for number, entry in enumerate(entries(kind)):
+            table.add_row(kind if number == 0 else "", entry.name, origin(entry))
+    console.print(table)
+    console.print("Options and source of one: mimkit list KIND NAME", highlight=False)
+
+
+def show_kind(kind: str, console: Console) -> None:
+    """Prints what is registered under one kind.
+
+    Raises: PluginError if there is no such kind.
+    """
+    table = plain_table("name", "from", "file" if kind == "recipes" else "object")
+    for entry in entries(kind):
+        table.add_row(entry.name, origin(entry), entry.value)
+    console.print(table)
+    console.print(f"Options and source of one: mimkit list {kind} NAME", highlight=False)
+
+
+def plain_table(*columns: str) -> Table:
+    """Makes a table without lines, whose cells fold instead of being cut."""
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def origin(entry: Entry) -> str:
+    """Returns the distribution that offers an entry, with its version."""
+    return f"{entry.distribution} {entry.version}"
