@@ -1,0 +1,192 @@
+import re
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from mimkit.cli import app
+from mimkit.parts.base import Masker
+from mimkit.recipe import listing
+
+HEAVY = ("torch", "timm", "mimkit_selfie", "datasets", "mimkit.parts")
+
+
+class Spotted(Masker):
+    """Masks spots.
+
+    Args:
+        geometry: the grid.
+        num_spots: how many spots
+            an image has.
+        shape: of a spot.
+
+    Source: nowhere,
+        page 3.
+    """
+
+    def __init__(self, geometry, *, num_spots: int, shape: tuple[int, int] = (1, 2)): ...
+
+
+def mimkit(*arguments, columns=100):
+    return CliRunner(env={"COLUMNS": str(columns)}).invoke(app, list(arguments))
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text("""\
+name = "tiny"
+[data]
+name = "shapes"
+image_size = 16
+patch_size = 4
+[masker]
+part = "random"
+mask_ratio = 0.5
+mode = "replace"
+[encoder]
+part = "vit"
+embed_dim = 16
+depth = 1
+num_heads = 2
+mask_token = true
+[targets.pixels]
+part = "pixels"
+[head]
+part = "linear"
+[losses.pixels]
+part = "mse"
+[train]
+total_steps = 1200
+batch_size = 8
+optimizer = "adamw"
+lr = 1e-3
+[presets.short]
+train.total_steps = 7
+""")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["list"], ["list", "heads"], ["list", "recipes"]]
+)
+def test_help_and_lists_import_neither_torch_nor_any_plugin(arguments):
+    script = (
+        "import sys\n"
+        "from mimkit.cli import app\n"
+        f"app({arguments!r}, standalone_mode=False)\n"
+        f"print('loaded', sorted(set({HEAVY!r}) & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.rstrip().endswith("loaded []")
+
+
+def test_the_module_is_the_same_program():
+    done = subprocess.run(
+        [sys.executable, "-m", "mimkit", "list", "maskrs"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "Did you mean 'maskers'?" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_the_commands_and_options_are_these():
+    # An option more or less is a decision: change this list, the docs and the changelog.
+    listed = mimkit("--help").output
+    assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == ["list", "check"]
+    check = mimkit("check", "--help").output
+    assert re.findall(r"--\w+", check) == ["--preset", "--set", "--help"]
+
+
+def test_all_kinds_are_listed_with_what_offers_them(register):
+    register("maskers", "random", "a:A")
+    register("heads", "pointer", "b:B", distribution="mimkit-selfie", version="2.1")
+    output = mimkit("list").output
+    assert "maskers" in output
+    assert "pointer" in output
+    assert "mimkit-selfie 2.1" in output
+
+
+def test_a_kind_is_listed_with_its_objects(register):
+    register("heads", "pointer", "b:B", distribution="mimkit-selfie", version="2.1")
+    assert "b:B" in mimkit("list", "heads").output
+
+
+def test_a_name_shows_options_source_and_file(register):
+    register("maskers", "spotted", Spotted)
+    words = " ".join(mimkit("list", "maskers", "spotted", columns=140).output.split())
+    for part in (
+        "masker spotted Masks spots.",
+        "num_spots an integer required how many spots an image has.",
+        "shape an array of 2 integers [1, 2] of a spot.",
+        "Source: nowhere, page 3.",
+        "mimkit-tiny 1.0",
+        "test_cli.py",
+    ):
+        assert part in words
+
+
+def test_a_data_set_shows_what_is_known_of_it():
+    assert "image_size: (32, 32)" in mimkit("list", "datasets", "cifar10").output
+
+
+def test_a_recipe_shows_its_opening_comment_and_presets(register, tmp_path, monkeypatch):
+    (tmp_path / "cli_recipes/recipes").mkdir(parents=True)
+    (tmp_path / "cli_recipes/__init__.py").touch()
+    (tmp_path / "cli_recipes/recipes/one.toml").write_text("# An idea\n\n[presets.demo]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    register("recipes", "all", "cli_recipes")
+    output = mimkit("list", "recipes", "one").output
+    assert "An idea" in output
+    assert "Presets: demo" in output
+
+
+def test_check_prints_a_summary_and_ok(recipe):
+    result = mimkit("check", recipe)
+    assert result.exit_code == 0, result.output
+    for part in ("4 x 4 patches of 4 px", "1,200 steps", "vit", "vector of 48", "1 x 8 targets"):
+        assert part in result.output
+    assert result.output.rstrip().endswith("ok")
+
+
+def test_check_takes_presets_and_settings(recipe):
+    assert "7 steps" in mimkit("check", recipe, "--preset", "short").output
+    assert "9 steps" in mimkit("check", recipe, "--set", "train.total_steps=9").output
+    epochs = mimkit("check", recipe, "--set", "train.total_epochs=2.5").output
+    assert "2.5 epochs" in epochs
+
+
+def test_check_prints_every_problem_on_stderr_and_exits_with_2(recipe):
+    result = mimkit("check", recipe, "--set", "masker.mask_ration=1", "--set", "train.lr=x")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    first, second = result.stderr.rstrip().split("\n")
+    assert "Did you mean 'mask_ratio'?" in first
+    assert "must be a number" in second
+
+
+def test_check_refuses_parts_that_cannot_go_together(recipe):
+    result = mimkit("check", recipe, "--set", "encoder.mask_token=false")
+    assert result.exit_code == 2
+    assert "[encoder]: encoder 'vit' must show hidden patches" in result.stderr
+
+
+def test_debug_shows_the_traceback_and_still_exits_with_2():
+    result = mimkit("--debug", "list", "maskrs")
+    assert result.exit_code == 2
+    assert "Traceback" in result.stderr
+
+
+def test_what_nobody_expected_exits_with_1(monkeypatch):
+    def fail(console):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(listing, "show_all", fail)
+    assert mimkit("list").exit_code == 1
