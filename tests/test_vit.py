@@ -120,6 +120,19 @@ def test_every_parameter_gets_a_gradient(positions, mask_token):
         assert parameter.grad.abs().sum() > 0, name
 
 
+def test_drop_path_rises_linearly_from_zero():
+    encoder = vit(depth=3, drop_path=0.2)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in encoder.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos"])
+def test_it_builds_without_allocating_anything(positions):
+    with torch.device("meta"):
+        encoder = vit(positions=positions, embed_dim=768, depth=12, num_heads=12)
+    assert {tensor.device.type for tensor in encoder.state_dict().values()} == {"meta"}
+
+
 def test_drop_path_acts_in_training_only():
     encoder, image = vit(drop_path=0.9), torch.randn(2, 3, 16, 16)
     assert torch.equal(encoder(image).patches, encoder(image).patches)

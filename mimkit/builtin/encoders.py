@@ -92,7 +92,7 @@ class ViT(Encoder):
                 drop_path=rate,
                 norm_layer=LayerNorm,  # eps 1e-6
             )
-            for rate in torch.linspace(0, drop_path, depth).tolist()
+            for rate in (drop_path * number / max(depth - 1, 1) for number in range(depth))
         )
         self.norm = LayerNorm(embed_dim)
         self.apply(_init_weights)
