@@ -56,7 +56,7 @@ def summary(evaluator, metric, protocol, init, mean, std, seeds=3):
         "init": init,
         "mean": mean,
         "std": std if seeds > 1 else None,
-        "seeds": seeds,
+        "seeds": list(range(seeds)),
         "values": values,
     }
 
@@ -70,7 +70,7 @@ def difference(evaluator, metric, protocol, mean, low, high, verdict, seeds=3):
         "low": low,
         "high": high,
         "level": 0.95,
-        "seeds": seeds,
+        "seeds": list(range(seeds)),
         "verdict": verdict,
     }
 
@@ -79,8 +79,8 @@ def finetune_results():
     summaries, differences = [], []
     for fraction, scratch, gain, half, verdict in (
         (0.05, 0.412, 0.031, 0.012, "better"),
-        (0.08, 0.497, 0.018, 0.022, "not distinguishable"),
-        (0.2, 0.641, 0.004, 0.011, "not distinguishable"),
+        (0.08, 0.497, 0.018, 0.022, "not distinguishable at n=3"),
+        (0.2, 0.641, 0.004, 0.011, "not distinguishable at n=3"),
         (1.0, 0.883, -0.006, 0.004, "worse"),
     ):
         protocol = {"network": "whole", "label_fraction": fraction, "total_steps": 600}
@@ -101,7 +101,14 @@ def finetune_results():
         ]
         differences.append(
             difference(
-                evaluator, "accuracy", protocol, ours - base, None, None, "one seed", seeds=1
+                evaluator,
+                "accuracy",
+                protocol,
+                ours - base,
+                None,
+                None,
+                "one seed: no interval",
+                seeds=1,
             )
         )
     return {"results": [], "summaries": summaries, "differences": differences}
@@ -249,25 +256,27 @@ def test_every_picture_and_plot_is_described_and_every_heading_cell_has_a_scope(
 
 def test_the_answer_speaks_for_the_smallest_fraction_with_its_interval(finished):
     assert (
-        "Pre-training raises finetune accuracy at 5 % of the labels by +3.1 points "
+        "Pre-training raises finetune accuracy at 5 % of the labels by 3.1 points "
         "(95 % interval +1.9 to +4.3, n = 3 seeds): better." in report_text(finished)
     )
 
 
 def test_an_interval_that_holds_zero_only_changes():
     results = finetune_results()
-    results["differences"][0] |= {"low": -0.003, "verdict": "not distinguishable"}
+    results["differences"][0] |= {"low": -0.003, "verdict": "not distinguishable at n=3"}
     sentence = answer(tables(results)).replace("\u202f", " ")
     assert sentence == (
         "Pre-training changes finetune accuracy at 5 % of the labels by +3.1 points "
-        "(95 % interval \u22120.3 to +4.3, n = 3 seeds): not distinguishable."
+        "(95 % interval \u22120.3 to +4.3, n = 3 seeds): not distinguishable at n=3."
     )
 
 
 def test_a_single_seed_gives_no_interval():
     results = finetune_results()
     results["differences"] = results["differences"][-1:]
-    assert "(n = 1 seed, so no interval)" in answer(tables(results))
+    assert answer(tables(results)) == (
+        "Pre-training changes linear_probe accuracy by +9.5 points (one seed: no interval)."
+    )
 
 
 def test_all_label_fractions_are_counted():
@@ -284,10 +293,49 @@ def test_the_label_table_holds_both_sides_in_percent(finished):
     assert "network whole, total steps 600" in text
 
 
+def test_protocols_that_differ_at_one_fraction_get_tables_of_their_own():
+    summaries = [
+        summary("finetune", "accuracy", protocol, "pretrained", 0.5, 0.01)
+        for network in ("whole", "pooled")
+        for fraction, steps in ((0.05, 100), (0.2, 400))
+        for protocol in [{"network": network, "label_fraction": fraction, "total_steps": steps}]
+    ]
+    found = tables({"results": [], "summaries": summaries, "differences": []})
+    assert [table.protocol for table in found] == ["network whole", "network pooled"]
+    for table in found:
+        assert [(row.fraction, row.detail) for row in table.rows] == [
+            (0.05, "total steps 100"),
+            (0.2, "total steps 400"),
+        ]
+
+
+def test_two_plots_of_one_metric_share_no_ids(finished):
+    results = finetune_results()
+    for entry in [*results["summaries"], *results["differences"]]:
+        if entry["evaluator"] == "finetune":
+            copy = entry | {"protocol": entry["protocol"] | {"network": "pooled"}}
+            results["summaries" if "init" in entry else "differences"].append(copy)
+    finished.results.write_text(json.dumps(results), encoding="utf-8")
+    elements = Elements(write_report(finished).read_text(encoding="utf-8")).found
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_single_fraction_has_a_table_but_no_plot(finished):
+    results = finetune_results()
+    results["summaries"] = results["summaries"][:2]
+    results["differences"] = results["differences"][:1]
+    finished.results.write_text(json.dumps(results), encoding="utf-8")
+    text = report_text(finished)
+    assert "5 % 41.2 % ± 0.8" in text
+    assert "against labels" not in text
+
+
 def test_probes_stand_beside_random_weights(finished):
     text = report_text(finished)
-    assert "accuracy 30.1 % 37.2 % +7.1 one seed, none one seed" in text
-    assert "k 20, distance cosine" in text
+    assert (
+        "knn accuracy k 20, distance cosine 30.1 % 37.2 % +7.1 \u2013 one seed: no interval" in text
+    )
 
 
 def test_the_ledger_lists_what_was_skipped(finished):

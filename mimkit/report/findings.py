@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,21 +58,21 @@ class Row:
     """One protocol: what was measured from each initialisation.
 
     Args:
-        label: what tells this row from the others of its table.
-        fraction: the share of labels that was used, if that is what varies.
+        fraction: the share of labels that was used, if the protocol says so.
+        detail: what else tells this row from the others of its table.
         by_init: initialisation to its numbers.
         difference: pre-trained minus baseline, where both were measured.
     """
 
-    label: str
     fraction: float | None
+    detail: str
     by_init: Mapping[str, Spread]
     difference: Difference | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """One metric of one evaluator."""
+    """One metric of one evaluator under one protocol, which only the label fraction changes."""
 
     evaluator: str
     metric: str
@@ -86,31 +86,21 @@ class Table:
         return next((init for init in BASELINES if init in measured), None)
 
     @property
-    def compared(self) -> bool:
-        """True if a row was compared with the baseline."""
-        return any(row.difference is not None for row in self.rows)
-
-    @property
     def by_labels(self) -> bool:
-        """True if its rows are label fractions."""
-        return all(row.fraction is not None for row in self.rows)
+        """True if its rows are label fractions, of which one at least leaves labels out."""
+        fractions = [row.fraction for row in self.rows if row.fraction is not None]
+        return len(fractions) == len(self.rows) and min(fractions) < 1
 
 
 def tables(results: Mapping[str, Sequence[Entry]]) -> list[Table]:
-    """Arranges summaries and differences, one table per evaluator and metric."""
-    found: dict[tuple[str, str], list[Entry]] = {}
+    """Arranges summaries and differences, one table per evaluator, metric and protocol."""
+    groups: dict[tuple[str, str, str], list[Entry]] = {}
     for summary in results["summaries"]:
-        found.setdefault((summary["evaluator"], summary["metric"]), []).append(summary)
-    return [
-        _table(
-            evaluator,
-            metric,
-            summaries,
-            [d for d in results["differences"] if (d["evaluator"], d["metric"]) == key],
-        )
-        for key, summaries in found.items()
-        for evaluator, metric in [key]
-    ]
+        of_metric = [s["protocol"] for s in results["summaries"] if _metric(s) == _metric(summary)]
+        protocol = {name: summary["protocol"].get(name) for name in _splitting(of_metric)}
+        groups.setdefault((*_metric(summary), _key(protocol)), []).append(summary)
+    differences = {(*_metric(d), _key(d["protocol"])): d for d in results["differences"]}
+    return [_table(group, differences) for group in groups.values()]
 
 
 def answer(found: Sequence[Table]) -> str | None:
@@ -130,12 +120,14 @@ def answer(found: Sequence[Table]) -> str | None:
     verb = {"up": "raises", "down": "lowers", "none": "changes"}[difference.direction]
     name = first.metric.rpartition("/")[2].replace("_", " ")
     where = f" at {words.share(row.fraction)} of the labels" if row.fraction is not None else ""
+    change = words.signed(difference.mean, first.metric)
+    if difference.direction != "none":
+        change = change[1:]
     unit = " points" if words.is_share(first.metric) else ""
-    return (
-        f"Pre-training {verb} {first.evaluator} {name}{where} by "
-        f"{words.signed(difference.mean, first.metric)}{unit} ({interval(difference, first)})"
-        f": {difference.verdict}."
-    )
+    sentence = f"Pre-training {verb} {first.evaluator} {name}{where} by {change}{unit}"
+    if difference.low is None:
+        return f"{sentence} ({difference.verdict})."
+    return f"{sentence} ({interval(difference, first)}): {difference.verdict}."
 
 
 def tally(found: Sequence[Table]) -> str | None:
@@ -157,65 +149,68 @@ def tally(found: Sequence[Table]) -> str | None:
 
 
 def interval(difference: Difference, table: Table) -> str:
-    """Words for how sure a difference is."""
-    seeds = f"n = {difference.num_seeds} seed{'s' if difference.num_seeds != 1 else ''}"
-    if difference.low is None:
-        return f"{seeds}, so no interval"
+    """Words for how sure a difference is; it must have an interval."""
     low, high = (words.signed(end, table.metric) for end in (difference.low, difference.high))
-    return f"{100 * difference.level:.0f}{words.NARROW}% interval {low} to {high}, {seeds}"
+    level = f"{100 * difference.level:.0f}{words.NARROW}%"
+    return f"{level} interval {low} to {high}, n = {difference.num_seeds} seeds"
 
 
-def _table(
-    evaluator: str, metric: str, summaries: Sequence[Entry], differences: Sequence[Entry]
-) -> Table:
-    protocols: dict[str, Mapping[str, object]] = {}
-    for summary in summaries:
-        protocols.setdefault(_key(summary["protocol"]), summary["protocol"])
-    names = list(dict.fromkeys(name for protocol in protocols.values() for name in protocol))
-    varying = [
+def _table(summaries: Sequence[Entry], differences: Mapping[tuple[str, str, str], Entry]) -> Table:
+    evaluator, metric = _metric(summaries[0])
+    protocols = {_key(summary["protocol"]): summary["protocol"] for summary in summaries}
+    names = dict.fromkeys(name for protocol in protocols.values() for name in protocol)
+    names.pop("label_fraction", None)
+    varying = [name for name in names if _num_values(protocols.values(), name) > 1]
+    rows = []
+    for key, protocol in protocols.items():
+        difference = differences.get((evaluator, metric, key))
+        rows.append(
+            Row(
+                fraction=protocol.get("label_fraction"),
+                detail=_worded(protocol, varying),
+                by_init={s["init"]: _spread(s) for s in summaries if _key(s["protocol"]) == key},
+                difference=None if difference is None else _difference(difference),
+            )
+        )
+    rows.sort(key=lambda row: 0.0 if row.fraction is None else row.fraction)
+    constant = [name for name in names if name not in varying]
+    return Table(evaluator, metric, _worded(summaries[0]["protocol"], constant), tuple(rows))
+
+
+def _metric(entry: Entry) -> tuple[str, str]:
+    return entry["evaluator"], entry["metric"]
+
+
+def _splitting(protocols: Sequence[Entry]) -> list[str]:
+    """Names the settings that differ at an equal label fraction: those make different tables.
+
+    What differs only together with the fraction (a number of steps) stays in one table.
+    """
+    by_fraction: dict[float | None, list[Entry]] = {}
+    for protocol in protocols:
+        by_fraction.setdefault(protocol.get("label_fraction"), []).append(protocol)
+    names = dict.fromkeys(name for protocol in protocols for name in protocol)
+    return [
         name
         for name in names
-        if len({repr(protocol.get(name)) for protocol in protocols.values()}) > 1
-        or name == "label_fraction"
+        if any(_num_values(alike, name) > 1 for alike in by_fraction.values())
     ]
-    compared = {_key(difference["protocol"]): difference for difference in differences}
-    rows = [
-        Row(
-            label=_label(protocol, varying),
-            fraction=_fraction(protocol),
-            by_init={s["init"]: _spread(s) for s in summaries if _key(s["protocol"]) == key},
-            difference=_difference(compared[key]) if key in compared else None,
-        )
-        for key, protocol in protocols.items()
-    ]
-    rows.sort(key=lambda row: -1.0 if row.fraction is None else row.fraction)
-    constant = [name for name in names if name not in varying]
-    return Table(
-        evaluator=evaluator,
-        metric=metric,
-        protocol=_label(next(iter(protocols.values())), constant),
-        rows=tuple(rows),
-    )
+
+
+def _num_values(protocols: Iterable[Entry], name: str) -> int:
+    return len({repr(protocol.get(name)) for protocol in protocols})
 
 
 def _key(protocol: Entry) -> str:
     return json.dumps(protocol, sort_keys=True)
 
 
-def _fraction(protocol: Mapping[str, object]) -> float | None:
-    fraction = protocol.get("label_fraction")
-    return float(fraction) if isinstance(fraction, int | float) else None
-
-
-def _label(protocol: Mapping[str, object], names: Sequence[str]) -> str:
-    parts = []
-    for name in names:
-        value = protocol.get(name)
-        if name == "label_fraction" and isinstance(value, int | float):
-            parts.append(words.share(value))
-        elif value is not None:
-            parts.append(f"{name.replace('_', ' ')} {value}")
-    return ", ".join(parts)
+def _worded(protocol: Entry, names: Iterable[str]) -> str:
+    return ", ".join(
+        f"{name.replace('_', ' ')} {protocol[name]}"
+        for name in names
+        if protocol.get(name) is not None
+    )
 
 
 def _spread(summary: Entry) -> Spread:
@@ -224,13 +219,12 @@ def _spread(summary: Entry) -> Spread:
 
 def _difference(entry: Entry) -> Difference:
     low, high = _finite(entry["low"]), _finite(entry["high"])
-    seeds = entry["seeds"]
     return Difference(
         mean=entry["mean"],
         low=low if high is not None else None,
         high=high if low is not None else None,
         level=entry["level"],
-        num_seeds=seeds if isinstance(seeds, int) else len(seeds),
+        num_seeds=len(entry["seeds"]),
         verdict=entry["verdict"],
     )
 

@@ -14,7 +14,7 @@ from PIL import Image
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.report import findings, words
-from mimkit.report.findings import BASELINES, Difference, Table
+from mimkit.report.findings import BASELINES, Difference, Row, Table
 from mimkit.report.folder import RunFolder
 from mimkit.report.plots import label_chart, training_charts
 
@@ -56,7 +56,6 @@ def write_report(folder: RunFolder) -> Path:
     ledger = folder.read_ledger()
     recipe, recipe_text = _recipe(folder.recipe)
     tables = findings.tables(results)
-    by_labels = [table for table in tables if table.by_labels]
     pictures, left_out = _pictures(folder.pictures)
     num_images = ledger.get("dataset", {}).get("train_images")
     environment = jinja2.Environment(
@@ -66,7 +65,7 @@ def write_report(folder: RunFolder) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=words, baselines=BASELINES, forest=forest)
+    environment.globals.update(words=words, baselines=BASELINES, measured=measured, forest=forest)
     page = environment.get_template("page.html.j2").render(
         title=recipe.get("name", folder.path.name),
         seed=recipe.get("seed"),
@@ -75,8 +74,16 @@ def write_report(folder: RunFolder) -> Path:
         tally=findings.tally(tables),
         unfinished=_unfinished(folder, rows, recipe),
         facts=_facts(rows, tables, ledger),
-        by_labels=[(table, label_chart(table, num_images)) for table in by_labels],
-        probes=[table for table in tables if not table.by_labels],
+        by_labels=[
+            (
+                table,
+                [(table, row) for row in table.rows],
+                label_chart(table, num_images) if len(table.rows) > 1 else None,
+            )
+            for table in tables
+            if table.by_labels
+        ],
+        probes=[(table, row) for table in tables if not table.by_labels for row in table.rows],
         charts=training_charts(rows),
         pictures=pictures,
         left_out=left_out,
@@ -93,6 +100,11 @@ def write_report(folder: RunFolder) -> Path:
     )
     write_text(folder.report, page)
     return folder.report
+
+
+def measured(entries: Sequence[tuple[Table, Row]]) -> list[str]:
+    """The baselines that a table needs a column for."""
+    return [init for init in BASELINES if any(init in row.by_init for _, row in entries)]
 
 
 def forest(difference: Difference, table: Table) -> dict[str, float]:
@@ -175,19 +187,20 @@ def _facts(
     last = {name: value for row in rows for name, value in row.items()}
     for name, value in last.items():
         if name.startswith("heldout/metric/") and name.endswith("accuracy"):
-            chance = last.get(f"{name.rpartition('/')[0]}/chance")
-            chance = last.get(f"{name.rpartition('/')[0][8:]}/chance", chance)
+            chance = last.get(f"{name.rpartition('/')[0]}/chance".removeprefix("heldout/"))
             note = "" if chance is None else f"chance {words.number(chance, name)}"
-            facts.append(Fact("pre-training task, held-out", words.number(value, name), note))
+            label = "pre-training task, accuracy on held-out images"
+            facts.append(Fact(label, words.number(value, name), note))
     for table in tables:
         row = table.rows[0]
-        if not table.by_labels and words.is_share(table.metric) and "pretrained" in row.by_init:
+        known = table.by_labels or f"{table.evaluator}/{table.metric}" in last
+        if "accuracy" in table.metric and "pretrained" in row.by_init and not known:
             note = ""
             if table.baseline is not None and table.baseline in row.by_init:
                 baseline = words.number(row.by_init[table.baseline].mean, table.metric)
                 note = f"{BASELINES[table.baseline]} {baseline}"
             shown = words.number(row.by_init["pretrained"].mean, table.metric)
-            facts.append(Fact(f"{table.evaluator} {table.metric}", shown, note))
+            facts.append(Fact(f"{table.metric}, {table.evaluator}".replace("_", " "), shown, note))
     if ledger.get("images_seen"):
         steps = f"{words.count(ledger['steps'])} steps"
         facts.append(Fact("images seen", words.magnitude(ledger["images_seen"]), steps))

@@ -13,6 +13,8 @@ from mimkit.report.svg import FIRST, INK, SECOND, Plot
 
 MAX_POINTS = 500
 """Longer curves are shown as means of neighbours."""
+LOG_FROM = 30
+"""Gradient norms that differ by more than this factor are shown on a logarithmic axis."""
 KINDS = ("loss", "metric", "evaluation", "lr", "grad_norm")
 """Kinds of curves, in the order in which they are shown."""
 
@@ -86,7 +88,8 @@ def label_chart(table: Table, num_images: int | None) -> Chart:
         axes.margins(x=0.08)
         axes.legend(loc="best")
         _format_values(axes, table.metric)
-        return Chart(title, f"{title}; the table above holds its numbers.", plot.svg(title))
+        svg = plot.svg(f"{title} {table.protocol}")
+        return Chart(title, f"{title}; the table above holds its numbers.", svg)
 
 
 def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart:
@@ -116,13 +119,16 @@ def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart
             described.append(f"chance is {words.number(chance, name)}")
         if len(axes.lines) > 1:
             axes.legend(loc="best")
-        if kind == "grad_norm" and min(curves[name][1]) > 0:
+        if kind == "grad_norm" and max(curves[name][1]) > LOG_FROM * min(curves[name][1]) > 0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda step, _: words.magnitude(step) if step >= 1e4 else f"{step:g}")
+            FuncFormatter(
+                lambda step, _: words.magnitude(step) if step >= 1e5 else words.count(step)
+            )
         )
         _format_values(axes, name)
         return Chart(title, f"{title} over the steps: {', '.join(described)}.", plot.svg(name))
