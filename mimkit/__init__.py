@@ -46,7 +46,7 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = [  # noqa: PLE0604, F822 -- loaded by __getattr__
+__all__ = [
     "Backbone",
     "Batch",
     "BoundaryError",

@@ -60,11 +60,17 @@ class Bench:
             table.add_row(phase, f"{milliseconds:.2f}", f"{milliseconds / total:.1%}")
         table.add_section()
         table.add_row("images/s", f"{self.rate:,.0f}", "")
-        table.add_row("loader images/s", f"{self.loader_rate:,.0f}", f"{self.loader_rate / self.rate:.0f} x")
+        table.add_row(
+            "loader images/s", f"{self.loader_rate:,.0f}", f"{self.loader_rate / self.rate:.0f} x"
+        )
         table.add_row("peak memory", f"{self.trial.peak_memory_bytes / 2**30:.2f} GiB", "")
         table.add_row("GFLOP an image", f"{self.trial.flops_per_image / 1e9:.3f}", "")
         achieved = self.rate * self.trial.flops_per_image
-        table.add_row("of the matmul peak", f"{self.peak_flops / 1e12:.2f} TFLOP/s", f"{achieved / self.peak_flops:.1%}")
+        table.add_row(
+            "of the matmul peak",
+            f"{self.peak_flops / 1e12:.2f} TFLOP/s",
+            f"{achieved / self.peak_flops:.1%}",
+        )
         return table
 
 
@@ -97,7 +103,9 @@ def bench(recipe: Recipe, *, device: str | None, steps: int, console: Console) -
             loader_rate=_loader_rate(current),
             trial=trial,
             batch_size=recipe.train.batch_size,
-            peak_flops=matmul_peak(world.device, uses_bfloat16(world.device, recipe.train.precision)),
+            peak_flops=matmul_peak(
+                world.device, uses_bfloat16(world.device, recipe.train.precision)
+            ),
         )
 
 
@@ -142,9 +150,11 @@ def _split(current: Run, loop: Loop, steps: int) -> dict[str, float]:
                 with autocast(current.world.device, train.precision):
                     output = pretrainer(batch)
                 with clock.phase("backward"):
-                    output.loss.backward()
+                    torch.autograd.backward(output.loss)
                 with clock.phase("optimizer"):
-                    norm = nn.utils.clip_grad_norm_(pretrainer.parameters(), train.clip_norm or float("inf"))
+                    norm = nn.utils.clip_grad_norm_(
+                        pretrainer.parameters(), train.clip_norm or float("inf")
+                    )
                     loop.optimizer.step()
                 finite = torch.isfinite(norm)
                 guard.after(step, batch.index, finite)

@@ -3,7 +3,10 @@
 Exit codes: 0 done, 1 it failed, 2 the user can mend it.
 """
 
+import shlex
+import sys
 import traceback
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -45,6 +48,12 @@ SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key: train.total_steps=40."),
 ]
+DataOption = Annotated[
+    str | None, typer.Option("--data", metavar="PATH", help="Where to look for the data first.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one.")
+]
 
 
 @app.callback()
@@ -80,6 +89,52 @@ def check(recipe: RecipeArgument, preset: PresetOption = None, settings: SetOpti
     from mimkit.recipe import summary
 
     summary.check(recipe, preset, settings or [], Console())
+
+
+@app.command()
+def run(
+    recipe: RecipeArgument,
+    *,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; default: 0.")] = None,
+    device: DeviceOption = None,
+    out: Annotated[Path, typer.Option(help="The run lies in OUT/<name>/<seed>.")] = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, removing that run.")] = False,
+) -> None:
+    """Pre-train, evaluate, report; an interrupted run goes on where it stopped."""
+    from mimkit.pipeline import run as pipeline
+    from mimkit.recipe.schema import load
+    from mimkit.train.signals import Interrupted
+
+    chosen = load(recipe, preset=preset, overrides=settings or [], seed=seed, data_path=data)
+    command = shlex.join(["mimkit", *sys.argv[1:]])
+    try:
+        pipeline.run(chosen, out=out, device=device, fresh=fresh, command=command)
+    except Interrupted as error:
+        Console(stderr=True).print(f"{error}. To go on: {command.replace(' --fresh', '')}")
+        raise typer.Exit(error.exit_code) from error
+
+
+@app.command()
+def bench(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="One or several.")],
+    *,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    steps: Annotated[int, typer.Option(help="Steps to measure.")] = 10,
+) -> None:
+    """Measure where the time of a training step goes, and its memory."""
+    from mimkit.bench import bench as measure
+    from mimkit.recipe.schema import load
+
+    console = Console()
+    for reference in recipes:
+        chosen = load(reference, preset=preset, overrides=settings or [], data_path=data)
+        console.print(measure(chosen, device=device, steps=steps, console=console).table())
 
 
 def main() -> None:

@@ -100,7 +100,7 @@ def test_the_module_is_the_same_program():
 def test_the_commands_and_options_are_these():
     # An option more or less is a decision: change this list, the docs and the changelog.
     listed = mimkit("--help").output
-    assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == ["list", "check"]
+    assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == ["list", "check", "run", "bench"]
     check = mimkit("check", "--help").output
     assert re.findall(r"--\w+", check) == ["--preset", "--set", "--help"]
 

@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -44,7 +46,7 @@ def test_learning_rate_warms_up_linearly_and_ends_at_the_floor():
     assert rates[:9] == pytest.approx([0.1 * (s + 1) for s in range(9)])
     assert rates[9] == pytest.approx(1.0)
     assert rates[100] == pytest.approx(0.1)
-    assert all(a >= b for a, b in zip(rates[9:], rates[10:], strict=False))
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
 
 
 def test_learning_rate_is_half_way_between_at_half_time():
@@ -62,7 +64,9 @@ def test_a_group_can_scale_the_rate():
 def test_a_guarded_step_changes_nothing_even_if_it_is_the_first(name):
     net, reference = Net(), Net()
     reference.load_state_dict(net.state_dict())
-    optimizers = [make_optimizer(m, section(optimizer=name, weight_decay=0.1)) for m in (net, reference)]
+    optimizers = [
+        make_optimizer(m, section(optimizer=name, weight_decay=0.1)) for m in (net, reference)
+    ]
 
     def step(module, optimizer, scale, finite):
         for p in module.parameters():

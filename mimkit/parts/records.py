@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mimkit.parts.base import Loss
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
-Record = TypeVar("Record", bound="Mask | Batch | Tokens")
 
 
 @dataclass(frozen=True)
@@ -149,7 +148,13 @@ class Mask:
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Mask:
         """Returns the same mask on another device."""
-        return _to(self, device, non_blocking)
+        return dataclasses.replace(
+            self,
+            context=self.context.to(device, non_blocking=non_blocking),
+            hidden=self.hidden.to(device, non_blocking=non_blocking),
+            target=self.target.to(device, non_blocking=non_blocking),
+            valid=self.valid.to(device, non_blocking=non_blocking),
+        )
 
     def rows(self, start: int, stop: int) -> Mask:
         """Returns the masks of images ``start`` to ``stop`` of the batch."""
@@ -185,7 +190,13 @@ class Batch:
 
     def to(self, device: torch.device, non_blocking: bool = True) -> Batch:
         """Returns the same batch on another device."""
-        return _to(self, device, non_blocking)
+        labels = self.labels
+        return Batch(
+            views={k: view.to(device, non_blocking=non_blocking) for k, view in self.views.items()},
+            mask=self.mask.to(device, non_blocking),
+            labels=None if labels is None else labels.to(device, non_blocking=non_blocking),
+            index=self.index.to(device, non_blocking=non_blocking),
+        )
 
     def split(self, pieces: int) -> list[Batch]:
         """Cuts the batch into equal pieces of images; ``pieces`` divides its size."""
@@ -290,15 +301,3 @@ class Picture:
     title: str
     image: Tensor
     correct: Tensor | None = None
-
-
-def _to(record: Record, device: torch.device, non_blocking: bool) -> Record:
-    def move(value: object) -> object:
-        if isinstance(value, Tensor | Mask):
-            return value.to(device, non_blocking=non_blocking)
-        if isinstance(value, Mapping):
-            return {key: move(item) for key, item in value.items()}
-        return value
-
-    values = {f.name: move(getattr(record, f.name)) for f in dataclasses.fields(record)}
-    return dataclasses.replace(record, **values)

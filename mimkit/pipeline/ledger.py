@@ -31,6 +31,7 @@ def ledger(
     seconds: Mapping[str, float],
 ) -> dict[str, object]:
     """Returns the content of ``ledger.json``; see the docs' page on run folders."""
+    grid = geometry.grid
     images = progress.step * train.batch_size
     return {
         "command": command,
@@ -47,7 +48,7 @@ def ledger(
             "train_images": len(source),
             "skipped": [asdict(item) for item in source.skipped],
         },
-        "grid": f"{geometry.grid.rows} x {geometry.grid.cols} patches of {geometry.grid.patch_size} px",
+        "grid": f"{grid.rows} x {grid.cols} patches of {grid.patch_size} px",
         "parameters": {
             "encoder": _count(pretrainer.encoder),
             "head": _count(pretrainer.head),

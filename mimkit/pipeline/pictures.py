@@ -1,10 +1,12 @@
 """The picture grid of a run: held-out images, what was hidden, what was predicted."""
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
-from mimkit.parts.records import Batch, View
+from mimkit.parts.base import Target
+from mimkit.parts.records import Batch, Picture, View
 from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.step import Pretrainer
 
@@ -22,13 +24,16 @@ def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: P
     training = pretrainer.training
     pretrainer.eval()
     predictions, targets = pretrainer.predict(batch)
-    pictures = []
+    pictures: list[Picture] = []
     for term in pretrainer.terms:
         prediction = predictions[term.prediction]
-        pictures += pretrainer.targets[term.target].render(prediction, batch)
+        pictures += cast(Target, pretrainer.targets[term.target]).render(prediction, batch)
         pictures += term.loss.render(prediction, targets[term.target], batch)
     pretrainer.train(training)
     image = denormalise(batch.image, view)
-    columns = [Column("image", image), Column("what the encoder sees", masked_input(image, batch.mask))]
+    columns = [
+        Column("image", image),
+        Column("what the encoder sees", masked_input(image, batch.mask)),
+    ]
     columns += [Column(p.title, denormalise(p.image, view), p.correct) for p in pictures]
     contact_sheet(folder / "predictions.png", columns, batch.mask)

@@ -1,6 +1,5 @@
 """One run from its recipe to its report."""
 
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from mimkit.files import write_text
 from mimkit.parts.records import Batch
 from mimkit.pipeline.ledger import ledger
 from mimkit.pipeline.pictures import draw_predictions
-from mimkit.recipe.build import Parts, build
+from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe, load, resolved
 from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
@@ -118,10 +117,9 @@ def run(
     with join(device) as world:
         if not world.leads:
             console = Console(quiet=True)
-        if world.leads:
-            _claim(path, recipe, fresh)
-        world.wait()
-        with RunFolder(path, writable=world.leads) as folder:
+        with RunFolder(path, writable=world.leads, say=console.print) as folder:
+            if world.leads:
+                _settle(folder, recipe, fresh)
             current = open_run(recipe, folder, world, console)
             trial, progress = pretrain(current)
             if world.leads:
@@ -131,6 +129,8 @@ def run(
 
 def open_run(recipe: Recipe, folder: RunFolder, world: World, console: Console) -> Run:
     """Opens the data, builds the parts, lets the targets prepare themselves."""
+    for note in recipe.notes:
+        console.print(note)
     train = open_source(recipe.data, "train")
     test = open_source(recipe.data, "test")
     for source in (train, test):
@@ -162,18 +162,16 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
         batches[0].to(world.device),
         recipe.train,
     )
-    progress: Progress | None = None
 
     def log(step: int, values: Mapping[str, float]) -> None:
         folder.log(step, values)
-        if progress is not None:
-            rate = recipe.train.batch_size / (values["time/step_ms"] / 1000)
-            metrics = {
-                name.removeprefix("metric/"): value
-                for name, value in values.items()
-                if name.startswith("metric/")
-            }
-            progress.update(step, rate, values["loss/total"], metrics)
+        rate = recipe.train.batch_size / (values["time/step_ms"] / 1000)
+        metrics = {
+            name.removeprefix("metric/"): value
+            for name, value in values.items()
+            if name.startswith("metric/")
+        }
+        bar.update(step, rate, values["loss/total"], metrics)
 
     def evaluate(step: int) -> None:
         for number, evaluator in enumerate(evaluators):
@@ -203,11 +201,9 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
     workers = default_workers(recipe.data, current.train)
     with (
         listen() as request,
-        Progress(loop.total, start, current.console) as progress,
+        Progress(loop.total, start, current.console) as bar,
     ):
-        loop.run(
-            stream(batches, start, loop.total, workers=workers, device=world.device), request
-        )
+        loop.run(stream(batches, start, loop.total, workers=workers, device=world.device), request)
     current.seconds["train"] = loop.progress.seconds
     return trial, loop.progress
 
@@ -246,7 +242,10 @@ def finish(current: Run, trial: Trial, progress: TrainingProgress, command: str)
 
 def build_evaluators(current: Run) -> list[Evaluator]:
     """Builds the recipe's evaluators."""
-    return [table.cls(current.parts.geometry, **table.options) for table in current.recipe.evaluate]
+    return [
+        construct(current.recipe, f"evaluate.{number}", current.parts.geometry)
+        for number in range(len(current.recipe.evaluate))
+    ]
 
 
 def subject(current: Run, number: int) -> Subject:
@@ -272,20 +271,21 @@ def subject(current: Run, number: int) -> Subject:
         fresh=fresh,
         workdir=current.folder.path / "evaluations" / name,
         report=current.console.print,
+        workers=default_workers(recipe.data, current.train),
     )
 
 
-def _claim(path: Path, recipe: Recipe, fresh: bool) -> None:
+def _settle(folder: RunFolder, recipe: Recipe, fresh: bool) -> None:
     """Makes the run folder this recipe's, or refuses one that belongs to another."""
     if fresh:
-        shutil.rmtree(path, ignore_errors=True)
-    written = path / "recipe.toml"
-    if not written.is_file():
-        write_text(written, resolved(recipe))
-    elif not recipe.same_as(load(str(written))):
+        folder.clear()
+    if not folder.recipe.is_file():
+        write_text(folder.recipe, resolved(recipe))
+    elif not recipe.same_as(load(str(folder.recipe))):
         raise DataError(
-            f"{path}: this folder holds a run of another recipe than the one asked for. Choose "
-            "another folder with --out, or start anew with --fresh, which removes that run."
+            f"{folder.path}: this folder holds a run of another recipe than the one asked for "
+            f"(its own is {folder.recipe}). Choose another folder with --out, or start anew with "
+            "--fresh, which removes that run."
         )
 
 

@@ -55,9 +55,7 @@ def save(
             tensors[f"optimizer.{name}.{key}"] = copied
     path = folder / f"step_{step:08d}.safetensors"
     write_atomic(path, lambda temporary: save_file(tensors, temporary))
-    write_json(
-        path.with_suffix(".json"), {"step": step, "sha256": sha256(path), "state": state}
-    )
+    write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path), "state": state})
     for old in sorted(folder.glob("step_*.json"))[:-KEEP]:
         old.unlink()
         old.with_suffix(".safetensors").unlink(missing_ok=True)
@@ -75,13 +73,13 @@ def latest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
             whole = False
         if whole:
             return Checkpoint(step, tensors, state)
-        report(f"{tensors}: this checkpoint is damaged (its checksum differs); using the one before.")
+        report(
+            f"{tensors}: this checkpoint is damaged (its checksum differs); using the one before."
+        )
     return None
 
 
-def restore(
-    checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer
-) -> None:
+def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Loads a checkpoint into a module and an optimizer of the same recipe.
 
     Raises: DataError if names or shapes do not match.

@@ -11,10 +11,12 @@ from mimkit.files import write_atomic, write_json
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.registry import find, load
-from mimkit.recipe.schema import PartTable
+from mimkit.recipe.tables import PartTable
 
 
-def save_encoder(folder: Path, encoder: Encoder, table: PartTable, geometry: Geometry, view: View) -> None:
+def save_encoder(
+    folder: Path, encoder: Encoder, table: PartTable, geometry: Geometry, view: View
+) -> None:
     """Writes ``encoder.safetensors`` and ``encoder.json`` into a run folder."""
     tensors = {
         name: value.detach().to("cpu", copy=True).contiguous()

@@ -196,7 +196,7 @@ class Loop:
         for piece in batch.split(self.train.accumulate):
             with autocast(self.world.device, self.train.precision):
                 output: StepOutput = self.forward(piece)
-            (output.loss / self.train.accumulate).backward()
+            torch.autograd.backward(output.loss / self.train.accumulate)
             outputs.append(output)
         limit = self.train.clip_norm if self.train.clip_norm is not None else float("inf")
         grad_norm = nn.utils.clip_grad_norm_(self.pretrainer.parameters(), limit)

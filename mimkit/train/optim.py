@@ -3,7 +3,7 @@
 import math
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
 from mimkit.parts.base import Module

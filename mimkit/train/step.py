@@ -4,13 +4,13 @@ image -> encoder -> tokens -> head -> predictions -> (with the targets) losses -
 No method is named here, nothing branches, and nothing waits for the GPU.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 
-from mimkit.parts.base import Module
-from mimkit.parts.records import Batch, Mask, StepOutput, Term, Tokens
+from mimkit.parts.base import Module, Target
+from mimkit.parts.records import Batch, Mask, StepOutput, Term, Tokens, Width
 from mimkit.parts.shapes import Axes
 from mimkit.recipe.build import Parts
 
@@ -70,10 +70,10 @@ class Pretrainer(Module):
             axes.sizes["K"] = width.size
             axes.check(f"the head's prediction '{name}'", predictions.get(name), "B G M K")
         for term in self.terms:
-            width = self.targets[term.target].width
-            axes.sizes["K"] = width.size
+            declared: Width = self.targets[term.target].width  # type: ignore[assignment]
+            axes.sizes["K"] = declared.size
             where = f"target '{term.target}'"
-            if width.kind == "class":
+            if declared.kind == "class":
                 axes.check(where, targets[term.target], "B G M", torch.int64)
             else:
                 axes.check(where, targets[term.target], "B G M K")
@@ -82,7 +82,7 @@ class Pretrainer(Module):
     def after_step(self, progress: float) -> None:
         """Lets every target follow the encoder, once per optimizer step."""
         for target in self.targets.values():
-            target.after_step(self.encoder, progress)
+            cast(Target, target).after_step(self.encoder, progress)
 
     @staticmethod
     def _check_loss(term: Term, per_position: Tensor, mask: Mask) -> None:

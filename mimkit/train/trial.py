@@ -128,7 +128,7 @@ def _once(forward: Callable[[Batch], StepOutput], batch: Batch, train: TrainSect
     for piece in batch.split(train.accumulate):
         with autocast(batch.index.device, train.precision):
             output = forward(piece)
-        output.loss.backward()
+        torch.autograd.backward(output.loss)
 
 
 def _synchronize(device: torch.device) -> None:
