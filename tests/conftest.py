@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
+from mimkit import Batch, Geometry, Grid, Mask
 from mimkit.recipe import registry
 
 
@@ -32,3 +34,32 @@ def register(monkeypatch):
         points.setdefault(f"mimkit.{kind}", []).append(point)
 
     return add
+
+
+@pytest.fixture
+def grid():
+    return Grid(4, 4, 4)
+
+
+@pytest.fixture(params=[Grid(4, 4, 4), Grid(3, 5, 4)], ids=["4x4", "3x5"])
+def any_grid(request):
+    return request.param
+
+
+@pytest.fixture
+def geometry(grid):
+    return Geometry(grid, embed_dim=16)
+
+
+@pytest.fixture
+def make_batch():
+    """Makes a batch of random images for given masks."""
+
+    def make(mask: Mask) -> Batch:
+        num_images = mask.context.shape[0]
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn(num_images, 3, *mask.grid.image_size, generator=generator)
+        index = torch.arange(num_images)
+        return Batch({"image": image}, mask, None, index)
+
+    return make

@@ -47,6 +47,7 @@ class Run:
         pretrainer: the parts as one module, on the device.
         world: this process among others.
         console: where people look.
+        command: what the user typed.
         seconds: time spent, by phase.
     """
 
@@ -58,6 +59,7 @@ class Run:
     pretrainer: Pretrainer
     world: World
     console: Console
+    command: str
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -120,14 +122,16 @@ def run(
         with RunFolder(path, writable=world.leads, say=console.print) as folder:
             if world.leads:
                 _settle(folder, recipe, fresh)
-            current = open_run(recipe, folder, world, console)
+            current = open_run(recipe, folder, world, console, command)
             trial, progress = pretrain(current)
             if world.leads:
-                finish(current, trial, progress, command)
+                finish(current, trial, progress)
     return path
 
 
-def open_run(recipe: Recipe, folder: RunFolder, world: World, console: Console) -> Run:
+def open_run(
+    recipe: Recipe, folder: RunFolder, world: World, console: Console, command: str = ""
+) -> Run:
     """Opens the data, builds the parts, lets the targets prepare themselves."""
     for note in recipe.notes:
         console.print(note)
@@ -148,7 +152,7 @@ def open_run(recipe: Recipe, folder: RunFolder, world: World, console: Console) 
     seconds = {"prepare": time.perf_counter() - start}
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
-    return Run(recipe, folder, train, test, parts, pretrainer, world, console, seconds)
+    return Run(recipe, folder, train, test, parts, pretrainer, world, console, command, seconds)
 
 
 def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
@@ -203,12 +207,16 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
         listen() as request,
         Progress(loop.total, start, current.console) as bar,
     ):
-        loop.run(stream(batches, start, loop.total, workers=workers, device=world.device), request)
-    current.seconds["train"] = loop.progress.seconds
+        try:
+            loop.run(
+                stream(batches, start, loop.total, workers=workers, device=world.device), request
+            )
+        finally:  # also when it stops early: what was skipped must be written down
+            _write_ledger(current, trial, loop.progress)
     return trial, loop.progress
 
 
-def finish(current: Run, trial: Trial, progress: TrainingProgress, command: str) -> None:
+def finish(current: Run, trial: Trial, progress: TrainingProgress) -> None:
     """Keeps the encoder, evaluates, draws, reports."""
     recipe, folder = current.recipe, current.folder
     view = current.parts.views[0]
@@ -224,19 +232,7 @@ def finish(current: Run, trial: Trial, progress: TrainingProgress, command: str)
         # Rewritten after each: whatever happens later, what is known can be read.
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
     current.seconds["evaluate"] = time.perf_counter() - start
-    folder.write_ledger(
-        ledger(
-            command=command,
-            pretrainer=current.pretrainer,
-            geometry=current.parts.geometry,
-            source=current.train,
-            train=recipe.train,
-            device=current.world.device,
-            trial=trial,
-            progress=progress,
-            seconds=current.seconds,
-        )
-    )
+    _write_ledger(current, trial, progress)
     current.console.print(f"[bold]report[/] {write_report(folder)}")
 
 
@@ -287,6 +283,24 @@ def _settle(folder: RunFolder, recipe: Recipe, fresh: bool) -> None:
             f"(its own is {folder.recipe}). Choose another folder with --out, or start anew with "
             "--fresh, which removes that run."
         )
+
+
+def _write_ledger(current: Run, trial: Trial, progress: TrainingProgress) -> None:
+    if not current.world.leads:
+        return
+    current.folder.write_ledger(
+        ledger(
+            command=current.command,
+            pretrainer=current.pretrainer,
+            geometry=current.parts.geometry,
+            source=current.train,
+            train=current.recipe.train,
+            device=current.world.device,
+            trial=trial,
+            progress=progress,
+            seconds={**current.seconds, "train": progress.seconds},
+        )
+    )
 
 
 def _announce(current: Run, trial: Trial, loop: Loop) -> None:

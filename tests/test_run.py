@@ -1,0 +1,275 @@
+"""A run as a user sees it: a command, a folder, kills, damage, signals."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mimkit.errors import DataError, TrainingError
+from mimkit.parts.base import Loss
+from mimkit.pipeline.run import run
+from mimkit.recipe.schema import load
+
+RECIPE = """
+name = "tiny"
+[data]
+name = "shapes"
+image_size = 16
+patch_size = 4
+num_images = 48
+num_test_images = 16
+[augment]
+crop = "pad"
+[masker]
+part = "random"
+mask_ratio = 0.5
+mode = "replace"
+[encoder]
+part = "vit"
+embed_dim = 16
+depth = 2
+num_heads = 2
+mask_token = true
+drop_path = 0.2
+[targets.pixels]
+part = "pixels"
+[head]
+part = "linear"
+[losses.pixels]
+part = "mse"
+[train]
+total_steps = 12
+batch_size = 8
+optimizer = "adamw"
+lr = 1e-3
+weight_decay = 0.05
+log_every_steps = 2
+checkpoint_every_steps = 2
+[[evaluate]]
+part = "heldout"
+every_steps = 6
+"""
+LAST = "checkpoints/step_00000012.safetensors"
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+def command(recipe: Path, out: Path, *more: str) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "mimkit",
+        "run",
+        str(recipe),
+        "--out",
+        str(out),
+        "--device",
+        "cpu",
+        *more,
+    ]
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
+
+
+def finish(arguments: list[str], code: int = 0) -> str:
+    process = start(arguments)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == code, output
+    return output
+
+
+def here(recipe: Path, out: Path, **options):
+    return run(
+        load(str(recipe), overrides=options.pop("overrides", ())), out=out, device="cpu", **options
+    )
+
+
+def steps_logged(folder: Path) -> list[int]:
+    path = folder / "metrics.jsonl"
+    if not path.is_file():
+        return []
+    rows = (json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
+    return [row["step"] for row in rows if "loss/total" in row]
+
+
+def assert_same_weights(one: Path, other: Path) -> None:
+    a, b = load_file(one / LAST), load_file(other / LAST)
+    assert a.keys() == b.keys()
+    for name, value in a.items():
+        assert torch.equal(value, b[name]), name
+
+
+def test_a_run_leaves_everything_behind_and_its_recipe_gives_the_same_run(recipe, tmp_path):
+    folder = here(recipe, tmp_path / "a", command="mimkit run tiny.toml")
+    for name in ("metrics.jsonl", "results.json", "ledger.json", "report.html", "encoder.json"):
+        assert (folder / name).stat().st_size > 0, name
+    assert steps_logged(folder) == [2, 4, 6, 8, 10, 12]
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert (ledger["steps"], ledger["images_seen"]) == (12, 96)
+    assert ledger["command"] == "mimkit run tiny.toml"
+    assert ledger["flops_per_image"] > 0
+    again = here(folder / "recipe.toml", tmp_path / "b")
+    assert_same_weights(folder, again)
+
+
+def test_heldout_loss_is_logged_from_step_0_on(recipe, tmp_path):
+    folder = here(recipe, tmp_path)
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    heldout = {row["step"]: row for row in rows if "heldout/loss/pixels" in row}
+    assert sorted(heldout) == [0, 6, 12]
+
+
+def test_accumulation_and_workers_do_not_change_what_is_seen(recipe, tmp_path):
+    overrides = ["encoder.drop_path=0.0"]
+    whole = here(recipe, tmp_path / "a", overrides=overrides)
+    pieces = here(
+        recipe, tmp_path / "b", overrides=[*overrides, "train.accumulate=2", "data.workers=2"]
+    )
+    a, b = load_file(whole / LAST), load_file(pieces / LAST)
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_killed_at_a_random_step_it_ends_with_the_same_weights(recipe, tmp_path, workers):
+    settings = ["--set", f"data.workers={workers}"]
+    finish(command(recipe, tmp_path / "whole", *settings))
+    folder = tmp_path / "killed" / "tiny" / "0"
+    process = start(command(recipe, tmp_path / "killed", *settings))
+    last = random.choice([2, 4, 6, 8])
+    while process.poll() is None and (steps_logged(folder) or [0])[-1] < last:
+        time.sleep(0.005)
+    process.kill()
+    process.communicate()
+    finish(command(recipe, tmp_path / "killed", *settings))
+    assert steps_logged(folder) == [2, 4, 6, 8, 10, 12]
+    assert_same_weights(tmp_path / "whole" / "tiny" / "0", folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_the_step_and_the_same_command_goes_on(recipe, tmp_path, number, code):
+    arguments = command(recipe, tmp_path, "--set", "train.total_steps=4000")
+    folder = tmp_path / "tiny" / "0"
+    process = start(arguments)
+    while process.poll() is None and not steps_logged(folder):
+        time.sleep(0.005)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == code, output
+    assert "To go on: mimkit run" in output
+    newest = sorted((folder / "checkpoints").glob("*.json"))[-1]
+    step = json.loads(newest.read_text())["step"]
+    assert f"after step {step}" in output
+
+
+@pytest.mark.slow
+def test_two_processes_see_what_one_sees(recipe, tmp_path):
+    settings = ["--set", "encoder.drop_path=0.0"]
+    finish(command(recipe, tmp_path / "one", *settings))
+    arguments = command(recipe, tmp_path / "two", *settings)
+    finish(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            *arguments[1:],
+        ]
+    )
+    a = load_file(tmp_path / "one/tiny/0" / LAST)
+    b = load_file(tmp_path / "two/tiny/0" / LAST)
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(recipe, tmp_path, capsys):
+    folder = here(recipe, tmp_path)
+    path = folder / LAST
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    here(recipe, tmp_path)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "damaged" in said
+    assert "going on at step 10 of 12" in said
+    assert path.read_bytes() == whole
+
+
+def test_a_folder_of_another_recipe_is_refused_and_fresh_replaces_it(recipe, tmp_path):
+    here(recipe, tmp_path)
+    changed = ["train.lr=0.01"]
+    with pytest.raises(DataError, match="another recipe .* --fresh"):
+        here(recipe, tmp_path, overrides=changed)
+    folder = here(recipe, tmp_path, overrides=changed, fresh=True)
+    assert load(str(folder / "recipe.toml")).train.lr == pytest.approx(0.01)
+
+
+class Unsteady(Loss):
+    """Mean squared error that is NaN for some calls.
+
+    Args:
+        geometry: not needed.
+        first: number of the first bad call. last: of the last.
+    """
+
+    def __init__(self, geometry, *, first: int, last: int) -> None:
+        super().__init__()
+        self.bad = range(first, last + 1)
+        self.calls = 0
+
+    def forward(self, prediction, target, valid):
+        self.calls += self.training
+        factor = float("nan") if self.calls in self.bad else 1.0
+        return (prediction - target).square().mean(-1) * factor
+
+
+@pytest.fixture
+def unsteady(recipe, monkeypatch):
+    """Returns overrides that make calls ``first`` to ``last`` of the loss NaN."""
+    from mimkit.recipe import registry
+
+    found = registry.load
+
+    def load_one(entry):
+        return Unsteady if entry.name == "mse" else found(entry)
+
+    monkeypatch.setattr(registry, "load", load_one)
+    # The trial before the run calls the loss five times.
+    return lambda first, last: [
+        f"losses.pixels.first={first + 5}",
+        f"losses.pixels.last={last + 5}",
+    ]
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_written_down(recipe, tmp_path, unsteady):
+    folder = here(recipe, tmp_path, overrides=unsteady(3, 4))
+    ledger = json.loads((folder / "ledger.json").read_text())
+    assert [item["step"] for item in ledger["skipped_steps"]] == [2, 3]
+    assert all(len(item["index"]) == 8 for item in ledger["skipped_steps"])
+    tensors = load_file(folder / LAST)
+    assert all(torch.isfinite(value).all() for value in tensors.values())
+
+
+def test_three_bad_steps_in_a_row_stop_the_run_with_advice(recipe, tmp_path, unsteady):
+    with pytest.raises(TrainingError, match=r"steps 2 to 4.*lower train\.lr"):
+        here(recipe, tmp_path, overrides=unsteady(3, 99))
+    ledger = json.loads((tmp_path / "tiny/0/ledger.json").read_text())
+    assert [item["step"] for item in ledger["skipped_steps"]] == [2, 3, 4]
