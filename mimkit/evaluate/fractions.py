@@ -1,12 +1,15 @@
 """Which images give their labels: a function of labels, fraction and seed, the same for all."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from mimkit.data.counter import uniform
-from mimkit.errors import RecipeError
+from mimkit.errors import DataError, RecipeError
+from mimkit.evaluate.base import Subject
 
 # Streams of the counter generator; those of augmentation are small numbers.
 _LABELS, _DEVELOPMENT = 1001, 1002
@@ -50,6 +53,57 @@ def development_split(labels: Tensor, subset: Tensor, seed: int) -> tuple[Tensor
     shared = members[counts[classes[members]] >= 2]
     development = _first_of_each_class(classes, shared, 0.1, seed, _DEVELOPMENT)
     return subset[~torch.isin(subset, development)], development
+
+
+def stratified_limit(labels: Tensor, num_images: int | None) -> Tensor:
+    """Chooses about ``num_images`` labelled images, the same for every seed; all for None.
+
+    Not simply the first ones: data sets often come sorted by class.
+
+    Shape: (n,) int64, ascending positions in ``labels``.
+    """
+    known = int((labels >= 0).sum())
+    limit = known if num_images is None else min(num_images, known)
+    return stratified_subset(labels, limit / known, 0)
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The labels of both splits.
+
+    Args:
+        train: (N,) int64, negative where there is none.
+        test: (N,) int64, likewise.
+        num_classes: how many classes they number.
+    """
+
+    train: Tensor
+    test: Tensor
+    num_classes: int
+
+
+def labels_of(subject: Subject, evaluator: str) -> Labels:
+    """Returns the labels of both splits.
+
+    Raises: DataError if a split has none, if there is only one class, or if the splits' classes
+        differ.
+    """
+    train, test = subject.train, subject.test
+    for source in (train, test):
+        if source.labels is None or not bool((source.labels >= 0).any()):
+            raise DataError(
+                f"evaluator '{evaluator}' needs labels, but the {source.split} split of "
+                f"'{source.name}' ({source.origin}) has none. Put the images into one folder a "
+                "class, or remove this evaluator from the recipe."
+            )
+    assert train.labels is not None and test.labels is not None  # noqa: PT018 -- for mypy
+    if train.classes != test.classes or len(train.classes) < 2:
+        raise DataError(
+            f"evaluator '{evaluator}' needs the same two or more classes in both splits of "
+            f"'{train.name}', but they are {', '.join(train.classes)} (train) and "
+            f"{', '.join(test.classes)} (test)."
+        )
+    return Labels(train.labels, test.labels, len(train.classes))
 
 
 def _first_of_each_class(

@@ -182,7 +182,10 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
             if evaluator.every_steps and step % evaluator.every_steps == 0 and world.leads:
                 results = evaluator.run(subject(current, number))
                 prefix = recipe.evaluate[number].name
-                folder.log(step, {f"{prefix}/{r.metric}": r.value for r in results})
+                folder.log(
+                    step,
+                    {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
+                )
         world.wait()
 
     loop = Loop(

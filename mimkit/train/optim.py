@@ -1,6 +1,8 @@
 """Optimizer, weight-decay groups and the learning rate of a step."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
@@ -10,19 +12,22 @@ from mimkit.parts.base import Module
 from mimkit.recipe.schema import TrainSection
 
 
-def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimizer:
+def make_optimizer(
+    module: nn.Module, train: TrainSection, layer_scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
     """Builds the optimizer over all trainable parameters of ``module``.
 
     Biases, norms and what a part lists in ``no_weight_decay`` are not decayed. The fused kernels
     are used on every device: they can skip a step on the device itself (see `guard`).
+
+    Args:
+        module: what is trained.
+        train: which optimizer, and its settings.
+        layer_scales: factors of the learning rate of single parameters; the others have 1.
     """
-    exempt = {
-        f"{path}.{name}" if path else name
-        for path, child in module.named_modules()
-        if isinstance(child, Module)
-        for name in child.no_weight_decay()
-    }
-    groups = param_groups_weight_decay(module, train.weight_decay, no_weight_decay_list=exempt)
+    groups = _decay_groups(module, train.weight_decay)
+    if layer_scales:
+        groups = _scale_groups(groups, layer_scales)
     if train.optimizer == "sgd":
         nesterov = train.momentum > 0
         optimizer: torch.optim.Optimizer = torch.optim.SGD(
@@ -36,6 +41,32 @@ def make_optimizer(module: nn.Module, train: TrainSection) -> torch.optim.Optimi
                     optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
         return optimizer
     return torch.optim.AdamW(groups, lr=train.lr, betas=train.betas, fused=True)
+
+
+Group = dict[str, Any]
+
+
+def _decay_groups(module: nn.Module, weight_decay: float) -> list[Group]:
+    exempt = {
+        f"{path}.{name}" if path else name
+        for path, child in module.named_modules()
+        if isinstance(child, Module)
+        for name in child.no_weight_decay()
+    }
+    groups: list[Group] = param_groups_weight_decay(
+        module, weight_decay, no_weight_decay_list=exempt
+    )
+    return groups
+
+
+def _scale_groups(groups: list[Group], scales: Mapping[nn.Parameter, float]) -> list[Group]:
+    scaled: dict[tuple[int, float], Group] = {}
+    for number, group in enumerate(groups):
+        for parameter in group["params"]:
+            scale = scales.get(parameter, 1.0)
+            member = scaled.setdefault((number, scale), {**group, "params": [], "lr_scale": scale})
+            member["params"].append(parameter)
+    return list(scaled.values())
 
 
 def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: float) -> float:

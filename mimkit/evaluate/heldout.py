@@ -1,0 +1,65 @@
+"""The pre-training task itself, on held-out images: does it generalise, or learn by heart?"""
+
+from collections.abc import Iterator
+
+import torch
+
+from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.features import evaluation_mode
+from mimkit.evaluate.images import WholeImages
+from mimkit.parts.records import Batch, Geometry
+
+_MASK_SEED = 0
+
+
+class HeldOut(Evaluator):
+    """Losses and metrics of every term on whole test images, in evaluation mode.
+
+    Whole, because what augmentation adds may give a task away: black padding tells border
+    patches their place. Images and masks are the same at every call and for every seed.
+
+    Args:
+        geometry: not needed.
+        num_images: so many images, evenly spaced over the test split.
+        every_steps: also measure during training at this interval; None only at its end.
+    """
+
+    def __init__(
+        self, geometry: Geometry, *, num_images: int = 2000, every_steps: int | None = None
+    ) -> None:
+        self.num_images = num_images
+        self.every_steps = every_steps
+
+    @torch.no_grad()
+    def run(self, subject: Subject) -> list[Result]:
+        """Gives ``loss/<term>`` and ``metric/<term>/<name>``, means over all valid positions."""
+        total = torch.zeros(())
+        sums: dict[str, torch.Tensor] = {}
+        num_images = 0
+        with evaluation_mode(subject.pretrainer):
+            for batch in self._batches(subject):
+                output = subject.pretrainer(batch)
+                values = {f"loss/{name}": value for name, value in output.terms.items()}
+                values |= {f"metric/{name}": value for name, value in output.metrics.items()}
+                weight = batch.mask.valid.sum().cpu()
+                total = total + weight
+                num_images += len(batch.index)
+                for name, value in values.items():
+                    sums[name] = sums.get(name, torch.zeros(())) + weight * value.float().cpu()
+        return [
+            Result("heldout", name, float(value / total), num_images, subject.seed)
+            for name, value in sums.items()
+        ]
+
+    def _batches(self, subject: Subject) -> Iterator[Batch]:
+        available = len(subject.test)
+        count = min(self.num_images, available)
+        # Evenly spaced: data sets often come sorted by class.
+        index = torch.arange(count) * available // count
+        images = WholeImages(subject.test, index, subject.views, subject.batch_size)
+        generator = torch.Generator().manual_seed(_MASK_SEED)
+        for numbers, views in images.stream(
+            len(images), workers=subject.workers, device=subject.device
+        ):
+            mask = subject.masker.sample(len(numbers), generator)
+            yield Batch(views, mask, None, numbers).to(subject.device)

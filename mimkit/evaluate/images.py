@@ -1,0 +1,125 @@
+"""Streams of images for evaluation: whole ones to judge on, augmented ones to train on."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mimkit.data.batches import positions
+from mimkit.data.cut import cut
+from mimkit.data.sources import Source
+from mimkit.data.views import Augment, Draws, draw, finish
+from mimkit.data.workers import leave_signals_to_parent
+from mimkit.errors import DataError
+from mimkit.parts.records import View
+
+Piece = tuple[Tensor, dict[str, Tensor], Tensor | None]
+
+
+@dataclass(frozen=True)
+class Images(Dataset[Piece | DataError]):
+    """Batches of images by number; each is a pure function of its number.
+
+    Args:
+        source: the split.
+        index: (n,) int64, the images of it that are used.
+        views: what is rendered of each.
+        batch_size: images of one batch.
+    """
+
+    source: Source
+    index: Tensor
+    views: tuple[View, ...]
+    batch_size: int
+
+    @abstractmethod
+    def choose(self, number: int) -> tuple[Tensor, Draws]:
+        """Says which images make up a batch, and what was drawn for each."""
+
+    @property
+    def augment(self) -> Augment:
+        """How the images vary; by default not at all."""
+        return Augment.none()
+
+    def __getitem__(self, number: int) -> Piece | DataError:
+        index, draws = self.choose(number)
+        try:
+            pixels = cut(self.source, index, self.views, draws, self.augment)
+        except DataError as error:
+            # Handed over, because a loader process that raises adds its traceback to the message.
+            return error
+        return index, pixels, draws.color
+
+    def stream(
+        self, count: int, *, workers: int, device: torch.device
+    ) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+        """Gives the first ``count`` batches: image numbers (B,) and views (B, C, H, W).
+
+        Args:
+            count: how many batches.
+            workers: loader processes for sources that decode files.
+            device: where the views go; the numbers stay on the CPU.
+
+        Raises: DataError if an image can no longer be read.
+        """
+        decodes = self.source.pixels is None
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=range(count),
+            num_workers=workers if decodes else 0,
+            pin_memory=decodes and device.type == "cuda",
+            worker_init_fn=leave_signals_to_parent,
+            generator=torch.Generator(),  # else starting the loader advances the global one
+        )
+        for piece in loader:
+            if isinstance(piece, DataError):
+                raise piece
+            index, pixels, color = piece
+            sent = {name: p.to(device, non_blocking=True) for name, p in pixels.items()}
+            yield index, {view.name: finish(sent[view.name], view, color) for view in self.views}
+
+
+@dataclass(frozen=True)
+class WholeImages(Images):
+    """Each image once, in the given order, not augmented; the last batch may be smaller."""
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.index) / self.batch_size)
+
+    def choose(self, number: int) -> tuple[Tensor, Draws]:
+        """Takes the next images."""
+        index = self.index[number * self.batch_size : (number + 1) * self.batch_size]
+        nothing = np.zeros(len(index), dtype=np.int64)
+        sizes = self.source.sizes[index].numpy()
+        return index, draw(self.augment, sizes, 0, nothing, nothing)
+
+
+@dataclass(frozen=True)
+class TrainingImages(Images):
+    """Full batches without end, every pass in a new order, crops and flips drawn anew.
+
+    Args:
+        variation: how the images vary.
+        seed: of order and variation.
+    """
+
+    variation: Augment
+    seed: int
+
+    @property
+    def augment(self) -> Augment:
+        """How the images vary."""
+        return self.variation
+
+    def choose(self, number: int) -> tuple[Tensor, Draws]:
+        """Takes the images of a step, as pre-training does."""
+        place, epoch = positions(len(self.index), self.batch_size, self.seed, number)
+        index = self.index[torch.from_numpy(place)]
+        sizes = self.source.sizes[index].numpy()
+        return index, draw(self.augment, sizes, self.seed, epoch, index.numpy())

@@ -1,0 +1,116 @@
+"""k nearest neighbours on frozen features: no training, no hyper-parameter to choose."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
+
+from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.features import Pool, extract, pixels
+from mimkit.evaluate.fractions import labels_of, stratified_limit
+from mimkit.parts.base import Encoder
+from mimkit.parts.records import Geometry
+
+_CHUNK_SIMILARITIES = 2**25  # of one matrix product: 128 MiB
+
+
+class KNN(Evaluator):
+    """Accuracy of a vote among the nearest training images by cosine similarity.
+
+    The search is exact, in float32. Beside the pre-trained encoder stand the same encoder with
+    random weights and the raw pixels: what architecture and images give for nothing.
+
+    Args:
+        geometry: not needed.
+        k: how many neighbours vote.
+        temperature: a neighbour's vote weighs exp(similarity / temperature).
+        pool: features are the mean of the patches, or the class token.
+        num_images: training images to search among, all classes alike; None for all.
+        num_test_images: test images to classify, all classes alike; None for all.
+        every_steps: also measure during training at this interval; None only at its end.
+
+    Source: weighted vote with temperature 0.07: instance discrimination, arXiv 1805.01978;
+        k = 20: DINO, arXiv 2104.14294.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        k: int = 20,
+        temperature: float = 0.07,
+        pool: Pool = "mean",
+        num_images: int | None = None,
+        num_test_images: int | None = None,
+        every_steps: int | None = None,
+    ) -> None:
+        self.k = k
+        self.temperature = temperature
+        self.pool = pool
+        self.num_images = num_images
+        self.num_test_images = num_test_images
+        self.every_steps = every_steps
+        # They do not change while the encoder trains.
+        self._baselines: list[Result] = []
+
+    def run(self, subject: Subject) -> list[Result]:
+        """Gives ``accuracy`` of the encoder and of both baselines."""
+        ours = self._measure(subject, "pretrained", subject.pretrainer.encoder)
+        if not self._baselines:
+            random = subject.fresh(subject.seed).encoder
+            self._baselines = [
+                self._measure(subject, "random", random),
+                self._measure(subject, "pixels", None),
+            ]
+        return [ours, *self._baselines]
+
+    @torch.no_grad()
+    def _measure(self, subject: Subject, init: str, encoder: Encoder | None) -> Result:
+        labels = labels_of(subject, "knn")
+        train_index = stratified_limit(labels.train, self.num_images)
+        test_index = stratified_limit(labels.test, self.num_test_images)
+        train, test = (
+            pixels(subject, source, index)
+            if encoder is None
+            else extract(encoder, subject, source, index, self.pool)
+            for source, index in ((subject.train, train_index), (subject.test, test_index))
+        )
+        votes = nearest_neighbours(
+            train,
+            labels.train[train_index].to(subject.device),
+            test,
+            num_classes=labels.num_classes,
+            k=self.k,
+            temperature=self.temperature,
+        )
+        accuracy = MulticlassAccuracy(labels.num_classes, average="micro").to(subject.device)
+        value = float(accuracy(votes, labels.test[test_index].to(subject.device)))
+        subject.report(f"knn, {init}: {100 * value:.1f} % of {len(test_index):,} test images")
+        return Result(
+            "knn",
+            "accuracy",
+            value,
+            len(test_index),
+            subject.seed,
+            init,
+            {"k": self.k, "pool": self.pool, "num_labels": len(train_index)},
+        )
+
+
+def nearest_neighbours(
+    train: Tensor, labels: Tensor, test: Tensor, *, num_classes: int, k: int, temperature: float
+) -> Tensor:
+    """Gives every test vector a score per class: its neighbours' weighted votes.
+
+    Shape: train (N, D), labels (N,) int64, test (M, D); result (M, num_classes).
+    """
+    train = F.normalize(train)
+    k = min(k, len(train))
+    scores = []
+    for chunk in torch.split(F.normalize(test), max(1, _CHUNK_SIMILARITIES // len(train))):
+        similarity, neighbour = (chunk @ train.T).topk(k)  # (m, k)
+        # Similarities are at most 1: subtracting it keeps the exponential from overflowing.
+        weight = ((similarity - 1) / temperature).exp()
+        votes = torch.zeros(len(chunk), num_classes, device=chunk.device)
+        scores.append(votes.scatter_add_(1, labels[neighbour], weight))
+    return torch.cat(scores)
