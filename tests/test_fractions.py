@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mimkit.errors import RecipeError
-from mimkit.evaluate.fractions import development_split, stratified_subset
+from mimkit.evaluate.fractions import development_split, stratified_limit, stratified_subset
 
 
 def balanced(classes=10, each=100):
@@ -79,9 +79,14 @@ def test_the_development_split_leaves_every_class_something_to_train_on():
 
 
 def test_one_image_a_class_leaves_nothing_to_choose_on():
-    training, development = development_split(balanced(4, 1), torch.arange(4), 0)
-    assert training.tolist() == [0, 1, 2, 3]
-    assert len(development) == 0
+    with pytest.raises(RecipeError, match="one value to search"):
+        development_split(balanced(4, 1), torch.arange(4), 0)
+
+
+def test_a_limit_takes_all_classes_alike():
+    labels = balanced()
+    assert torch.bincount(labels[stratified_limit(labels, 50)]).tolist() == [5] * 10
+    assert len(stratified_limit(labels, None)) == len(stratified_limit(labels, 5000)) == 1000
 
 
 def test_the_development_split_is_not_the_smaller_subset():

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from mimkit.errors import DataError, TrainingError
 from mimkit.parts.base import Loss
 from mimkit.pipeline.run import run
+from mimkit.recipe import registry
 from mimkit.recipe.schema import load
 
 RECIPE = """
@@ -216,7 +217,7 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(recipe, tmp_path, 
 def test_a_folder_of_another_recipe_is_refused_and_fresh_replaces_it(recipe, tmp_path):
     here(recipe, tmp_path)
     changed = ["train.lr=0.01"]
-    with pytest.raises(DataError, match="another recipe .* --fresh"):
+    with pytest.raises(DataError, match=r"another recipe .* --fresh"):
         here(recipe, tmp_path, overrides=changed)
     folder = here(recipe, tmp_path, overrides=changed, fresh=True)
     assert load(str(folder / "recipe.toml")).train.lr == pytest.approx(0.01)
@@ -244,8 +245,6 @@ class Unsteady(Loss):
 @pytest.fixture
 def unsteady(recipe, monkeypatch):
     """Returns overrides that make calls ``first`` to ``last`` of the loss NaN."""
-    from mimkit.recipe import registry
-
     found = registry.load
 
     def load_one(entry):

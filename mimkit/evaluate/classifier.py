@@ -1,103 +1,126 @@
-"""Training one classifier end to end: one cell of a fine-tuning table."""
+"""Training one classifier end to end, from an encoder's weights or from none."""
 
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.swa_utils import update_bn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassAccuracy
 
-from mimkit.data.sources import Source
-from mimkit.evaluate.base import Subject
+from mimkit.errors import BoundaryError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
-from mimkit.parts.base import Backbone, Module
+from mimkit.parts.base import Backbone, Encoder
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.loop import autocast
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate
 
-_EVALUATION_BATCH = 256
-_STATISTICS_IMAGES = 2048
+
+@dataclass(frozen=True)
+class Score:
+    """How well a classifier does: ``accuracy`` in [0, 1] and mean cross-entropy ``loss``."""
+
+    accuracy: float
+    loss: float
 
 
-class Classifier(Module):
-    """A backbone with a linear layer on top.
+class PooledBackbone(Backbone):
+    """An encoder's features on the whole image, pooled by what a head learned in pre-training.
+
+    Args:
+        encoder: is copied.
+        pooling: takes `Tokens` to (B, D); becomes part of this network.
+    """
+
+    def __init__(self, encoder: Encoder, pooling: nn.Module) -> None:
+        super().__init__()
+        self.encoder = copy.deepcopy(encoder)
+        self.pooling = pooling
+        self.num_features = encoder.embed_dim
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Encodes, then pools: (B, C, H, W) to (B, D)."""
+        pooled: Tensor = self.pooling(self.encoder.features(image))
+        return pooled
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Counts the encoder as one layer and the pooling as the next."""
+        return [list(self.encoder.parameters()), list(self.pooling.parameters())]
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+class Classifier(nn.Module):
+    """A backbone and a new linear layer on top.
 
     Args:
         backbone: gives one vector per image.
-        num_classes: how many scores it is turned into.
+        num_classes: width of the output.
     """
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
         self.backbone = backbone
-        self.classify = nn.Linear(backbone.num_features, num_classes)
-        nn.init.trunc_normal_(self.classify.weight, std=0.01)
-        nn.init.zeros_(self.classify.bias)
+        self.output = nn.Linear(backbone.num_features, num_classes)
+        nn.init.normal_(self.output.weight, std=0.01)
+        nn.init.zeros_(self.output.bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Gives scores.
-
-        Shape: (B, C, H, W) to (B, classes).
-        """
-        return self.classify(self.backbone(image))  # type: ignore[no-any-return]
-
-    def layer_scales(self, layer_decay: float) -> dict[nn.Parameter, float]:
-        """Gives each parameter's factor of the learning rate: ``layer_decay`` per layer below.
-
-        Source: BEiT, arXiv 2106.08254, appendix; its code counts the classifier as the top.
-        """
-        groups = self.backbone.layer_groups()
-        return {
-            parameter: layer_decay ** (len(groups) - number)
-            for number, group in enumerate(groups)
-            for parameter in group
-        }
+        """Gives logits: (B, C, H, W) to (B, num_classes)."""
+        scores: Tensor = self.output(self.backbone(image))
+        return scores
 
     if TYPE_CHECKING:
         __call__ = forward
 
 
 def train_classifier(
-    classifier: Classifier,
-    subject: Subject,
+    network: Classifier,
+    images: TrainingImages,
     labels: Tensor,
-    index: Tensor,
-    *,
     train: TrainSection,
-    seed: int,
+    *,
     label_smoothing: float,
     layer_decay: float | None,
+    device: torch.device,
+    workers: int,
 ) -> None:
-    """Trains on augmented images, by the schedule of pre-training: warm-up, then cosine.
+    """Trains all weights of ``network`` in place.
 
     Args:
-        classifier: changed in place; on the subject's device.
-        subject: images, augmentation, view.
-        labels: (N,) int64, of the whole training split.
-        index: (n,) int64, the images that are used.
-        train: budget, optimizer, learning rate.
-        seed: of the order, the augmentation and dropout.
-        label_smoothing: share of the target that goes to all classes alike.
-        layer_decay: see `Classifier.layer_scales`; None for one rate.
+        network: on ``device``.
+        images: the labelled images.
+        labels: (N,) int64, of the whole split.
+        train: steps, optimizer and schedule, as in pre-training.
+        label_smoothing: share of the target that is spread over all classes.
+        layer_decay: factor of the learning rate from each layer to the one below; None is 1.
+        device: where to compute.
+        workers: loader processes for sources that decode files.
     """
-    device, view = subject.device, subject.view
-    scales = None if layer_decay is None else classifier.layer_scales(layer_decay)
-    optimizer = make_optimizer(classifier, train, scales)
-    images = TrainingImages(subject.train, index, (view,), train.batch_size, subject.augment, seed)
-    total = train.total_steps or 0
-    classifier.train()
-    stream = images.stream(total, workers=subject.workers, device=device)
-    for step, (numbers, views) in enumerate(stream):
-        torch.manual_seed(hash((seed, step)) % 2**63)
+    network.train()
+    scales = None if layer_decay is None else layer_scales(network, layer_decay)
+    optimizer = make_optimizer(network, train, scales)
+    labels = labels.to(device)
+    batches = images.stream(train.total_steps or 0, workers=workers, device=device)
+    for step, (index, views) in enumerate(batches):
+        # Dropout and its like follow from (seed, step), as in pre-training.
+        torch.manual_seed(hash((images.seed, step)) % 2**63)
         lr = learning_rate(
-            step, total=total, warmup=train.warmup_steps or 0, peak=train.lr, floor=train.min_lr
+            step,
+            total=train.total_steps or 0,
+            warmup=train.warmup_steps or 0,
+            peak=train.lr,
+            floor=train.min_lr,
         )
         set_learning_rate(optimizer, lr)
-        truth = labels[numbers].to(device, non_blocking=True)
         with autocast(device, train.precision):
-            logits = classifier(views[view.name].contiguous(memory_format=torch.channels_last))
+            logits = network(_layout(views["image"]))
+        truth = labels[index.to(device, non_blocking=True)]
         loss = F.cross_entropy(logits.float(), truth, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         torch.autograd.backward(loss)
@@ -105,45 +128,78 @@ def train_classifier(
 
 
 @torch.no_grad()
-def recompute_statistics(classifier: nn.Module, subject: Subject, index: Tensor) -> None:
-    """Measures running batch statistics anew, on whole images as they are.
+def score_classifier(
+    network: Classifier, images: WholeImages, labels: Tensor, *, device: torch.device, workers: int
+) -> Score:
+    """Measures a classifier on whole images.
 
-    A network that was pre-trained on patches alone has the statistics of patches.
+    Args:
+        network: used in evaluation mode.
+        images: what to classify.
+        labels: (N,) int64, of the whole split.
+        device: where to compute.
+        workers: loader processes for sources that decode files.
     """
-    chosen = index[torch.linspace(0, len(index) - 1, min(len(index), _STATISTICS_IMAGES)).long()]
-    images = WholeImages(subject.train, chosen, (subject.view,), _EVALUATION_BATCH)
-    stream = images.stream(len(images), workers=subject.workers, device=subject.device)
-    update_bn((views[subject.view.name] for _, views in stream), classifier)
+    num_classes = network.output.out_features
+    accuracy = MulticlassAccuracy(num_classes, average="micro").to(device)
+    total_loss = torch.zeros((), device=device)
+    with evaluation_mode(network):
+        for index, views in images.stream(len(images), workers=workers, device=device):
+            truth = labels[index].to(device)
+            with autocast(device, "auto"):
+                logits = network(_layout(views["image"])).float()
+            accuracy.update(logits.argmax(1), truth)
+            total_loss += F.cross_entropy(logits, truth, reduction="sum")
+    return Score(float(accuracy.compute()), float(total_loss) / len(images.index))
 
 
 @torch.no_grad()
-def accuracy(
-    classifier: Classifier,
-    subject: Subject,
-    source: Source,
-    *,
-    labels: Tensor,
-    index: Tensor,
-    precision: str,
-) -> float:
-    """Returns the share of whole images that are classified right.
+def recompute_batch_norm(network: nn.Module, images: Iterable[Tensor]) -> None:
+    """Replaces the running statistics of batch norm by those of ``images``, all counted alike.
 
-    Args:
-        classifier: used in evaluation mode.
-        subject: view, device and loader processes.
-        source: the split.
-        labels: (N,) int64, of that split.
-        index: (n,) int64, which of its images.
-        precision: as in training.
+    Statistics learned on single patches, or on parts of images, are wrong for whole ones.
+    Networks without batch norm stay as they are.
     """
-    metric = MulticlassAccuracy(classifier.classify.out_features, average="micro")
-    metric = metric.to(subject.device)
-    images = WholeImages(source, index, (subject.view,), _EVALUATION_BATCH)
-    with evaluation_mode(classifier):
-        for numbers, views in images.stream(
-            len(images), workers=subject.workers, device=subject.device
-        ):
-            with autocast(subject.device, precision):
-                logits = classifier(views[subject.view.name])
-            metric.update(logits, labels[numbers].to(subject.device))
-    return float(metric.compute())
+    norms = [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
+    if not norms:
+        return
+    momenta = [norm.momentum for norm in norms]
+    with evaluation_mode(network):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average
+            norm.train()
+        for image in images:
+            network(image)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, float]:
+    """Gives each weight's factor of the learning rate: 1 for the output, less layer by layer down.
+
+    Raises: BoundaryError if the backbone's layers are not exactly its trainable parameters.
+    Source: BEiT, arXiv 2106.08254, appendix: the last layer of the backbone has ``layer_decay``,
+        the one below its square, and so on.
+    """
+    layers = network.backbone.layer_groups()
+    listed = sorted(id(p) for layer in layers for p in layer if p.requires_grad)
+    if listed != sorted(id(p) for p in network.backbone.parameters() if p.requires_grad):
+        raise BoundaryError(
+            f"{type(network.backbone).__name__}.layer_groups must list every trainable parameter "
+            "of the backbone exactly once."
+        )
+    return {
+        parameter: layer_decay ** (len(layers) - number)
+        for number, layer in enumerate(layers)
+        for parameter in layer
+    }
+
+
+def _layout(image: Tensor) -> Tensor:
+    """Channels-last is what convolutions run fastest in."""
+    return image.contiguous(memory_format=torch.channels_last)

@@ -1,21 +1,24 @@
 """Fine-tuning at label fractions, always beside the same network without pre-training."""
 
-import copy
+import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Final, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.classifier import (
     Classifier,
-    accuracy,
-    recompute_statistics,
+    PooledBackbone,
+    recompute_batch_norm,
+    score_classifier,
     train_classifier,
 )
+from mimkit.evaluate.features import FEATURE_BATCH
 from mimkit.evaluate.fractions import (
     Labels,
     development_split,
@@ -23,10 +26,13 @@ from mimkit.evaluate.fractions import (
     stratified_limit,
     stratified_subset,
 )
-from mimkit.parts.base import Backbone, Encoder
+from mimkit.evaluate.images import TrainingImages, WholeImages
+from mimkit.parts.base import Backbone
 from mimkit.parts.records import Geometry
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
+
+_STATISTICS_IMAGES: Final = 2048
 
 
 class FineTune(Evaluator):
@@ -188,43 +194,62 @@ class _Table:
             return float(str(known["accuracy"]))
         devices = [subject.device] if subject.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            classifier = self._classifier(cell.init, cell.seed)
+            network = self._network(cell.init, cell.seed)
             if cell.init == "pretrained" and options.recompute_batch_norm:
-                recompute_statistics(classifier, subject, fitted)
+                recompute_batch_norm(network, self._whole_images(fitted))
             train_classifier(
-                classifier,
-                subject,
+                network,
+                TrainingImages(
+                    subject.train,
+                    fitted,
+                    (subject.view,),
+                    train.batch_size,
+                    subject.augment,
+                    cell.seed,
+                ),
                 self.labels.train,
-                fitted,
-                train=train,
-                seed=cell.seed,
+                train,
                 label_smoothing=options.label_smoothing,
                 layer_decay=options.layer_decay,
+                device=subject.device,
+                workers=subject.workers,
             )
         on_test = cell.split == "test"
-        value = accuracy(
-            classifier,
-            subject,
-            subject.test if on_test else subject.train,
-            labels=self.labels.test if on_test else self.labels.train,
-            index=judged,
-            precision=train.precision,
+        score = score_classifier(
+            network,
+            WholeImages(
+                subject.test if on_test else subject.train,
+                judged,
+                (subject.view,),
+                FEATURE_BATCH,
+            ),
+            self.labels.test if on_test else self.labels.train,
+            device=subject.device,
+            workers=subject.workers,
         )
         subject.report(
             f"finetune, {100 * cell.fraction:g} % of the labels, {cell.init}, seed {cell.seed}, "
-            f"lr {cell.lr:g}: {100 * value:.1f} % of {len(judged):,} {cell.split} images"
+            f"lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} {cell.split} images"
         )
-        self.cells.add(key, {**asdict(cell), "accuracy": value})
-        return value
+        self.cells.add(key, {**asdict(cell), "accuracy": score.accuracy})
+        return score.accuracy
 
-    def _classifier(self, init: str, seed: int) -> Classifier:
+    def _whole_images(self, index: Tensor) -> Iterator[Tensor]:
+        """A sample of the labelled images, as they are: enough for batch statistics."""
+        subject = self.subject
+        chosen = index[:: math.ceil(len(index) / _STATISTICS_IMAGES)]
+        images = WholeImages(subject.train, chosen, (subject.view,), FEATURE_BATCH)
+        stream = images.stream(len(images), workers=subject.workers, device=subject.device)
+        return (views[subject.view.name] for _, views in stream)
+
+    def _network(self, init: str, seed: int) -> Classifier:
         subject = self.subject
         model = subject.pretrainer if init == "pretrained" else subject.fresh(seed)
         # New layers begin alike in both starts.
         torch.manual_seed(seed)
         backbone = _backbone(model, self.options.network)
-        classifier = Classifier(backbone, self.labels.num_classes).to(subject.device)
-        return classifier.to(memory_format=torch.channels_last)
+        network = Classifier(backbone, self.labels.num_classes).to(subject.device)
+        return network.to(memory_format=torch.channels_last)
 
 
 def _backbone(model: Pretrainer, network: str) -> Backbone:
@@ -236,24 +261,4 @@ def _backbone(model: Pretrainer, network: str) -> Backbone:
             "evaluator 'finetune', network: 'pooled' needs a head with a learned pooling, but "
             f"this recipe's head ({type(model.head).__name__}) has none. Use 'backbone'."
         )
-    return _Pooled(copy.deepcopy(model.encoder), pooling)
-
-
-class _Pooled(Backbone):
-    """The encoder's features of the whole image under the head's pooling."""
-
-    def __init__(self, encoder: Encoder, pooling: nn.Module) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.pooling = pooling
-        self.num_features = encoder.embed_dim
-
-    def forward(self, image: Tensor) -> Tensor:
-        pooled: Tensor = self.pooling(self.encoder.features(image))
-        return pooled
-
-    def layer_groups(self) -> list[list[nn.Parameter]]:
-        return [list(self.encoder.parameters()), list(self.pooling.parameters())]
-
-    if TYPE_CHECKING:
-        __call__ = forward
+    return PooledBackbone(model.encoder, pooling)

@@ -46,11 +46,17 @@ def development_split(labels: Tensor, subset: Tensor, seed: int) -> tuple[Tensor
         seed: of the choice.
 
     Returns: the images to train on and those to choose on, both ascending.
+    Raises: RecipeError if no class has two labelled images.
     """
     classes = labels.numpy()
     members = subset.numpy()
     counts = np.bincount(classes[members])
     shared = members[counts[classes[members]] >= 2]
+    if not len(shared):
+        raise RecipeError(
+            f"no class has two labelled images ({len(subset)} in all), so none can be set aside to "
+            "choose hyper-parameters on. Give a larger label fraction, or one value to search."
+        )
     development = _first_of_each_class(classes, shared, 0.1, seed, _DEVELOPMENT)
     return subset[~torch.isin(subset, development)], development
 

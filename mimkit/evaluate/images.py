@@ -1,7 +1,7 @@
 """Streams of images for evaluation: whole ones to judge on, augmented ones to train on."""
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ Piece = tuple[Tensor, dict[str, Tensor], Tensor | None]
 
 
 @dataclass(frozen=True)
-class Images(Dataset[Piece | DataError]):
+class Images(Dataset[Piece | DataError], ABC):
     """Batches of images by number; each is a pure function of its number.
 
     Args:

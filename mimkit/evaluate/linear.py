@@ -13,15 +13,102 @@ from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject
 from mimkit.evaluate.features import Pool, extract
 from mimkit.evaluate.fractions import (
-    Labels,
     development_split,
     labels_of,
     stratified_limit,
     stratified_subset,
 )
+from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 
+_EPSILON = 1e-6
 _MAX_ITERATIONS = 200
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A fitted linear classifier.
+
+    Args:
+        mean: (D,) that is subtracted from features.
+        scale: (D,) by which they are multiplied after that.
+        weight: (num_classes, D).
+        bias: (num_classes,).
+    """
+
+    mean: Tensor
+    scale: Tensor
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Gives logits: (n, D) to (n, num_classes)."""
+        return F.linear((features - self.mean) * self.scale, self.weight, self.bias)
+
+    def score(self, features: Tensor, labels: Tensor) -> tuple[float, float]:
+        """Returns accuracy and mean cross-entropy."""
+        logits, labels = self(features), labels.to(features.device)
+        accuracy = MulticlassAccuracy(len(self.bias), average="micro").to(features.device)
+        return float(accuracy(logits, labels)), float(F.cross_entropy(logits, labels))
+
+
+def fit(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    weight_decay: float,
+    start: Probe | None = None,
+) -> Probe:
+    """Finds the classifier of least mean cross-entropy + weight_decay / 2 x squared weights.
+
+    Args:
+        features: (n, D) float32.
+        labels: (n,) int64.
+        num_classes: how many classes there are, also if ``labels`` lack some.
+        weight_decay: factor of the penalty; biases pay none.
+        start: where to start; the result does not depend on it, its time does.
+    """
+    labels = labels.to(features.device)
+    mean = features.mean(0)
+    scale = (features.var(0, correction=0) + _EPSILON).rsqrt()
+    standard = (features - mean) * scale
+    size = (num_classes, features.shape[1])
+    weight = standard.new_zeros(size) if start is None else start.weight.clone()
+    bias = standard.new_zeros(num_classes) if start is None else start.bias.clone()
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=_MAX_ITERATIONS,
+        tolerance_grad=1e-6,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(F.linear(standard, weight, bias), labels)
+        loss = loss + 0.5 * weight_decay * weight.square().sum()
+        torch.autograd.backward(loss)
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return Probe(mean, scale, weight.detach(), bias.detach())
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """What one encoder makes of both splits."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    num_classes: int
+
+    def fit(self, subset: Tensor, weight_decay: float, start: Probe | None = None) -> Probe:
+        labels = self.train_labels[subset]
+        features = self.train[subset.to(self.train.device)]
+        return fit(features, labels, self.num_classes, weight_decay=weight_decay, start=start)
 
 
 class LinearProbe(Evaluator):
@@ -69,154 +156,65 @@ class LinearProbe(Evaluator):
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the pre-trained and of random encoders, by fraction and seed."""
-        labels = labels_of(subject, "linear_probe")
         seeds = range(subject.seed, subject.seed + self.seeds)
-        ours = self._features(subject, labels, None)
-        results = [self._results(subject, labels, ours, "pretrained", seed) for seed in seeds]
+        ours = self._encode(subject, subject.pretrainer.encoder)
+        results = [r for seed in seeds for r in self._measure(subject, ours, "pretrained", seed)]
         for seed in seeds:
-            random = self._features(subject, labels, seed)
-            results.append(self._results(subject, labels, random, "random", seed))
-        return [result for group in results for result in group]
+            random = self._encode(subject, subject.fresh(seed).encoder)
+            results += self._measure(subject, random, "random", seed)
+        return results
 
-    def _features(
-        self, subject: Subject, labels: Labels, seed: int | None
-    ) -> tuple[Tensor, Tensor]:
-        """Encodes both splits, with the pre-trained encoder or a random one."""
-        encoder = (subject.pretrainer if seed is None else subject.fresh(seed)).encoder
-        everything = torch.arange(len(labels.train))
-        test_index = stratified_limit(labels.test, self.num_test_images)
-        return (
-            extract(encoder, subject, subject.train, everything, self.pool),
-            extract(encoder, subject, subject.test, test_index, self.pool),
+    def _encode(self, subject: Subject, encoder: Encoder) -> _Splits:
+        labels = labels_of(subject, "linear_probe")
+        train = torch.arange(len(labels.train))
+        test = stratified_limit(labels.test, self.num_test_images)
+        return _Splits(
+            train=extract(encoder, subject, subject.train, train, self.pool),
+            train_labels=labels.train,
+            test=extract(encoder, subject, subject.test, test, self.pool),
+            test_labels=labels.test[test],
+            num_classes=labels.num_classes,
         )
 
-    def _results(
-        self,
-        subject: Subject,
-        labels: Labels,
-        features: tuple[Tensor, Tensor],
-        init: str,
-        seed: int,
-    ) -> list[Result]:
-        train, test = features
-        test_index = stratified_limit(labels.test, self.num_test_images)
+    def _measure(self, subject: Subject, splits: _Splits, init: str, seed: int) -> list[Result]:
         results = []
         for fraction in self.label_fractions:
-            subset = stratified_subset(labels.train, fraction, seed)
-            weight_decay = self._choose(train, labels, subset, seed)
-            probe = fit(
-                train[subset], labels.train[subset], labels.num_classes, weight_decay=weight_decay
-            )
-            value, _ = probe.score(test, labels.test[test_index])
+            subset = stratified_subset(splits.train_labels, fraction, seed)
+            weight_decay = self._choose(splits, subset, seed)
+            accuracy, _ = splits.fit(subset, weight_decay).score(splits.test, splits.test_labels)
             subject.report(
                 f"linear_probe, {init}, {100 * fraction:g} % of the labels, seed {seed}: "
-                f"{100 * value:.1f} %"
+                f"{100 * accuracy:.1f} %"
             )
-            protocol = {
-                "label_fraction": fraction,
-                "num_labels": len(subset),
-                "pool": self.pool,
-            }
-            chosen = {"weight_decay": weight_decay}
             results.append(
                 Result(
-                    "linear_probe",
-                    "accuracy",
-                    value,
-                    len(test_index),
-                    seed,
-                    init,
-                    protocol,
-                    chosen,
+                    evaluator="linear_probe",
+                    metric="accuracy",
+                    value=accuracy,
+                    num_images=len(splits.test),
+                    seed=seed,
+                    init=init,
+                    protocol={
+                        "label_fraction": fraction,
+                        "num_labels": len(subset),
+                        "pool": self.pool,
+                    },
+                    chosen={"weight_decay": weight_decay},
                 )
             )
         return results
 
-    def _choose(self, train: Tensor, labels: Labels, subset: Tensor, seed: int) -> float:
+    def _choose(self, splits: _Splits, subset: Tensor, seed: int) -> float:
         """Finds the weight decay that is best on the development split."""
         if len(self.weight_decays) == 1:
             return self.weight_decays[0]
-        fitted, development = development_split(labels.train, subset, seed)
+        fitted, held = development_split(splits.train_labels, subset, seed)
+        features, labels = splits.train[held.to(splits.train.device)], splits.train_labels[held]
         scores = {}
         probe = None
         # From strong to weak: each optimum is a good start for the next.
         for weight_decay in sorted(self.weight_decays, reverse=True):
-            probe = fit(
-                train[fitted],
-                labels.train[fitted],
-                labels.num_classes,
-                weight_decay=weight_decay,
-                start=probe,
-            )
-            accuracy, loss = probe.score(train[development], labels.train[development])
+            probe = splits.fit(fitted, weight_decay, start=probe)
+            accuracy, loss = probe.score(features, labels)
             scores[weight_decay] = (accuracy, -loss)
         return max(scores, key=scores.__getitem__)
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fitted linear classifier.
-
-    Args:
-        mean: (D,) of the features it was fitted to.
-        std: (D,) likewise; 1 where a feature never varies.
-        weight: (classes, D).
-        bias: (classes,).
-    """
-
-    mean: Tensor
-    std: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def score(self, features: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Returns accuracy and mean cross-entropy.
-
-        Shape: features (n, D), labels (n,) int64 on any device.
-        """
-        labels = labels.to(features.device)
-        logits = F.linear((features - self.mean) / self.std, self.weight, self.bias)
-        accuracy = MulticlassAccuracy(len(self.bias), average="micro").to(features.device)
-        return float(accuracy(logits, labels)), float(F.cross_entropy(logits, labels))
-
-
-def fit(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    weight_decay: float,
-    start: Probe | None = None,
-) -> Probe:
-    """Minimises cross-entropy + ``weight_decay`` / 2 times the squared weights, by L-BFGS.
-
-    Args:
-        features: (n, D) float32.
-        labels: (n,) int64 on any device.
-        num_classes: how many classes the labels number.
-        weight_decay: factor of the penalty; the bias is free of it.
-        start: a solution to begin from, of the same features.
-    """
-    mean, std = features.mean(0), features.std(0, correction=0)
-    std = torch.where(std > 0, std, 1.0)
-    inputs, labels = (features - mean) / std, labels.to(features.device)
-    if start is None:
-        weight = torch.zeros(num_classes, features.shape[1], device=features.device)
-        bias = torch.zeros(num_classes, device=features.device)
-    else:
-        weight, bias = start.weight.clone(), start.bias.clone()
-    weight.requires_grad_()
-    bias.requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [weight, bias], max_iter=_MAX_ITERATIONS, line_search_fn="strong_wolfe"
-    )
-
-    def objective() -> float:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(inputs, weight, bias), labels)
-        loss = loss + weight_decay / 2 * weight.square().sum()
-        torch.autograd.backward(loss)
-        return float(loss)
-
-    optimizer.step(objective)  # type: ignore[no-untyped-call]
-    return Probe(mean, std, weight.detach(), bias.detach())

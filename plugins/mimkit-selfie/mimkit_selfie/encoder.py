@@ -58,7 +58,7 @@ class PatchResNet(Encoder):
         self.norm = make_norm(self.embed_dim) if closing_norm else None
         init_weights(self)
         # Convolutions of small maps run half as fast again in this layout, on CPU and GPU.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.to(memory_format=torch.channels_last)
 
     def forward(
         self, image: Tensor, context: Tensor | None = None, hidden: Tensor | None = None
