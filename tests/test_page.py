@@ -83,7 +83,12 @@ def finetune_results():
         (0.2, 0.641, 0.004, 0.011, "not distinguishable at n=3"),
         (1.0, 0.883, -0.006, 0.004, "worse"),
     ):
-        protocol = {"network": "whole", "label_fraction": fraction, "total_steps": 600}
+        protocol = {
+            "network": "whole",
+            "label_fraction": fraction,
+            "num_labels": round(50_000 * fraction),
+            "total_steps": 600,
+        }
         summaries += [
             summary("finetune", "accuracy", protocol, "scratch", scratch, 0.008),
             summary("finetune", "accuracy", protocol, "pretrained", scratch + gain, 0.006),
@@ -99,6 +104,7 @@ def finetune_results():
             summary(evaluator, "accuracy", protocol, "random", base, 0.0, seeds=1),
             summary(evaluator, "accuracy", protocol, "pretrained", ours, 0.0, seeds=1),
         ]
+        summaries.append(summary(evaluator, "accuracy", protocol, "pixels", 0.402, 0.0, seeds=1))
         differences.append(
             difference(
                 evaluator,
@@ -111,6 +117,8 @@ def finetune_results():
                 seeds=1,
             )
         )
+    for metric, value in (("loss/patches", 1.21), ("metric/patches/accuracy", 0.398)):
+        summaries.append(summary("heldout", metric, {}, "pretrained", value, 0.0, seeds=1))
     return {"results": [], "summaries": summaries, "differences": differences}
 
 
@@ -288,8 +296,8 @@ def test_all_label_fractions_are_counted():
 
 def test_the_label_table_holds_both_sides_in_percent(finished):
     text = report_text(finished)
-    assert "5 % 41.2 % ± 0.8 44.3 % ± 0.6 +3.1 +1.9 to +4.3 better" in text
-    assert "100 % 88.3 % ± 0.8 87.7 % ± 0.6 \u22120.6 \u22121.0 to \u22120.2 worse" in text
+    assert "5 % 2,500 41.2 % ± 0.8 44.3 % ± 0.6 +3.1 +1.9 to +4.3 better" in text
+    assert "100 % 50,000 88.3 % ± 0.8 87.7 % ± 0.6 \u22120.6 \u22121.0 to \u22120.2 worse" in text
     assert "network whole, total steps 600" in text
 
 
@@ -327,15 +335,28 @@ def test_a_single_fraction_has_a_table_but_no_plot(finished):
     results["differences"] = results["differences"][:1]
     finished.results.write_text(json.dumps(results), encoding="utf-8")
     text = report_text(finished)
-    assert "5 % 41.2 % ± 0.8" in text
+    assert "5 % 2,500 41.2 % ± 0.8" in text
     assert "against labels" not in text
 
 
 def test_probes_stand_beside_random_weights(finished):
     text = report_text(finished)
     assert (
-        "knn accuracy k 20, distance cosine 30.1 % 37.2 % +7.1 \u2013 one seed: no interval" in text
+        "knn accuracy k 20, distance cosine 30.1 % 40.2 % 37.2 % +7.1 \u2013 one seed: no interval"
+        in text
     )
+
+
+def test_every_baseline_stands_beside_the_first_numbers(finished):
+    text = report_text(finished)
+    assert "accuracy, knn 37.2 % random weights 30.1 %, raw pixels 40.2 %" in text
+
+
+def test_the_final_held_out_accuracy_is_shown_with_chance(finished):
+    label = "pre-training task, accuracy on held-out images"
+    assert f"{label} 39.8 % chance 25.0 %" in report_text(finished)
+    finished.results.unlink()
+    assert f"{label} 39.6 % chance 25.0 %" in report_text(finished)
 
 
 def test_the_ledger_lists_what_was_skipped(finished):
@@ -380,13 +401,13 @@ def test_a_run_without_evaluations_claims_nothing(finished):
 
 
 def test_pictures_beyond_the_budget_are_named_instead(finished, monkeypatch):
-    monkeypatch.setattr("mimkit.report.page.MAX_PICTURE_BYTES", 1000)
+    monkeypatch.setattr("mimkit.report.embed.MAX_PICTURE_BYTES", 1000)
     text = report_text(finished)
     assert "Too large for this page, but in the run folder: pictures/predictions.png." in text
 
 
 def test_a_large_picture_is_embedded_in_a_denser_format(finished, monkeypatch):
-    monkeypatch.setattr("mimkit.report.page.MAX_PNG_BYTES", 1000)
+    monkeypatch.setattr("mimkit.report.embed.MAX_PNG_BYTES", 1000)
     assert "data:image/webp;base64," in write_report(finished).read_text(encoding="utf-8")
 
 

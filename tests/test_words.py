@@ -24,6 +24,7 @@ from mimkit.report import words
         (words.memory(2_411_724_800), "2.2 GiB"),
         (words.memory(300 * 2**20), "300 MiB"),
         (words.duration(0.4), "0.4 s"),
+        (words.duration(0.0006), "under 0.1 s"),
         (words.duration(1312), "22 min"),
         (words.duration(7500), "2 h 05 min"),
     ],

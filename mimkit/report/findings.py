@@ -12,6 +12,7 @@ Entry = Mapping[str, Any]
 BASELINES = {
     "scratch": "from scratch",
     "random": "random weights",
+    "pixels": "raw pixels",
 }
 """What an evaluation is compared with, and how the report calls it."""
 
@@ -59,12 +60,14 @@ class Row:
 
     Args:
         fraction: the share of labels that was used, if the protocol says so.
+        num_labels: how many those are.
         detail: what else tells this row from the others of its table.
         by_init: initialisation to its numbers.
         difference: pre-trained minus baseline, where both were measured.
     """
 
     fraction: float | None
+    num_labels: int | None
     detail: str
     by_init: Mapping[str, Spread]
     difference: Difference | None
@@ -160,6 +163,8 @@ def _table(summaries: Sequence[Entry], differences: Mapping[tuple[str, str, str]
     protocols = {_key(summary["protocol"]): summary["protocol"] for summary in summaries}
     names = dict.fromkeys(name for protocol in protocols.values() for name in protocol)
     names.pop("label_fraction", None)
+    if all("label_fraction" in protocol for protocol in protocols.values()):
+        names.pop("num_labels", None)  # shown beside the fraction
     varying = [name for name in names if _num_values(protocols.values(), name) > 1]
     rows = []
     for key, protocol in protocols.items():
@@ -167,6 +172,7 @@ def _table(summaries: Sequence[Entry], differences: Mapping[tuple[str, str, str]
         rows.append(
             Row(
                 fraction=protocol.get("label_fraction"),
+                num_labels=protocol.get("num_labels"),
                 detail=_worded(protocol, varying),
                 by_init={s["init"]: _spread(s) for s in summaries if _key(s["protocol"]) == key},
                 difference=None if difference is None else _difference(difference),
@@ -207,10 +213,14 @@ def _key(protocol: Entry) -> str:
 
 def _worded(protocol: Entry, names: Iterable[str]) -> str:
     return ", ".join(
-        f"{name.replace('_', ' ')} {protocol[name]}"
+        f"{name.replace('_', ' ')} {_plain(protocol[name])}"
         for name in names
         if protocol.get(name) is not None
     )
+
+
+def _plain(value: object) -> str:
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _spread(summary: Entry) -> Spread:

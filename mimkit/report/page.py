@@ -1,7 +1,5 @@
 """The report: one page that opens offline, made from nothing but the files of a run folder."""
 
-import base64
-import io
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,21 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from PIL import Image
 
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.report import findings, words
+from mimkit.report.embed import embedded
 from mimkit.report.findings import BASELINES, Difference, Row, Table
 from mimkit.report.folder import RunFolder
 from mimkit.report.plots import label_chart, training_charts
 
-MAX_PNG_BYTES = 400_000
-"""A larger picture is put into the page in a denser format; the file stays as it is."""
-MAX_PICTURE_BYTES = 3_000_000
-"""All pictures of a page together: the page must stay easy to open and to send."""
-PICTURE_SCALE = 1.6
-"""Pixels of a picture per pixel of the page, so that it is sharp on fine screens too."""
 MAX_LISTED = 10
 PARTS = ("masker", "encoder", "targets", "head", "losses")
 
@@ -37,15 +29,6 @@ class Fact:
     note: str = ""
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A picture as the page holds it."""
-
-    source: str
-    width: int
-    description: str
-
-
 def write_report(folder: RunFolder) -> Path:
     """Writes ``report.html`` from the other files of the folder, whichever are there.
 
@@ -56,8 +39,7 @@ def write_report(folder: RunFolder) -> Path:
     ledger = folder.read_ledger()
     recipe, recipe_text = _recipe(folder.recipe)
     tables = findings.tables(results)
-    pictures, left_out = _pictures(folder.pictures)
-    num_images = ledger.get("dataset", {}).get("train_images")
+    pictures, left_out = embedded(folder.pictures)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -78,12 +60,20 @@ def write_report(folder: RunFolder) -> Path:
             (
                 table,
                 [(table, row) for row in table.rows],
-                label_chart(table, num_images) if len(table.rows) > 1 else None,
+                label_chart(table) if len(table.rows) > 1 else None,
             )
             for table in tables
             if table.by_labels
         ],
-        probes=[(table, row) for table in tables if not table.by_labels for row in table.rows],
+        probes=[
+            [
+                (table, row)
+                for table in tables
+                for row in table.rows
+                if not table.by_labels and (table.baseline is not None) == with_baseline
+            ]
+            for with_baseline in (True, False)
+        ],
         charts=training_charts(rows),
         pictures=pictures,
         left_out=left_out,
@@ -155,12 +145,8 @@ def _setting(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
     train = recipe.get("train", {})
     for unit in ("steps", "epochs"):
         if train.get(f"total_{unit}") is not None:
-            amount = words.count(train[f"total_{unit}"])
-            setting.append(
-                ("budget", f"{amount} {unit} of {words.count(train['batch_size'])} images")
-                if unit == "steps"
-                else ("budget", f"{amount} {unit}")
-            )
+            amount = f"{words.count(train[f'total_{unit}'])} {unit}"
+            setting.append(("budget", f"{amount}, batches of {words.count(train['batch_size'])}"))
     return setting
 
 
@@ -185,20 +171,23 @@ def _facts(
 ) -> list[Fact]:
     facts = []
     last = {name: value for row in rows for name, value in row.items()}
+    # What was measured at the end counts more than what was logged on the way.
+    for table in tables:
+        if "pretrained" in table.rows[0].by_init:
+            name = f"{table.evaluator}/{table.metric}"
+            last[name] = table.rows[0].by_init["pretrained"].mean
     for name, value in last.items():
         if name.startswith("heldout/metric/") and name.endswith("accuracy"):
             chance = last.get(f"{name.rpartition('/')[0]}/chance".removeprefix("heldout/"))
             note = "" if chance is None else f"chance {words.number(chance, name)}"
             label = "pre-training task, accuracy on held-out images"
             facts.append(Fact(label, words.number(value, name), note))
-    for table in tables:
-        row = table.rows[0]
-        known = table.by_labels or f"{table.evaluator}/{table.metric}" in last
-        if "accuracy" in table.metric and "pretrained" in row.by_init and not known:
-            note = ""
-            if table.baseline is not None and table.baseline in row.by_init:
-                baseline = words.number(row.by_init[table.baseline].mean, table.metric)
-                note = f"{BASELINES[table.baseline]} {baseline}"
+    for table, row in ((table, table.rows[0]) for table in tables):
+        if table.metric == "accuracy" and not table.by_labels and "pretrained" in row.by_init:
+            note = ", ".join(
+                f"{BASELINES[init]} {words.number(row.by_init[init].mean, table.metric)}"
+                for init in measured([(table, row)])
+            )
             shown = words.number(row.by_init["pretrained"].mean, table.metric)
             facts.append(Fact(f"{table.metric}, {table.evaluator}".replace("_", " "), shown, note))
     if ledger.get("images_seen"):
@@ -220,30 +209,3 @@ def _listed(items: Sequence[Mapping[str, Any]], worded: Callable[[Mapping[str, A
     shown = "; ".join(worded(item) for item in items[:MAX_LISTED])
     more = "; the others are in ledger.json" if len(items) > MAX_LISTED else ""
     return f"{len(items)}: {shown}{more}"
-
-
-def _pictures(folder: Path) -> tuple[list[Shown], list[str]]:
-    """Embeds the pictures; those beyond the page's budget are named instead."""
-    shown, left_out, spent = [], [], 0
-    for path in sorted(folder.glob("*.png")):
-        content, kind = path.read_bytes(), "png"
-        try:
-            image = Image.open(io.BytesIO(content))
-            image.load()
-        except OSError as error:
-            raise DataError(
-                f"{path}: must be a picture, but cannot be read ({error}). Remove it."
-            ) from error
-        width = round(image.width / PICTURE_SCALE)
-        description = str(image.info.get("Description") or path.stem.replace("_", " "))
-        if len(content) > MAX_PNG_BYTES:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "WEBP", quality=82)
-            content, kind = buffer.getvalue(), "webp"
-        if spent + len(content) > MAX_PICTURE_BYTES:
-            left_out.append(f"{folder.name}/{path.name}")
-            continue
-        spent += len(content)
-        encoded = base64.b64encode(content).decode("ascii")
-        shown.append(Shown(f"data:image/{kind};base64,{encoded}", width, description))
-    return shown, left_out

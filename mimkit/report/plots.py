@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from mimkit.report import words
-from mimkit.report.findings import BASELINES, Table
+from mimkit.report.findings import BASELINES, Row, Table
 from mimkit.report.svg import FIRST, INK, SECOND, Plot
 
 MAX_POINTS = 500
@@ -49,15 +49,10 @@ def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     return [_over_steps(name, curves, len(terms)) for name in shown]
 
 
-def label_chart(table: Table, num_images: int | None) -> Chart:
-    """Plots one metric against the number of labels, pre-trained beside its baseline.
-
-    Args:
-        table: whose rows are label fractions.
-        num_images: of the training split; None labels the axis with fractions only.
-    """
+def label_chart(table: Table) -> Chart:
+    """Plots one metric against the number of labels, pre-trained beside its baseline."""
     title = f"{_title(table.metric)} against labels ({table.evaluator})"
-    fractions = [row.fraction for row in table.rows if row.fraction is not None]
+    ticks = {row.fraction: _tick(row) for row in table.rows if row.fraction is not None}
     looks = {"pretrained": ("pre-trained", FIRST, "o")}
     if table.baseline is not None:
         looks = {table.baseline: (BASELINES[table.baseline], SECOND, "s")} | looks
@@ -83,7 +78,7 @@ def label_chart(table: Table, num_images: int | None) -> Chart:
                 axes.plot(seeds, spread.values, marker, color=colour, markersize=3, alpha=0.35)
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xticks(fractions, [_labels_tick(fraction, num_images) for fraction in fractions])
+        axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel("labels used")
         axes.margins(x=0.08)
         axes.legend(loc="best")
@@ -173,10 +168,9 @@ def _format_values(axes: Axes, metric: str) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
 
-def _labels_tick(fraction: float, num_images: int | None) -> str:
-    if num_images is None:
-        return words.share(fraction)
-    return f"{words.share(fraction)}\n{words.count(fraction * num_images)}"
+def _tick(row: Row) -> str:
+    fraction = words.share(row.fraction or 0.0)
+    return fraction if row.num_labels is None else f"{fraction}\n{words.count(row.num_labels)}"
 
 
 def _title(name: str) -> str:

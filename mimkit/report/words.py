@@ -62,6 +62,8 @@ def memory(num_bytes: float) -> str:
 
 def duration(seconds: float) -> str:
     """A time span in its two largest units."""
+    if seconds < 0.1:
+        return f"under 0.1{NARROW}s"
     if seconds < 90:
         return f"{seconds:.3g}{NARROW}s"
     minutes = round(seconds / 60)
