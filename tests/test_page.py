@@ -387,9 +387,18 @@ def test_an_unfinished_run_says_how_far_it_is(tmp_path):
     with RunFolder(tmp_path, writable=True) as folder:
         folder.recipe.write_text(RECIPE, encoding="utf-8")
         log_training(folder, steps=400)
-    assert "This run is not finished: step 400 of 2,000; it has not been evaluated." in report_text(
-        folder
+    assert (
+        "This run is not finished: it has reached step 400 of 2,000, and has not been evaluated."
+        in report_text(folder)
     )
+
+
+def test_a_run_whose_evaluations_still_go_on_is_not_shown_as_whole(finished):
+    notice = "Pre-training is done, but not every evaluation of the recipe: this is a part."
+    assert notice not in report_text(finished)
+    ledger = LEDGER | {"seconds": {"prepare": 0.4, "train": 1312.0}}
+    finished.ledger.write_text(json.dumps(ledger), encoding="utf-8")
+    assert notice in report_text(finished)
 
 
 def test_a_run_without_evaluations_claims_nothing(finished):

@@ -54,7 +54,7 @@ def write_report(folder: RunFolder) -> Path:
         setting=_setting(recipe),
         answer=findings.answer(tables),
         tally=findings.tally(tables),
-        unfinished=_unfinished(folder, rows, recipe),
+        unfinished=_unfinished(rows, recipe, ledger),
         facts=_facts(rows, tables, ledger),
         by_labels=[
             (
@@ -151,19 +151,22 @@ def _setting(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _unfinished(
-    folder: RunFolder, rows: Sequence[Mapping[str, float]], recipe: Mapping[str, Any]
+    rows: Sequence[Mapping[str, float]], recipe: Mapping[str, Any], ledger: Mapping[str, Any]
 ) -> str | None:
     """Says what is still missing, so that half a run is not read as a whole one."""
-    if folder.results.is_file() and folder.ledger.is_file():
+    if "evaluate" in ledger.get("seconds", {}):
         return None
+    if ledger:
+        return "Pre-training is done, but not every evaluation of the recipe: this is a part."
     if not rows:
         return "This run has not logged a step yet."
     step = words.count(rows[-1]["step"])
     total = recipe.get("train", {}).get("total_steps")
-    reached = f"step {step}" + (f" of {words.count(total)}" if total else "")
-    if folder.results.is_file():
-        return f"This run is not finished: {reached}; its evaluations may be incomplete."
-    return f"This run is not finished: {reached}; it has not been evaluated."
+    return (
+        f"This run is not finished: it has reached step {step}"
+        + (f" of {words.count(total)}" if total else "")
+        + ", and has not been evaluated."
+    )
 
 
 def _facts(
