@@ -89,6 +89,8 @@ def choose_forward(
     eager = run_trial(pretrainer, wrapped, batch, train)
     if train.compile == "off" or (train.compile == "auto" and batch.index.device.type != "cuda"):
         return wrapped, eager
+    # Every recipe compiles the same `forward`: runs in one process would hit torch's limit of it.
+    torch.compiler.reset()
     candidate: nn.Module = torch.compile(wrapped)  # type: ignore[assignment]
     compiled = run_trial(pretrainer, candidate, batch, train, steps=10, compiled=True)
     if train.compile == "on" or compiled.seconds_per_step < eager.seconds_per_step:
