@@ -36,4 +36,10 @@ def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: P
         Column("what the encoder sees", masked_input(image, batch.mask)),
     ]
     columns += [Column(p.title, denormalise(p.image, view), p.correct) for p in pictures]
-    contact_sheet(folder / "predictions.png", columns, batch.mask)
+    contact_sheet(
+        folder / "predictions.png",
+        columns,
+        batch.mask,
+        description="Held-out images: the original, what the encoder receives, and what was "
+        "predicted; green is right, orange with a cross is wrong.",
+    )

@@ -234,6 +234,7 @@ def finish(current: Run, trial: Trial, progress: TrainingProgress) -> None:
         results += evaluator.run(subject(current, number))
         # Rewritten after each: whatever happens later, what is known can be read.
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
+        write_report(folder)
     current.seconds["evaluate"] = time.perf_counter() - start
     _write_ledger(current, trial, progress)
     current.console.print(f"[bold]report[/] {write_report(folder)}")
@@ -296,7 +297,8 @@ def _write_ledger(current: Run, trial: Trial, progress: TrainingProgress) -> Non
             command=current.command,
             pretrainer=current.pretrainer,
             geometry=current.parts.geometry,
-            source=current.train,
+            training=current.train,
+            test=current.test,
             train=current.recipe.train,
             device=current.world.device,
             trial=trial,
