@@ -100,6 +100,12 @@ class Evaluator(Part):
 
     every_steps: int | None = None
 
+    def check(self, subject: Subject) -> None:
+        """Refuses at once what `run` could not do; called before pre-training begins.
+
+        Raises: RecipeError, DataError.
+        """
+
     @abstractmethod
     def run(self, subject: Subject) -> list[Result]:
         """Measures, leaving the subject as it was (weights, mode, random state)."""

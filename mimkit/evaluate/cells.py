@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,12 +25,12 @@ class Cells:
     def __init__(self, path: Path) -> None:
         self.path = path
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        self._records: dict[str, dict[str, object]] = {}
+        self._records: dict[str, dict[str, Any]] = {}
         for line in lines:
             record = json.loads(line)
             self._records[record["key"]] = record
 
-    def get(self, key: str) -> dict[str, object] | None:
+    def get(self, key: str) -> dict[str, Any] | None:
         """Returns a finished cell, or None."""
         return self._records.get(key)
 

@@ -1,9 +1,10 @@
 """Training one classifier end to end, from an encoder's weights or from none."""
 
 import copy
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,48 +12,27 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torchmetrics.classification import MulticlassAccuracy
 
-from mimkit.errors import BoundaryError
+from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.parts.base import Backbone, Encoder
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.loop import autocast
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate
+from mimkit.train.step import Pretrainer
 
 
 @dataclass(frozen=True)
 class Score:
-    """How well a classifier does: ``accuracy`` in [0, 1] and mean cross-entropy ``loss``."""
+    """How well a classifier does.
+
+    Args:
+        accuracy: in [0, 1].
+        loss: mean cross-entropy; infinite for a network whose training diverged.
+    """
 
     accuracy: float
     loss: float
-
-
-class PooledBackbone(Backbone):
-    """An encoder's features on the whole image, pooled by what a head learned in pre-training.
-
-    Args:
-        encoder: is copied.
-        pooling: takes `Tokens` to (B, D); becomes part of this network.
-    """
-
-    def __init__(self, encoder: Encoder, pooling: nn.Module) -> None:
-        super().__init__()
-        self.encoder = copy.deepcopy(encoder)
-        self.pooling = pooling
-        self.num_features = encoder.embed_dim
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Encodes, then pools: (B, C, H, W) to (B, D)."""
-        pooled: Tensor = self.pooling(self.encoder.features(image))
-        return pooled
-
-    def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Counts the encoder as one layer and the pooling as the next."""
-        return [list(self.encoder.parameters()), list(self.pooling.parameters())]
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class Classifier(nn.Module):
@@ -77,6 +57,26 @@ class Classifier(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def backbone_of(pretrainer: Pretrainer, network: Literal["backbone", "pooled"]) -> Backbone:
+    """Returns a new network with the weights of pre-training.
+
+    Args:
+        pretrainer: is left as it is.
+        network: what the encoder offers, or its features under the head's own learned pooling.
+
+    Raises: RecipeError if the head has no pooling.
+    """
+    if network == "backbone":
+        return pretrainer.encoder.backbone()
+    pooling = pretrainer.head.pooling()
+    if pooling is None:
+        raise RecipeError(
+            "evaluator 'finetune', network: 'pooled' needs a head with a learned pooling, but "
+            f"this recipe's head ({type(pretrainer.head).__name__}) has none. Use 'backbone'."
+        )
+    return _Pooled(copy.deepcopy(pretrainer.encoder), pooling)
 
 
 def train_classifier(
@@ -129,7 +129,13 @@ def train_classifier(
 
 @torch.no_grad()
 def score_classifier(
-    network: Classifier, images: WholeImages, labels: Tensor, *, device: torch.device, workers: int
+    network: Classifier,
+    images: WholeImages,
+    labels: Tensor,
+    *,
+    precision: str,
+    device: torch.device,
+    workers: int,
 ) -> Score:
     """Measures a classifier on whole images.
 
@@ -137,6 +143,7 @@ def score_classifier(
         network: used in evaluation mode.
         images: what to classify.
         labels: (N,) int64, of the whole split.
+        precision: as in training.
         device: where to compute.
         workers: loader processes for sources that decode files.
     """
@@ -146,19 +153,24 @@ def score_classifier(
     with evaluation_mode(network):
         for index, views in images.stream(len(images), workers=workers, device=device):
             truth = labels[index].to(device)
-            with autocast(device, "auto"):
+            with autocast(device, precision):
                 logits = network(_layout(views["image"])).float()
             accuracy.update(logits.argmax(1), truth)
             total_loss += F.cross_entropy(logits, truth, reduction="sum")
-    return Score(float(accuracy.compute()), float(total_loss) / len(images.index))
+    loss = float(total_loss) / len(images.index)
+    return Score(float(accuracy.compute()), loss if math.isfinite(loss) else math.inf)
 
 
 @torch.no_grad()
 def recompute_batch_norm(network: nn.Module, images: Iterable[Tensor]) -> None:
-    """Replaces the running statistics of batch norm by those of ``images``, all counted alike.
+    """Replaces the running statistics of batch norm by the means over batches of ``images``.
 
     Statistics learned on single patches, or on parts of images, are wrong for whole ones.
     Networks without batch norm stay as they are.
+
+    Args:
+        network: left in the mode it is in.
+        images: (B, C, H, W) each; equally large and mixed, since every batch counts alike.
     """
     norms = [
         module
@@ -198,6 +210,24 @@ def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, 
         for number, layer in enumerate(layers)
         for parameter in layer
     }
+
+
+class _Pooled(Backbone):
+    def __init__(self, encoder: Encoder, pooling: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = pooling
+        self.num_features = encoder.embed_dim
+
+    def forward(self, image: Tensor) -> Tensor:
+        pooled: Tensor = self.pooling(self.encoder.features(image))
+        return pooled
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        return [list(self.encoder.parameters()), list(self.pooling.parameters())]
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
 
 def _layout(image: Tensor) -> Tensor:

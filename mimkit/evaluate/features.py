@@ -53,6 +53,11 @@ def extract(
         return torch.cat([features.float() for features in batches])
 
 
+def check_pool(subject: Subject, pool: Pool) -> None:
+    """Raises RecipeError if the encoder has nothing to pool, found out on one image."""
+    extract(subject.pretrainer.encoder, subject, subject.train, torch.arange(1), pool)
+
+
 def pixels(subject: Subject, source: Source, index: Tensor) -> Tensor:
     """Flattens the images themselves: the features that cost nothing.
 

@@ -1,19 +1,20 @@
 """Fine-tuning at label fractions, always beside the same network without pre-training."""
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.classifier import (
     Classifier,
-    PooledBackbone,
+    Score,
+    backbone_of,
     recompute_batch_norm,
     score_classifier,
     train_classifier,
@@ -27,10 +28,8 @@ from mimkit.evaluate.fractions import (
     stratified_subset,
 )
 from mimkit.evaluate.images import TrainingImages, WholeImages
-from mimkit.parts.base import Backbone
 from mimkit.parts.records import Geometry
 from mimkit.recipe.sections import TrainSection
-from mimkit.train.step import Pretrainer
 
 _STATISTICS_IMAGES: Final = 2048
 
@@ -113,8 +112,22 @@ class FineTune(Evaluator):
             precision=precision,
         )
 
+    def check(self, subject: Subject) -> None:
+        """Refuses unlabelled data, too few labels for a search, and a head without pooling.
+
+        Raises: DataError, RecipeError.
+        """
+        labels = labels_of(subject, "finetune")
+        for fraction in self.label_fractions:
+            subset = stratified_subset(labels.train, fraction, subject.seed)
+            if len(self.lrs) > 1:
+                development_split(labels.train, subset, subject.seed)
+        if self.network == "pooled":
+            backbone_of(subject.pretrainer, "pooled")
+
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` by fraction, start and seed."""
+        self.check(subject)
         labels = labels_of(subject, "finetune")
         table = _Table(self, subject, labels, Cells(subject.workdir / "cells.jsonl"))
         seeds = range(subject.seed, subject.seed + self.seeds)
@@ -157,14 +170,15 @@ class _Table:
             lr: self._measure(_Cell("development", fraction, init, seed, lr), fitted, development)
             for lr in lrs
         }
-        return max(scores, key=scores.__getitem__)
+        # Few development images often tie: then the smaller loss decides.
+        return max(lrs, key=lambda lr: (scores[lr].accuracy, -scores[lr].loss))
 
     def result(self, fraction: float, init: str, seed: int, lr: float) -> Result:
         """Trains on all labelled images and classifies the test images."""
         options = self.options
         subset = stratified_subset(self.labels.train, fraction, seed)
         test = stratified_limit(self.labels.test, options.num_test_images)
-        value = self._measure(_Cell("test", fraction, init, seed, lr), subset, test)
+        score = self._measure(_Cell("test", fraction, init, seed, lr), subset, test)
         protocol = {
             "label_fraction": fraction,
             "num_labels": len(subset),
@@ -172,93 +186,78 @@ class _Table:
             "total_steps": options.train.total_steps,
             "batch_size": options.train.batch_size,
         }
-        return Result("finetune", "accuracy", value, len(test), seed, init, protocol, {"lr": lr})
+        return Result(
+            "finetune", "accuracy", score.accuracy, len(test), seed, init, protocol, {"lr": lr}
+        )
 
-    def _measure(self, cell: _Cell, fitted: Tensor, judged: Tensor) -> float:
+    def _measure(self, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
+        """Trains on ``fitted`` and classifies ``judged``, unless that was done before."""
         subject, options = self.subject, self.options
         train = options.train.model_copy(update={"lr": cell.lr})
-        key = cell_key(
-            data=[subject.train.fingerprint, subject.test.fingerprint],
-            weights=digest(subject.pretrainer) if cell.init == "pretrained" else "",
-            cell=[*asdict(cell).values(), options.num_test_images],
-            train=train.model_dump(),
-            options=[
-                options.network,
-                options.label_smoothing,
-                options.layer_decay,
-                options.recompute_batch_norm,
-            ],
-        )
-        known = self.cells.get(key)
-        if known is not None:
-            return float(str(known["accuracy"]))
         devices = [subject.device] if subject.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            network = self._network(cell.init, cell.seed)
-            if cell.init == "pretrained" and options.recompute_batch_norm:
-                recompute_batch_norm(network, self._whole_images(fitted))
-            train_classifier(
-                network,
-                TrainingImages(
-                    subject.train,
-                    fitted,
-                    (subject.view,),
-                    train.batch_size,
-                    subject.augment,
-                    cell.seed,
-                ),
-                self.labels.train,
-                train,
-                label_smoothing=options.label_smoothing,
-                layer_decay=options.layer_decay,
-                device=subject.device,
-                workers=subject.workers,
+            network = self._network(cell)
+            key = cell_key(
+                weights=digest(network),
+                data=[subject.train.fingerprint, subject.test.fingerprint, asdict(subject.view)],
+                cell=[*asdict(cell).values(), options.num_test_images],
+                train=[train.model_dump(), asdict(subject.augment)],
+                options=[
+                    options.label_smoothing,
+                    options.layer_decay,
+                    options.recompute_batch_norm,
+                ],
             )
+            known = self.cells.get(key)
+            if known is not None:
+                return Score(known["accuracy"], known["loss"])
+            self._train(network, train, cell, fitted)
         on_test = cell.split == "test"
+        source = subject.test if on_test else subject.train
         score = score_classifier(
             network,
-            WholeImages(
-                subject.test if on_test else subject.train,
-                judged,
-                (subject.view,),
-                FEATURE_BATCH,
-            ),
+            WholeImages(source, judged, (subject.view,), FEATURE_BATCH),
             self.labels.test if on_test else self.labels.train,
+            precision=train.precision,
             device=subject.device,
             workers=subject.workers,
         )
         subject.report(
             f"finetune, {100 * cell.fraction:g} % of the labels, {cell.init}, seed {cell.seed}, "
             f"lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} {cell.split} images"
+            + ("" if math.isfinite(score.loss) else " (diverged)")
         )
-        self.cells.add(key, {**asdict(cell), "accuracy": score.accuracy})
-        return score.accuracy
+        self.cells.add(key, {**asdict(cell), **asdict(score)})
+        return score
 
-    def _whole_images(self, index: Tensor) -> Iterator[Tensor]:
-        """A sample of the labelled images, as they are: enough for batch statistics."""
-        subject = self.subject
-        chosen = index[:: math.ceil(len(index) / _STATISTICS_IMAGES)]
-        images = WholeImages(subject.train, chosen, (subject.view,), FEATURE_BATCH)
-        stream = images.stream(len(images), workers=subject.workers, device=subject.device)
-        return (views[subject.view.name] for _, views in stream)
+    def _train(self, network: Classifier, train: TrainSection, cell: _Cell, index: Tensor) -> None:
+        subject, options = self.subject, self.options
+        device, workers = subject.device, subject.workers
+        images = TrainingImages(
+            subject.train, index, (subject.view,), train.batch_size, subject.augment, cell.seed
+        )
+        if cell.init == "pretrained" and options.recompute_batch_norm:
+            size = min(FEATURE_BATCH, len(index))
+            whole = replace(images, batch_size=size, variation=Augment.none())
+            count = min(len(index), _STATISTICS_IMAGES) // size
+            stream = whole.stream(count, workers=workers, device=device)
+            recompute_batch_norm(network, (views["image"] for _, views in stream))
+        train_classifier(
+            network,
+            images,
+            self.labels.train,
+            train,
+            label_smoothing=options.label_smoothing,
+            layer_decay=options.layer_decay,
+            device=device,
+            workers=workers,
+        )
 
-    def _network(self, init: str, seed: int) -> Classifier:
+    def _network(self, cell: _Cell) -> Classifier:
         subject = self.subject
-        model = subject.pretrainer if init == "pretrained" else subject.fresh(seed)
+        start = subject.pretrainer if cell.init == "pretrained" else subject.fresh(cell.seed)
         # New layers begin alike in both starts.
-        torch.manual_seed(seed)
-        backbone = _backbone(model, self.options.network)
+        torch.manual_seed(cell.seed)
+        backbone = backbone_of(start, self.options.network)
         network = Classifier(backbone, self.labels.num_classes).to(subject.device)
         return network.to(memory_format=torch.channels_last)
-
-
-def _backbone(model: Pretrainer, network: str) -> Backbone:
-    if network == "backbone":
-        return model.encoder.backbone()
-    pooling = model.head.pooling()
-    if pooling is None:
-        raise RecipeError(
-            "evaluator 'finetune', network: 'pooled' needs a head with a learned pooling, but "
-            f"this recipe's head ({type(model.head).__name__}) has none. Use 'backbone'."
-        )
-    return PooledBackbone(model.encoder, pooling)

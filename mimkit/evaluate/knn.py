@@ -6,7 +6,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.evaluate.base import Evaluator, Result, Subject
-from mimkit.evaluate.features import Pool, extract, pixels
+from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
@@ -52,6 +52,14 @@ class KNN(Evaluator):
         self.every_steps = every_steps
         # They do not change while the encoder trains.
         self._baselines: list[Result] = []
+
+    def check(self, subject: Subject) -> None:
+        """Refuses unlabelled data and a missing class token.
+
+        Raises: DataError, RecipeError.
+        """
+        labels_of(subject, "knn")
+        check_pool(subject, self.pool)
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the encoder and of both baselines."""

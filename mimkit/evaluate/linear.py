@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject
-from mimkit.evaluate.features import Pool, extract
+from mimkit.evaluate.features import Pool, check_pool, extract
 from mimkit.evaluate.fractions import (
     development_split,
     labels_of,
@@ -154,6 +154,18 @@ class LinearProbe(Evaluator):
         self.seeds = seeds
         self.num_test_images = num_test_images
 
+    def check(self, subject: Subject) -> None:
+        """Refuses unlabelled data, too few labels for a search, and a missing class token.
+
+        Raises: DataError, RecipeError.
+        """
+        labels = labels_of(subject, "linear_probe")
+        for fraction in self.label_fractions:
+            subset = stratified_subset(labels.train, fraction, subject.seed)
+            if len(self.weight_decays) > 1:
+                development_split(labels.train, subset, subject.seed)
+        check_pool(subject, self.pool)
+
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the pre-trained and of random encoders, by fraction and seed."""
         seeds = range(subject.seed, subject.seed + self.seeds)
@@ -166,11 +178,12 @@ class LinearProbe(Evaluator):
 
     def _encode(self, subject: Subject, encoder: Encoder) -> _Splits:
         labels = labels_of(subject, "linear_probe")
-        train = torch.arange(len(labels.train))
+        # Some sets have many images without labels: encoding those would be for nothing.
+        train = stratified_limit(labels.train, None)
         test = stratified_limit(labels.test, self.num_test_images)
         return _Splits(
             train=extract(encoder, subject, subject.train, train, self.pool),
-            train_labels=labels.train,
+            train_labels=labels.train[train],
             test=extract(encoder, subject, subject.test, test, self.pool),
             test_labels=labels.test[test],
             num_classes=labels.num_classes,
