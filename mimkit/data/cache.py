@@ -81,8 +81,13 @@ def surveyed(listing: Listing, limit: int | None) -> Surveyed:
 def _key(listing: Listing, limit: int | None) -> str:
     key = hashlib.sha256(f"{_FORMAT}\0{limit}\0{listing.choice}".encode())
     for path in listing.files:
-        status = path.stat()
-        key.update(f"\0{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+        try:
+            status = path.stat()
+        except OSError:  # a link to nowhere: the survey lists it
+            stamp = "unreadable"
+        else:
+            stamp = f"{status.st_size}\0{status.st_mtime_ns}"
+        key.update(f"\0{path.absolute()}\0{stamp}".encode())
     return key.hexdigest()[:32]
 
 
@@ -122,7 +127,7 @@ def _save(path: Path, found: Survey) -> None:
 
 def _load(place: Path) -> Survey | None:
     try:
-        with np.load(place / "survey.npz") as file:
+        with (place / "survey.npz").open("rb") as opened, np.load(opened) as file:
             words = json.loads(str(file["words"]))
             size = tuple(words["image_size"]) if words["image_size"] else None
             found = Survey(

@@ -1,5 +1,6 @@
 """Image files to 8-bit RGB, whatever mode they are stored in."""
 
+import functools
 import struct
 import warnings
 import zlib
@@ -9,7 +10,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "AVIF")
+_FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 _ORIENTATION: Final = 0x0112
 # What Pillow's readers raise on files that are cut, corrupt, too large or of an unknown kind.
 _FAILURES: Final = (
@@ -60,7 +61,7 @@ def _open(content: bytes, small: bool) -> tuple[Image.Image, tuple[int, int]]:
         # Odd metadata and large sizes are no reason to bother anyone, or to stop.
         warnings.simplefilter("ignore")
         try:
-            image: Image.Image = Image.open(BytesIO(content), formats=FORMATS)
+            image: Image.Image = Image.open(BytesIO(content), formats=_formats())
             stored = image.size
             reduced = small and image.draft("RGB", (1, 1)) is not None
             image.load()
@@ -73,6 +74,13 @@ def _open(content: bytes, small: bool) -> tuple[Image.Image, tuple[int, int]]:
             raise UnreadableError("is no image of a known kind") from error
         except _FAILURES as error:
             raise UnreadableError(f"cannot be decoded: {error}") from error
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those formats that this build of Pillow can read."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -48,7 +48,7 @@ class ParquetFiles:
     @property
     def note(self) -> str:
         """How the split came about."""
-        share = f"no test part: one of {HELD_OUT} rows, chosen by its number, is held out"
+        share = f"no test part: one row of {HELD_OUT}, chosen by its number, is held out"
         return share if self.held_out else ""
 
     @property
@@ -86,7 +86,7 @@ class ParquetFiles:
             if not silent:
                 datasets.enable_progress_bars()
         labels, classes = (None, ()) if label is None else _labels(records, label)
-        records = records.select_columns(image).rename_column(image, "image")
+        records = records.select_columns(image).rename_columns({image: "image"})
         table = Table(records.cast_column("image", datasets.Image(decode=False)), labels, classes)
         return table if self.held_out is None else table.select(_rows(len(table), self.held_out))
 
@@ -207,7 +207,6 @@ def _labels(
 
 
 def _rows(count: int, split: Split) -> NDArray[np.int64]:
-    rows = np.arange(count, dtype=np.int64)
-    test = uniform(0, _HOLD_OUT_STREAM, rows, 1)[:, 0] < 1 / HELD_OUT
-    test[:1] = True  # also of very few rows, one is held out
-    return np.flatnonzero(test == (split == "test"))
+    shuffled = np.argsort(uniform(0, _HOLD_OUT_STREAM, np.arange(count), 1)[:, 0], kind="stable")
+    held_out = max(1, count // HELD_OUT)
+    return np.sort(shuffled[:held_out] if split == "test" else shuffled[held_out:])

@@ -61,7 +61,9 @@ def resample(
 
     Shape: (n, C, *size) uint8.
     Source: Pillow's Resample.c: kernel widened when the box shrinks, weights cut off at the border
-        of the image and made to sum to one, columns first, rounding half up after each pass.
+        of the image and made to sum to one, columns first, rounding half up after each pass. From
+        version 13 on, Pillow takes rows first where that is less work: the clipping in between
+        then differs where a kernel overshoots black or white.
     """
     n, channels, height, width = pixels.shape
     box = box.to(torch.float32)  # as Pillow's
