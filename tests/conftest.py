@@ -9,6 +9,47 @@ from mimkit import Batch, Geometry, Grid, Mask
 from mimkit.recipe import registry
 
 
+TINY = """\
+name = "tiny"
+[data]
+name = "shapes"
+image_size = 16
+patch_size = 4
+num_images = 48
+num_test_images = 16
+[augment]
+crop = "pad"
+[masker]
+part = "random"
+mask_ratio = 0.5
+mode = "replace"
+[encoder]
+part = "vit"
+embed_dim = 16
+depth = 2
+num_heads = 2
+mask_token = true
+drop_path = 0.2
+[targets.pixels]
+part = "pixels"
+[head]
+part = "linear"
+[losses.pixels]
+part = "mse"
+[train]
+total_steps = 12
+batch_size = 8
+optimizer = "adamw"
+lr = 1e-3
+weight_decay = 0.05
+log_every_steps = 2
+checkpoint_every_steps = 2
+[[evaluate]]
+part = "heldout"
+every_steps = 6
+"""
+
+
 @dataclass(frozen=True)
 class FakeDistribution:
     name: str
@@ -63,3 +104,11 @@ def make_batch():
         return Batch({"image": image}, mask, None, index)
 
     return make
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A recipe file whose run takes a second: every part is built in, images are drawn."""
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path

@@ -9,37 +9,6 @@ from torch import nn
 from mimkit.bench import PHASES, Stopwatch, bench, matmul_peak
 from mimkit.recipe.schema import load
 
-RECIPE = """
-name = "tiny"
-[data]
-name = "shapes"
-image_size = 16
-patch_size = 4
-num_images = 16
-num_test_images = 8
-[masker]
-part = "random"
-mask_ratio = 0.5
-mode = "replace"
-[encoder]
-part = "vit"
-mask_token = true
-embed_dim = 16
-depth = 1
-num_heads = 2
-[targets.pixels]
-part = "pixels"
-[head]
-part = "linear"
-[losses.pixels]
-part = "mse"
-[train]
-total_steps = 1
-batch_size = 4
-optimizer = "sgd"
-lr = 0.1
-"""
-
 
 class Slow(nn.Module):
     def __init__(self, seconds, inner=None):
@@ -74,13 +43,11 @@ def test_the_matmul_peak_is_a_rate():
     assert matmul_peak(torch.device("cpu"), bfloat16=False) > 1e8
 
 
-def test_a_bench_splits_the_whole_step(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    measured = bench(load(str(path)), device="cpu", steps=2, console=Console(quiet=True))
+def test_a_bench_splits_the_whole_step(tiny):
+    measured = bench(load(str(tiny)), device="cpu", steps=2, console=Console(quiet=True))
     assert set(measured.milliseconds) == set(PHASES)
     assert all(value > 0 for value in measured.milliseconds.values())
-    assert measured.rate == pytest.approx(4 / measured.trial.seconds_per_step)
+    assert measured.rate == pytest.approx(8 / measured.trial.seconds_per_step)
     assert measured.loader_rate > 0
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(measured.table())

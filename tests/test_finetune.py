@@ -18,47 +18,12 @@ from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
 from mimkit.train.step import Pretrainer
 
-RECIPE = """
-name = "tiny"
-[data]
-name = "shapes"
-image_size = 16
-patch_size = 4
-num_images = 120
-num_test_images = 40
-[augment]
-crop = "pad"
-[masker]
-part = "random"
-mask_ratio = 0.5
-mode = "replace"
-[encoder]
-part = "vit"
-embed_dim = 16
-depth = 2
-num_heads = 2
-mask_token = true
-drop_path = 0.1
-[targets.pixels]
-part = "pixels"
-[head]
-part = "linear"
-[losses.pixels]
-part = "mse"
-[train]
-total_steps = 1
-batch_size = 8
-optimizer = "adamw"
-lr = 1e-3
-"""
 QUICK = {"total_steps": 3, "batch_size": 8, "warmup_steps": 1, "optimizer": "adamw"}
 
 
 @pytest.fixture
-def subject(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    recipe = load(str(path))
+def subject(tiny, tmp_path):
+    recipe = load(str(tiny), overrides=["data.num_images=120", "data.num_test_images=40"])
     train, test = open_source(recipe.data, "train"), open_source(recipe.data, "test")
 
     def fresh(seed):

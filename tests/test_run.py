@@ -19,53 +19,7 @@ from mimkit.pipeline.run import run
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
 
-RECIPE = """
-name = "tiny"
-[data]
-name = "shapes"
-image_size = 16
-patch_size = 4
-num_images = 48
-num_test_images = 16
-[augment]
-crop = "pad"
-[masker]
-part = "random"
-mask_ratio = 0.5
-mode = "replace"
-[encoder]
-part = "vit"
-embed_dim = 16
-depth = 2
-num_heads = 2
-mask_token = true
-drop_path = 0.2
-[targets.pixels]
-part = "pixels"
-[head]
-part = "linear"
-[losses.pixels]
-part = "mse"
-[train]
-total_steps = 12
-batch_size = 8
-optimizer = "adamw"
-lr = 1e-3
-weight_decay = 0.05
-log_every_steps = 2
-checkpoint_every_steps = 2
-[[evaluate]]
-part = "heldout"
-every_steps = 6
-"""
 LAST = "checkpoints/step_00000012.safetensors"
-
-
-@pytest.fixture
-def recipe(tmp_path):
-    path = tmp_path / "tiny.toml"
-    path.write_text(RECIPE)
-    return path
 
 
 def command(recipe: Path, out: Path, *more: str) -> list[str]:
@@ -118,8 +72,8 @@ def assert_same_weights(one: Path, other: Path) -> None:
         assert torch.equal(value, b[name]), name
 
 
-def test_a_run_leaves_everything_behind_and_its_recipe_gives_the_same_run(recipe, tmp_path):
-    folder = here(recipe, tmp_path / "a", command="mimkit run tiny.toml")
+def test_a_run_leaves_everything_behind_and_its_recipe_gives_the_same_run(tiny, tmp_path):
+    folder = here(tiny, tmp_path / "a", command="mimkit run tiny.toml")
     for name in ("metrics.jsonl", "results.json", "ledger.json", "report.html", "encoder.json"):
         assert (folder / name).stat().st_size > 0, name
     assert steps_logged(folder) == [2, 4, 6, 8, 10, 12]
@@ -131,18 +85,18 @@ def test_a_run_leaves_everything_behind_and_its_recipe_gives_the_same_run(recipe
     assert_same_weights(folder, again)
 
 
-def test_heldout_loss_is_logged_from_step_0_on(recipe, tmp_path):
-    folder = here(recipe, tmp_path)
+def test_heldout_loss_is_logged_from_step_0_on(tiny, tmp_path):
+    folder = here(tiny, tmp_path)
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     heldout = {row["step"]: row for row in rows if "heldout/loss/pixels" in row}
     assert sorted(heldout) == [0, 6, 12]
 
 
-def test_accumulation_and_workers_do_not_change_what_is_seen(recipe, tmp_path):
+def test_accumulation_and_workers_do_not_change_what_is_seen(tiny, tmp_path):
     overrides = ["encoder.drop_path=0.0"]
-    whole = here(recipe, tmp_path / "a", overrides=overrides)
+    whole = here(tiny, tmp_path / "a", overrides=overrides)
     pieces = here(
-        recipe, tmp_path / "b", overrides=[*overrides, "train.accumulate=2", "data.workers=2"]
+        tiny, tmp_path / "b", overrides=[*overrides, "train.accumulate=2", "data.workers=2"]
     )
     a, b = load_file(whole / LAST), load_file(pieces / LAST)
     for name, value in a.items():
@@ -150,24 +104,24 @@ def test_accumulation_and_workers_do_not_change_what_is_seen(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-def test_killed_at_a_random_step_it_ends_with_the_same_weights(recipe, tmp_path, workers):
+def test_killed_at_a_random_step_it_ends_with_the_same_weights(tiny, tmp_path, workers):
     settings = ["--set", f"data.workers={workers}"]
-    finish(command(recipe, tmp_path / "whole", *settings))
+    finish(command(tiny, tmp_path / "whole", *settings))
     folder = tmp_path / "killed" / "tiny" / "0"
-    process = start(command(recipe, tmp_path / "killed", *settings))
+    process = start(command(tiny, tmp_path / "killed", *settings))
     last = random.choice([2, 4, 6, 8])
     while process.poll() is None and (steps_logged(folder) or [0])[-1] < last:
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    finish(command(recipe, tmp_path / "killed", *settings))
+    finish(command(tiny, tmp_path / "killed", *settings))
     assert steps_logged(folder) == [2, 4, 6, 8, 10, 12]
     assert_same_weights(tmp_path / "whole" / "tiny" / "0", folder)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_step_and_the_same_command_goes_on(recipe, tmp_path, number, code):
-    arguments = command(recipe, tmp_path, "--set", "train.total_steps=4000")
+def test_a_signal_ends_the_step_and_the_same_command_goes_on(tiny, tmp_path, number, code):
+    arguments = command(tiny, tmp_path, "--set", "train.total_steps=4000")
     folder = tmp_path / "tiny" / "0"
     process = start(arguments)
     while process.poll() is None and not steps_logged(folder):
@@ -182,10 +136,10 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on(recipe, tmp_path, n
 
 
 @pytest.mark.slow
-def test_two_processes_see_what_one_sees(recipe, tmp_path):
+def test_two_processes_see_what_one_sees(tiny, tmp_path):
     settings = ["--set", "encoder.drop_path=0.0"]
-    finish(command(recipe, tmp_path / "one", *settings))
-    arguments = command(recipe, tmp_path / "two", *settings)
+    finish(command(tiny, tmp_path / "one", *settings))
+    arguments = command(tiny, tmp_path / "two", *settings)
     finish(
         [
             sys.executable,
@@ -202,24 +156,24 @@ def test_two_processes_see_what_one_sees(recipe, tmp_path):
         torch.testing.assert_close(value, b[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
-def test_a_damaged_checkpoint_is_said_and_the_one_before_used(recipe, tmp_path, capsys):
-    folder = here(recipe, tmp_path)
+def test_a_damaged_checkpoint_is_said_and_the_one_before_used(tiny, tmp_path, capsys):
+    folder = here(tiny, tmp_path)
     path = folder / LAST
     whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    here(recipe, tmp_path)
+    here(tiny, tmp_path)
     said = " ".join(capsys.readouterr().out.split())
     assert "damaged" in said
     assert "going on at step 10 of 12" in said
     assert path.read_bytes() == whole
 
 
-def test_a_folder_of_another_recipe_is_refused_and_fresh_replaces_it(recipe, tmp_path):
-    here(recipe, tmp_path)
+def test_a_folder_of_another_recipe_is_refused_and_fresh_replaces_it(tiny, tmp_path):
+    here(tiny, tmp_path)
     changed = ["train.lr=0.01"]
     with pytest.raises(DataError, match=r"another recipe .* --fresh"):
-        here(recipe, tmp_path, overrides=changed)
-    folder = here(recipe, tmp_path, overrides=changed, fresh=True)
+        here(tiny, tmp_path, overrides=changed)
+    folder = here(tiny, tmp_path, overrides=changed, fresh=True)
     assert load(str(folder / "recipe.toml")).train.lr == pytest.approx(0.01)
 
 
@@ -243,7 +197,7 @@ class Unsteady(Loss):
 
 
 @pytest.fixture
-def unsteady(recipe, monkeypatch):
+def unsteady(monkeypatch):
     """Returns overrides that make calls ``first`` to ``last`` of the loss NaN."""
     found = registry.load
 
@@ -258,8 +212,8 @@ def unsteady(recipe, monkeypatch):
     ]
 
 
-def test_a_step_that_is_not_finite_is_skipped_and_written_down(recipe, tmp_path, unsteady):
-    folder = here(recipe, tmp_path, overrides=unsteady(3, 4))
+def test_a_step_that_is_not_finite_is_skipped_and_written_down(tiny, tmp_path, unsteady):
+    folder = here(tiny, tmp_path, overrides=unsteady(3, 4))
     ledger = json.loads((folder / "ledger.json").read_text())
     assert [item["step"] for item in ledger["skipped_steps"]] == [2, 3]
     assert all(len(item["index"]) == 8 for item in ledger["skipped_steps"])
@@ -267,8 +221,8 @@ def test_a_step_that_is_not_finite_is_skipped_and_written_down(recipe, tmp_path,
     assert all(torch.isfinite(value).all() for value in tensors.values())
 
 
-def test_three_bad_steps_in_a_row_stop_the_run_with_advice(recipe, tmp_path, unsteady):
+def test_three_bad_steps_in_a_row_stop_the_run_with_advice(tiny, tmp_path, unsteady):
     with pytest.raises(TrainingError, match=r"steps 2 to 4.*lower train\.lr"):
-        here(recipe, tmp_path, overrides=unsteady(3, 99))
+        here(tiny, tmp_path, overrides=unsteady(3, 99))
     ledger = json.loads((tmp_path / "tiny/0/ledger.json").read_text())
     assert [item["step"] for item in ledger["skipped_steps"]] == [2, 3, 4]
