@@ -37,7 +37,7 @@ class FileReader:
         self.sizes = sizes
         self.broken = broken
 
-    def __call__(self, index):
+    def __call__(self, index, shrink=1):
         if index == self.broken:
             raise DataError(f"image {index} is gone")
         height, width = self.sizes[index].tolist()

@@ -119,6 +119,16 @@ def test_jpeg_is_measured_as_it_is_decoded(mode, orientation):
     assert measure(content) == decode(content).size[::-1]
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("shrink", "times"), [(1, 1), (2, 2), (3, 2), (7, 4), (100, 8)])
+def test_jpeg_can_be_decoded_smaller(orientation, shrink, times):
+    image = Image.new("RGB", (301, 77))
+    content = encode(image, "JPEG", exif=exif(orientation))
+    height, width = measure(content)
+    assert decode(content, shrink).size == (-(-width // times), -(-height // times))
+    assert decode(encode(image), shrink).size == (301, 77)
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP"])
 @pytest.mark.parametrize("function", [decode, measure])
 def test_a_file_that_is_cut_off_is_refused(kind, function):

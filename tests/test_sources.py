@@ -18,6 +18,7 @@ from PIL import Image
 from mimkit.data import registered, survey
 from mimkit.data.cache import folder as cache_folder
 from mimkit.data.sources import open_source
+from mimkit.data.views import Augment, draw, render
 from mimkit.errors import DataError
 from mimkit.parts.base import Images
 from mimkit.parts.records import View
@@ -262,6 +263,29 @@ class TestPixels:
         source = open_source(section(tmp_path / "set"), "train")
         copy = pickle.loads(pickle.dumps(source))
         assert copy.image(3).tobytes() == source.image(3).tobytes()
+
+    @pytest.mark.parametrize("orientation", [1, 6])
+    @pytest.mark.parametrize("augment", [Augment(crop="none"), Augment(crop_scale=(0.5, 1.0))])
+    def test_photographs_decoded_smaller_show_the_same(self, tmp_path, orientation, augment):
+        y, x = np.mgrid[:301, :403]
+        waves = 128 + 60 * np.sin(x / 20)[:, :, None] + 60 * np.cos(y / 30)[:, :, None]
+        photo = Image.fromarray(waves.repeat(3, 2).astype(np.uint8))
+        tags = Image.Exif()
+        tags[0x0112] = orientation
+        (tmp_path / "set").mkdir()
+        for kind in ("png", "jpg"):
+            for k in range(2):
+                options = {"quality": 98} if kind == "jpg" else {}
+                photo.save(tmp_path / "set" / f"{k}.{kind}", exif=tags, **options)
+        source = open_source(section(tmp_path / "set"), "train")
+        assert len({source.image(k, shrink=4).size for k in range(len(source))}) == 2
+        index = torch.arange(len(source))
+        sizes = source.sizes.numpy()
+        same = np.zeros(len(source), dtype=np.int64)
+        draws = draw(augment, sizes, 0, same, same)
+        view = View("image", (40, 32), mean=(0.0,) * 3, std=(1.0,) * 3)
+        shown = render(source, index, view, draws, augment)
+        assert (shown - shown[:1]).abs().max() < 0.03
 
     def test_a_source_gives_the_views_that_targets_prepare_from(self, tmp_path):
         class_folders(tmp_path / "set" / "train", size=(20, 70))

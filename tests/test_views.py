@@ -19,7 +19,7 @@ PLAIN = View("image", (8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)
 def source_of(images, resident):
     """A source of (3, H, W) uint8 tensors, held as pixels or as images that a reader gives."""
 
-    def read(index):
+    def read(index, shrink=1):
         return Image.fromarray(images[index].permute(1, 2, 0).numpy())
 
     return Source(

@@ -33,11 +33,13 @@ def cut(
     Shape: each (n, 3, H, W) uint8.
     """
     if source.pixels is None:
-        cuts = [
-            _cut_image(source.image(i), draws.box[k : k + 1], bool(draws.flip[k]), views, augment)
-            for k, i in enumerate(index.tolist())
+        boxes = torch.stack([_fit(draws.box, view, augment) for view in views], 1)  # (n, views, 4)
+        rows = zip(index.tolist(), boxes.tolist(), draws.flip.tolist(), strict=True)
+        images = [
+            _cut_file(source, number, list(zip(views, fitted, strict=True)), flip, augment)
+            for number, fitted, flip in rows
         ]
-        return {name: torch.stack([each[name] for each in cuts]) for name in cuts[0]}
+        return {view.name: torch.stack([image[view.name] for image in images]) for view in views}
     device = source.pixels.device
     pixels, draws = source.pixels[send(index, device)], draws.to(device)
     return {view.name: _cut_pixels(pixels, view, draws, augment) for view in views}
@@ -59,27 +61,42 @@ def _cut_pixels(pixels: Tensor, view: View, draws: Draws, augment: Augment) -> T
     )
 
 
-def _cut_image(
-    image: Image.Image, box: Tensor, flip: bool, views: Sequence[View], augment: Augment
+def _cut_file(
+    source: Source,
+    index: int,
+    boxes: Sequence[tuple[View, list[float]]],
+    flip: bool,
+    augment: Augment,
 ) -> dict[str, Tensor]:
     padding = augment.padding if augment.crop == "pad" else 0
+    image = source.image(index, shrink=1 if padding else _shrink(boxes))
+    times = round(int(source.sizes[index, 0]) / image.height)
     if padding:
         mode: Literal["constant", "reflect"]
         mode = "constant" if augment.padding_mode == "zero" else "reflect"
         around = ((padding, padding), (padding, padding), (0, 0))
         image = Image.fromarray(np.pad(np.asarray(image), around, mode))
     cuts = {}
-    for view in views:
-        top, left, height, width = _fit(box, view, augment)[0].tolist()
-        left, top = left + padding, top + padding
-        right, bottom = min(left + width, image.width), min(top + height, image.height)
+    for view, box in boxes:
+        top, left, height, width = (length / times for length in box)
+        top, left = top + padding, left + padding
+        inside = (left, top, min(left + width, image.width), min(top + height, image.height))
         height, width = view.image_size
-        kernel = _PILLOW[view.interpolation]
-        small = image.resize((width, height), kernel, box=(left, top, right, bottom))
+        small = image.resize((width, height), _PILLOW[view.interpolation], inside)
         if flip:
             small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         cuts[view.name] = torch.from_numpy(np.array(small).transpose(2, 0, 1).copy())
     return cuts
+
+
+def _shrink(boxes: Sequence[tuple[View, list[float]]]) -> int:
+    """Says how many times smaller an image may be decoded so that twice the views' pixels stay."""
+    spare = [
+        length / needed
+        for view, box in boxes
+        for length, needed in zip(box[2:], view.image_size, strict=True)
+    ]
+    return max(1, int(min(spare) / 2))
 
 
 def _fit(box: Tensor, view: View, augment: Augment) -> Tensor:

@@ -11,6 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+SHRINKS: Final = (1, 2, 4, 8)
+"""How many times smaller JPEG can be decoded."""
 _ORIENTATION: Final = 0x0112
 # What Pillow's readers raise on files that are cut, corrupt, too large or of an unknown kind.
 _FAILURES: Final = (
@@ -32,15 +34,20 @@ class UnreadableError(Exception):
     """The bytes are no image that can be used; the text says why."""
 
 
-def decode(content: bytes) -> Image.Image:
+def decode(content: bytes, shrink: int = 1) -> Image.Image:
     """Decodes an image file to RGB, upright.
 
     The first frame of several; turned as its EXIF orientation says; 16-bit grey scaled to 8 bit;
     transparent pixels shown on white; any other mode as Pillow converts it.
 
+    Args:
+        content: the file.
+        shrink: JPEG is decoded at 1/2, 1/4 or 1/8 of its size (rounded up), where that is no
+            smaller than one in ``shrink``: several times faster for photographs.
+
     Raises: UnreadableError if that fails.
     """
-    return _open(content, small=False)[0]
+    return _open(content, shrink)[0]
 
 
 def measure(content: bytes) -> tuple[int, int]:
@@ -50,11 +57,11 @@ def measure(content: bytes) -> tuple[int, int]:
 
     Raises: UnreadableError if `decode` would fail.
     """
-    width, height = _open(content, small=True)[1]
+    width, height = _open(content, SHRINKS[-1])[1]
     return height, width
 
 
-def _open(content: bytes, small: bool) -> tuple[Image.Image, tuple[int, int]]:
+def _open(content: bytes, shrink: int) -> tuple[Image.Image, tuple[int, int]]:
     if not content:
         raise UnreadableError("is empty")
     with warnings.catch_warnings():
@@ -62,10 +69,11 @@ def _open(content: bytes, small: bool) -> tuple[Image.Image, tuple[int, int]]:
         warnings.simplefilter("ignore")
         try:
             image: Image.Image = Image.open(BytesIO(content), formats=_formats())
-            stored = image.size
-            reduced = small and image.draft("RGB", (1, 1)) is not None
+            size = image.size
+            smaller = max(1, size[0] // shrink), max(1, size[1] // shrink)
+            shrunk = shrink > 1 and image.draft("RGB", smaller) is not None
             image.load()
-            size = stored if reduced else image.size
+            size = size if shrunk else image.size
             if image.getexif().get(_ORIENTATION, 1) >= 5:
                 size = size[::-1]
             ImageOps.exif_transpose(image, in_place=True)

@@ -1,15 +1,23 @@
 """Decoding single images of a source, in whichever process asks."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from mimkit.data import shapes
-from mimkit.data.decode import UnreadableError, decode
+from mimkit.data.decode import SHRINKS, UnreadableError, decode
 from mimkit.data.table import Table
 from mimkit.errors import DataError
+
+
+class Reader(Protocol):
+    """What gives the images of a source."""
+
+    def __call__(self, index: int, shrink: int = 1) -> Image.Image:
+        """Gives an image in RGB, up to ``shrink`` times smaller if that is cheaper."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +34,8 @@ class Files:
     rows: NDArray[np.int64]
     sizes: NDArray[np.int32]
 
-    def __call__(self, index: int) -> Image.Image:
-        """Decodes an image.
+    def __call__(self, index: int, shrink: int = 1) -> Image.Image:
+        """Decodes an image, up to ``shrink`` times smaller if its format makes that cheap.
 
         Raises: DataError if it is not what it was. No other image stands in for it, because then
             a batch would depend on when it is read.
@@ -35,13 +43,14 @@ class Files:
         row = int(self.rows[index])
         height, width = map(int, self.sizes[index])
         try:
-            image = decode(self.table.content(row))
+            image = decode(self.table.content(row), shrink)
         except (OSError, UnreadableError) as error:
             problem = str(error)
         else:
-            if image.size == (width, height):
+            times = [each for each in SHRINKS if each <= shrink]
+            if image.size in [(-(-width // each), -(-height // each)) for each in times]:
                 return image
-            problem = f"is {image.size[0]} x {image.size[1]} pixels"
+            problem = f"it is {image.size[0]} x {image.size[1]} pixels"
         raise DataError(
             f"{self.table.where(row)}: must still be the image of {width} x {height} pixels that "
             f"it was when the data was first opened, but: {problem}. Mend or remove the file, then "
@@ -61,7 +70,7 @@ class Pictures:
     numbers: NDArray[np.int64]
     image_size: int
 
-    def __call__(self, index: int) -> Image.Image:
-        """Draws a picture."""
+    def __call__(self, index: int, shrink: int = 1) -> Image.Image:
+        """Draws a picture, always at its full size."""
         images, _ = shapes.draw(self.numbers[index : index + 1], image_size=self.image_size)
         return Image.fromarray(images[0].transpose(1, 2, 0))

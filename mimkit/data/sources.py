@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from mimkit.data import shapes
 from mimkit.data.cache import surveyed
 from mimkit.data.locate import locate, registered
-from mimkit.data.readers import Files, Pictures
+from mimkit.data.readers import Files, Pictures, Reader
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.survey import RESIDENT_SIZE
 from mimkit.data.table import Skipped
@@ -59,20 +58,20 @@ class Source:
     skipped: tuple[Skipped, ...] = ()
     note: str = ""
     pixels: Tensor | None = None
-    reader: Callable[[int], Image.Image] | None = None
+    reader: Reader | None = None
 
     def __len__(self) -> int:
         return len(self.sizes)
 
-    def image(self, index: int) -> Image.Image:
-        """Returns an image as it is stored, in RGB.
+    def image(self, index: int, shrink: int = 1) -> Image.Image:
+        """Returns an image in RGB, at its full size, or up to ``shrink`` times smaller.
 
         Raises: DataError if its file can no longer be read.
         """
         if self.pixels is not None:
             return Image.fromarray(self.pixels[index].permute(1, 2, 0).cpu().numpy())
         assert self.reader is not None
-        return self.reader(index)
+        return self.reader(index, shrink)
 
     def view(self, index: Tensor, view: View) -> Tensor:
         """Renders whole images, not augmented.
