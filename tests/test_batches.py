@@ -220,6 +220,31 @@ def test_loader_processes_leave_signals_to_the_training_process(number):
     assert len(list(batches)) == 29
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("crop", ["none", "pad", "resized"])
+@pytest.mark.parametrize("resident", [True, False], ids=["pixels", "files"])
+def test_on_a_gpu_nothing_waits_and_nothing_changes(crop, resident):
+    augment = Augment(crop=crop, color_jitter=0.4)
+    source = pixel_source() if resident else file_source()
+    here = make_batches(source, augment=augment)
+    device = torch.device("cuda")
+    there = stream(make_batches(source.to(device), augment=augment), 0, 5, workers=2, device=device)
+    batches = [next(there)]  # the first sends the constants
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batches += there
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    for step, batch in enumerate(batches):
+        for name, view in batch.views.items():
+            assert view.device.type == "cuda"
+            # One grey level of 255, through a standard deviation of a half.
+            assert torch.allclose(view.cpu(), here[step].views[name], atol=2.1 / 255)
+        assert torch.equal(batch.mask.target.cpu(), here[step].mask.target)
+        assert torch.equal(batch.index.cpu(), here[step].index)
+
+
 class TestDefaultWorkers:
     section = DataSection(name="shapes", image_size=8, patch_size=2)
 

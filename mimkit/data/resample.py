@@ -112,8 +112,8 @@ def _weights(  # noqa: PLR0917 -- called in one place
     source = reflect(places - padding, length)
     if padding_mode == "zero":
         share = share * (source == places - padding)
-    fold = torch.nn.functional.one_hot(source, length).to(share.dtype)  # (length + 2p, length)
-    return share @ fold
+    fold = source[:, None] == torch.arange(length, device=device)  # (length + 2p, length)
+    return share @ fold.to(share.dtype)
 
 
 def _round(values: Tensor) -> Tensor:

@@ -147,13 +147,17 @@ def _chunks(table: Table, whole: bool) -> Iterator[_Chunk]:
         num_workers=cores() if len(table) >= _MANY else 0,
         generator=torch.Generator(),  # else starting a loader advances the global one
     )
+    console, task = Console(stderr=True), f"looking at {len(table):,} images (once)"
+    many = len(table) >= _MANY
+    if many and not console.is_terminal:
+        console.print(task)
     yield from track(
         loader,
-        description=f"looking at {len(table):,} images (once)",
+        description=task,
         total=len(starts),
-        console=Console(stderr=True),
+        console=console,
         transient=True,
-        disable=len(table) < _MANY,
+        disable=not many or not console.is_terminal,
     )
 
 
