@@ -8,7 +8,6 @@ import torch
 from mimkit import Batch, Geometry, Grid, Mask
 from mimkit.recipe import registry
 
-
 TINY = """\
 name = "tiny"
 [data]

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from mimkit.errors import DataError, TrainingError
+from mimkit.errors import DataError, RecipeError, TrainingError
 from mimkit.parts.base import Loss
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
@@ -175,6 +175,13 @@ def test_a_folder_of_another_recipe_is_refused_and_fresh_replaces_it(tiny, tmp_p
         here(tiny, tmp_path, overrides=changed)
     folder = here(tiny, tmp_path, overrides=changed, fresh=True)
     assert load(str(folder / "recipe.toml")).train.lr == pytest.approx(0.01)
+
+
+def test_an_evaluation_that_cannot_be_made_is_refused_before_training(tiny, tmp_path):
+    evaluate = 'evaluate=[{part = "finetune", network = "pooled", lrs = [0.1]}]'
+    with pytest.raises(RecipeError, match="'pooled' needs a head"):
+        here(tiny, tmp_path, overrides=[evaluate])
+    assert not (tmp_path / "tiny/0/metrics.jsonl").exists()
 
 
 class Unsteady(Loss):

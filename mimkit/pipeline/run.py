@@ -160,6 +160,8 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
     recipe, folder, world = current.recipe, current.folder, current.world
     batches = current.batches()
     evaluators = build_evaluators(current)
+    for number, evaluator in enumerate(evaluators):
+        evaluator.check(subject(current, number))
     forward, trial = choose_forward(
         current.pretrainer,
         world.wrap(current.pretrainer),
