@@ -23,13 +23,14 @@ def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 f"{path}: the disk is full, so this file could not be written; what was there "
                 "before is intact. Free some space, then repeat the same command to go on."
             ) from error
         raise
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

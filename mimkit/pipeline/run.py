@@ -135,8 +135,12 @@ def open_run(
     """Opens the data, builds the parts, lets the targets prepare themselves."""
     for note in recipe.notes:
         console.print(note)
+    if not world.leads:
+        world.wait()  # the leading process looks at a new data set, the others read what it found
     train = open_source(recipe.data, "train")
     test = open_source(recipe.data, "test")
+    if world.leads:
+        world.wait()
     for source in (train, test):
         console.print(source.describe())
     mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
