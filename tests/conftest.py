@@ -5,8 +5,13 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from mimkit import Batch, Geometry, Grid, Mask
+from mimkit import Batch, Geometry, Grid, Mask, Subject
+from mimkit.data.sources import open_source
+from mimkit.data.views import Augment
 from mimkit.recipe import registry
+from mimkit.recipe.build import build
+from mimkit.recipe.schema import load
+from mimkit.train.step import Pretrainer
 
 TINY = """\
 name = "tiny"
@@ -111,3 +116,30 @@ def tiny(tmp_path):
     path = tmp_path / "tiny.toml"
     path.write_text(TINY)
     return path
+
+
+@pytest.fixture
+def subject(tiny, tmp_path):
+    """The tiny recipe untrained, with 120 + 40 labelled images, as evaluators get it."""
+    recipe = load(str(tiny), overrides=["data.num_images=120", "data.num_test_images=40"])
+    train, test = open_source(recipe.data, "train"), open_source(recipe.data, "test")
+
+    def fresh(seed):
+        again = recipe.model_copy(update={"seed": seed})
+        return Pretrainer(build(again, mean=train.mean, std=train.std))
+
+    parts = build(recipe, mean=train.mean, std=train.std)
+    return Subject(
+        pretrainer=Pretrainer(parts),
+        masker=parts.masker,
+        views=parts.views,
+        train=train,
+        test=test,
+        augment=Augment(**recipe.augment.model_dump()),
+        device=torch.device("cpu"),
+        seed=0,
+        batch_size=8,
+        fresh=fresh,
+        workdir=tmp_path / "work",
+        report=lambda _: None,
+    )

@@ -1,7 +1,6 @@
-import errno
-
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from mimkit.errors import DataError
@@ -90,9 +89,12 @@ def test_a_full_disk_is_one_message_and_leaves_the_earlier_checkpoint(tmp_path, 
 
     def full(tensors, path):
         path.write_bytes(b"half a file")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        # What safetensors says on a full file system.
+        raise SafetensorError(
+            "Error while serializing: I/O error: No space left on device (os error 28)"
+        )
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("mimkit.train.tensors.save_file", full)
     with pytest.raises(DataError, match=r"step_00000002\.safetensors: the disk is full"):
         checkpoint.save(tmp_path, 2, module, optimizer, {})
     found = checkpoint.latest(tmp_path, pytest.fail)

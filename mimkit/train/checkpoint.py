@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mimkit.errors import DataError
-from mimkit.files import sha256, write_atomic, write_json
+from mimkit.files import sha256, write_json
+from mimkit.train.tensors import write_tensors
 
 KEEP = 2
 
@@ -44,17 +45,11 @@ def save(
 
     Raises: DataError if the disk is full; earlier checkpoints are then intact.
     """
-    # Copied, because safetensors refuses tensors that share memory.
-    tensors = {
-        f"model.{name}": value.detach().to("cpu", copy=True).contiguous()
-        for name, value in module.state_dict().items()
-    }
+    tensors = {f"model.{name}": value for name, value in module.state_dict().items()}
     for name, entries in _optimizer_state(module, optimizer).items():
-        for key, value in entries.items():
-            copied = value.detach().to("cpu", copy=True).contiguous()
-            tensors[f"optimizer.{name}.{key}"] = copied
+        tensors |= {f"optimizer.{name}.{key}": value for key, value in entries.items()}
     path = folder / f"step_{step:08d}.safetensors"
-    write_atomic(path, lambda temporary: save_file(tensors, temporary))
+    write_tensors(path, tensors)
     write_json(path.with_suffix(".json"), {"step": step, "sha256": sha256(path), "state": state})
     for old in sorted(folder.glob("step_*.json"))[:-KEEP]:
         old.unlink()

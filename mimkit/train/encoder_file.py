@@ -4,25 +4,22 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from mimkit.errors import DataError
-from mimkit.files import write_atomic, write_json
+from mimkit.files import write_json
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.registry import find, load
 from mimkit.recipe.tables import PartTable
+from mimkit.train.tensors import write_tensors
 
 
 def save_encoder(
     folder: Path, encoder: Encoder, table: PartTable, geometry: Geometry, view: View
 ) -> None:
     """Writes ``encoder.safetensors`` and ``encoder.json`` into a run folder."""
-    tensors = {
-        name: value.detach().to("cpu", copy=True).contiguous()
-        for name, value in encoder.state_dict().items()
-    }
-    write_atomic(folder / "encoder.safetensors", lambda path: save_file(tensors, path))
+    write_tensors(folder / "encoder.safetensors", encoder.state_dict())
     grid = geometry.grid
     write_json(
         folder / "encoder.json",
