@@ -1,50 +1,21 @@
+import dataclasses
 import json
 
 import pytest
 import torch
 
-from mimkit.data.sources import open_source
-from mimkit.data.views import Augment
 from mimkit.errors import BoundaryError, RecipeError
-from mimkit.evaluate.base import Subject
 from mimkit.evaluate.classifier import (
     Classifier,
+    Score,
+    backbone_of,
     layer_scales,
     recompute_batch_norm,
 )
 from mimkit.evaluate.finetune import FineTune
 from mimkit.parts.base import Backbone
-from mimkit.recipe.build import build
-from mimkit.recipe.schema import load
-from mimkit.train.step import Pretrainer
 
 QUICK = {"total_steps": 3, "batch_size": 8, "warmup_steps": 1, "optimizer": "adamw"}
-
-
-@pytest.fixture
-def subject(tiny, tmp_path):
-    recipe = load(str(tiny), overrides=["data.num_images=120", "data.num_test_images=40"])
-    train, test = open_source(recipe.data, "train"), open_source(recipe.data, "test")
-
-    def fresh(seed):
-        again = recipe.model_copy(update={"seed": seed})
-        return Pretrainer(build(again, mean=train.mean, std=train.std))
-
-    parts = build(recipe, mean=train.mean, std=train.std)
-    return Subject(
-        pretrainer=Pretrainer(parts),
-        masker=parts.masker,
-        views=parts.views,
-        train=train,
-        test=test,
-        augment=Augment(**recipe.augment.model_dump()),
-        device=torch.device("cpu"),
-        seed=0,
-        batch_size=8,
-        fresh=fresh,
-        workdir=tmp_path / "finetune",
-        report=lambda _: None,
-    )
 
 
 def cells(subject):
@@ -162,3 +133,112 @@ def test_batch_statistics_become_those_of_the_images():
     )
     assert network[0].momentum == 0.1
     assert network.training
+
+
+class Pooling(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.full((16,), 2.0))
+
+    def forward(self, tokens):
+        return self.scale * tokens.patches.mean(dim=1)
+
+
+def test_the_heads_pooling_replaces_the_backbones(subject, geometry, monkeypatch):
+    pooling = Pooling()
+    monkeypatch.setattr(type(subject.pretrainer.head), "pooling", lambda self: pooling)
+    image = torch.randn(2, 3, 16, 16)
+    network = backbone_of(subject.pretrainer.eval(), "pooled").eval()
+    tokens = subject.pretrainer.encoder.features(image)
+    assert torch.equal(network(image), 2.0 * tokens.patches.mean(dim=1))
+    weights = {id(p) for p in subject.pretrainer.encoder.parameters()}
+    assert weights.isdisjoint(id(p) for p in network.parameters())
+    assert layer_scales(Classifier(network, 10), 0.5)[pooling.scale] == 0.5
+    FineTune(geometry, network="pooled", label_fractions=(0.5,), seeds=1, **QUICK).check(subject)
+
+
+def test_what_cannot_be_done_is_refused_before_training(subject, geometry):
+    with pytest.raises(RecipeError, match=r"'pooled' needs a head with a learned pooling"):
+        FineTune(geometry, network="pooled", label_fractions=(0.5,), **QUICK).check(subject)
+    with pytest.raises(RecipeError, match="no class has two labelled images"):
+        FineTune(geometry, label_fractions=(0.01,), lrs=(0.1, 1.0), **QUICK).check(subject)
+    FineTune(geometry, label_fractions=(0.01,), lrs=(0.1,), **QUICK).check(subject)
+
+
+def test_without_a_baseline_nothing_starts_from_scratch(subject, geometry):
+    evaluator = FineTune(
+        geometry, label_fractions=(0.5,), seeds=2, lrs=(0.01,), baseline=False, **QUICK
+    )
+    assert [(r.init, r.seed) for r in evaluator.run(subject)] == [
+        ("pretrained", 0),
+        ("pretrained", 1),
+    ]
+
+
+def test_two_rates_alike_on_development_images_are_told_apart_by_the_loss(
+    subject, geometry, monkeypatch
+):
+    losses = iter((0.9, 0.5, 0.7, 0.3))
+    monkeypatch.setattr(
+        "mimkit.evaluate.finetune.score_classifier", lambda *_, **__: Score(0.5, next(losses))
+    )
+    options = {"label_fractions": (1.0,), "seeds": 1, "baseline": False, **QUICK}
+    (result,) = FineTune(geometry, lrs=(0.1, 0.2, 0.3), **options).run(subject)
+    assert result.chosen == {"lr": 0.2}
+
+
+def test_a_diverged_training_is_said_and_never_chosen(subject, geometry):
+    said = []
+    options = {**QUICK, "optimizer": "sgd", "total_steps": 6}
+    evaluator = FineTune(
+        geometry, label_fractions=(1.0,), seeds=1, lrs=(1e30, 0.01), baseline=False, **options
+    )
+    (result,) = evaluator.run(dataclasses.replace(subject, report=said.append))
+    assert result.chosen == {"lr": 0.01}
+    assert [line.endswith("(diverged)") for line in said] == [True, False, False]
+
+
+def test_statistics_are_those_of_mixed_batches(subject, geometry, monkeypatch):
+    """A data set sorted by class must not give batches of one class."""
+    order = subject.train.labels.argsort(stable=True)
+    sorted_train = dataclasses.replace(
+        subject.train, pixels=subject.train.pixels[order], labels=subject.train.labels[order]
+    )
+    monkeypatch.setattr("mimkit.evaluate.finetune.FEATURE_BATCH", 30)
+    seen = []
+    monkeypatch.setattr(
+        "mimkit.evaluate.finetune.recompute_batch_norm", lambda _, images: seen.extend(images)
+    )
+    evaluator = FineTune(
+        geometry, label_fractions=(1.0,), seeds=1, lrs=(0.01,), baseline=False, **QUICK
+    )
+    evaluator.run(dataclasses.replace(subject, train=sorted_train))
+    assert [len(images) for images in seen] == [30] * 4
+    whole = sorted_train.view(torch.arange(120), subject.view)
+    for images in seen:
+        same = (images[:, None] == whole[None]).flatten(2).all(2)
+        assert len(sorted_train.labels[same.int().argmax(1)].unique()) >= 6
+
+
+def test_both_starts_differ_in_the_pre_trained_weights_alone(subject, geometry, monkeypatch):
+    with torch.no_grad():
+        subject.pretrainer.encoder.patch_embed.proj.weight.add_(1)
+    starts, streams = [], []
+
+    def record(network, images, *_, **__):
+        starts.append({name: value.clone() for name, value in network.state_dict().items()})
+        streams.append(images[0])
+
+    monkeypatch.setattr("mimkit.evaluate.finetune.train_classifier", record)
+    FineTune(geometry, label_fractions=(0.5,), seeds=2, lrs=(0.01,), **QUICK).run(subject)
+    ours, scratch, ours_again, scratch_again = starts
+    name = "backbone.vit.patch_embed.proj.weight"
+    assert torch.equal(ours[name], subject.pretrainer.encoder.patch_embed.proj.weight)
+    assert torch.equal(scratch[name], subject.fresh(0).encoder.patch_embed.proj.weight)
+    assert torch.equal(ours_again[name], ours[name])
+    assert torch.equal(scratch_again[name], subject.fresh(1).encoder.patch_embed.proj.weight)
+    assert torch.equal(ours["output.weight"], scratch["output.weight"])
+    assert not torch.equal(ours["output.weight"], ours_again["output.weight"])
+    # The same images, cropped and flipped alike; others for another seed.
+    assert torch.equal(streams[0][1]["image"], streams[1][1]["image"])
+    assert not torch.equal(streams[0][1]["image"], streams[2][1]["image"])
