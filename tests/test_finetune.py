@@ -13,6 +13,7 @@ from mimkit.evaluate.classifier import (
     recompute_batch_norm,
 )
 from mimkit.evaluate.finetune import FineTune
+from mimkit.evaluate.statistics import summarise
 from mimkit.parts.base import Backbone
 
 QUICK = {"total_steps": 3, "batch_size": 8, "warmup_steps": 1, "optimizer": "adamw"}
@@ -163,6 +164,24 @@ def test_what_cannot_be_done_is_refused_before_training(subject, geometry):
     with pytest.raises(RecipeError, match="no class has two labelled images"):
         FineTune(geometry, label_fractions=(0.01,), lrs=(0.1, 1.0), **QUICK).check(subject)
     FineTune(geometry, label_fractions=(0.01,), lrs=(0.1,), **QUICK).check(subject)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd"},
+        {"weight_decay": 0.5},
+        {"lrs": (0.02,)},
+        {"layer_decay": 0.5},
+        {"label_smoothing": 0.1},
+        {"num_test_images": 20},
+    ],
+)
+def test_evaluations_by_another_protocol_are_never_taken_together(subject, geometry, change):
+    options = {"label_fractions": (0.5,), "seeds": 1, "lrs": (0.01,), **QUICK}
+    results = FineTune(geometry, **options).run(subject)
+    results += FineTune(geometry, **(options | change)).run(subject)
+    assert len(summarise(results)["summaries"]) == 4
 
 
 def test_without_a_baseline_nothing_starts_from_scratch(subject, geometry):

@@ -53,7 +53,7 @@ def test_random_weights_and_raw_pixels_stand_beside_the_encoder(subject, geometr
     assert results.keys() == {"pretrained", "random", "pixels"}
     for result in results.values():
         assert (result.evaluator, result.metric, result.num_images) == ("knn", "accuracy", 40)
-        assert result.protocol == {"k": 20, "pool": "mean", "num_labels": 120}
+        assert result.protocol["num_labels"] == 120
         assert 0 <= result.value <= 1
 
 

@@ -32,6 +32,7 @@ from mimkit.parts.records import Geometry
 from mimkit.recipe.sections import TrainSection
 
 _STATISTICS_IMAGES: Final = 2048
+_PROTOCOL: Final = {"total_steps", "batch_size", "optimizer", "warmup_steps", "weight_decay"}
 
 
 class FineTune(Evaluator):
@@ -182,9 +183,13 @@ class _Table:
         protocol = {
             "label_fraction": fraction,
             "num_labels": len(subset),
+            "num_test_images": len(test),
             "network": options.network,
-            "total_steps": options.train.total_steps,
-            "batch_size": options.train.batch_size,
+            **options.train.model_dump(include=_PROTOCOL),
+            "lrs": ", ".join(f"{lr:g}" for lr in options.lrs),
+            "label_smoothing": options.label_smoothing,
+            "layer_decay": options.layer_decay,
+            "recompute_batch_norm": options.recompute_batch_norm,
         }
         return Result(
             "finetune", "accuracy", score.accuracy, len(test), seed, init, protocol, {"lr": lr}

@@ -101,7 +101,13 @@ class KNN(Evaluator):
             len(test_index),
             subject.seed,
             init,
-            {"k": self.k, "pool": self.pool, "num_labels": len(train_index)},
+            {
+                "k": self.k,
+                "temperature": self.temperature,
+                "pool": self.pool,
+                "num_labels": len(train_index),
+                "num_test_images": len(test_index),
+            },
         )
 
 

@@ -210,7 +210,9 @@ class LinearProbe(Evaluator):
                     protocol={
                         "label_fraction": fraction,
                         "num_labels": len(subset),
+                        "num_test_images": len(splits.test),
                         "pool": self.pool,
+                        "weight_decays": ", ".join(f"{w:g}" for w in self.weight_decays),
                     },
                     chosen={"weight_decay": weight_decay},
                 )
