@@ -18,7 +18,8 @@ from mimkit.recipe.schema import Recipe
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.guard import Guard
-from mimkit.train.loop import Hooks, Loop, Means, autocast, uses_bfloat16
+from mimkit.train.loop import Means, autocast, uses_bfloat16
+from mimkit.train.optim import make_optimizer
 from mimkit.train.trial import Trial, choose_forward
 
 PHASES = ("data", "target", "encoder", "head", "loss", "backward", "optimizer", "core")
@@ -78,25 +79,14 @@ def bench(recipe: Recipe, *, device: str | None, steps: int, console: Console) -
     """Measures ``steps`` training steps of a recipe, after a warm-up; trains nothing that stays."""
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
         current = open_run(recipe, folder, world, console)
-        forward, trial = choose_forward(
+        _, trial = choose_forward(
             current.pretrainer,
             current.pretrainer,
             current.batches()[0].to(world.device),
             recipe.train,
         )
         console.print(f"measuring {steps} steps of {recipe.name}")
-        hooks = Hooks(lambda *_: None, lambda _: None, console.print)
-        loop = Loop(
-            current.pretrainer,
-            forward,
-            train=recipe.train,
-            num_images=len(current.train),
-            seed=recipe.seed,
-            world=world,
-            folder=Path(scratch),
-            hooks=hooks,
-        )
-        split = _split(current, loop, steps)
+        split = _split(current, steps)
         return Bench(
             name=recipe.name,
             milliseconds={phase: 1000 * seconds / steps for phase, seconds in split.items()},
@@ -124,10 +114,11 @@ def matmul_peak(device: torch.device, bfloat16: bool) -> float:
     return 2 * size**3 / best
 
 
-def _split(current: Run, loop: Loop, steps: int) -> dict[str, float]:
+def _split(current: Run, steps: int) -> dict[str, float]:
     """Runs eager steps with a stopwatch on every part; warm-up steps are not counted."""
     clock = Stopwatch(current.world.device)
     pretrainer, train = current.pretrainer, current.recipe.train
+    optimizer = make_optimizer(pretrainer, train)
     batches = current.batches()
     pretrainer.train()
     guard = Guard(pretrainer, [])
@@ -146,7 +137,7 @@ def _split(current: Run, loop: Loop, steps: int) -> dict[str, float]:
                 with clock.phase("data"):
                     batch = batches[step].to(current.world.device)
                 guard.before()
-                loop.optimizer.zero_grad()
+                optimizer.zero_grad()
                 with autocast(current.world.device, train.precision):
                     output = pretrainer(batch)
                 with clock.phase("backward"):
@@ -155,7 +146,7 @@ def _split(current: Run, loop: Loop, steps: int) -> dict[str, float]:
                     norm = nn.utils.clip_grad_norm_(
                         pretrainer.parameters(), train.clip_norm or float("inf")
                     )
-                    loop.optimizer.step()
+                    optimizer.step()
                 finite = torch.isfinite(norm)
                 guard.after(step, batch.index, finite)
                 means.add(output, norm, finite)

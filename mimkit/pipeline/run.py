@@ -184,15 +184,17 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
         bar.update(step, rate, values["loss/total"], metrics)
 
     def evaluate(step: int) -> None:
-        for number, evaluator in enumerate(evaluators):
-            if evaluator.every_steps and step % evaluator.every_steps == 0 and world.leads:
-                results = evaluator.run(subject(current, number))
+        due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
+        for number in due:
+            if world.leads:
+                results = evaluators[number].run(subject(current, number))
                 prefix = recipe.evaluate[number].name
                 folder.log(
                     step,
                     {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
                 )
-        world.wait()
+        if due:
+            world.wait()
 
     loop = Loop(
         current.pretrainer,
