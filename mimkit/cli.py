@@ -7,7 +7,7 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -41,6 +41,12 @@ app = typer.Typer(
 RecipeArgument = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A TOML file, or a registered recipe.")
 ]
+RunnableArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE", help="A TOML file, a registered recipe, or the folder of a run to go on."
+    ),
+]
 PresetOption = Annotated[
     str | None, typer.Option("--preset", metavar="NAME", help="One of the recipe's presets.")
 ]
@@ -51,6 +57,7 @@ SetOption = Annotated[
 DataOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where to look for the data first.")
 ]
+ExportFormat = Literal["timm", "safetensors"]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one.")
 ]
@@ -93,7 +100,7 @@ def check(recipe: RecipeArgument, preset: PresetOption = None, settings: SetOpti
 
 @app.command()
 def run(
-    recipe: RecipeArgument,
+    recipe: RunnableArgument,
     *,
     preset: PresetOption = None,
     settings: SetOption = None,
@@ -108,10 +115,13 @@ def run(
     from mimkit.recipe.schema import load
     from mimkit.train.signals import Interrupted
 
-    chosen = load(recipe, preset=preset, overrides=settings or [], seed=seed, data_path=data)
+    held = Path(recipe) / "recipe.toml"
+    folder = held.parent if held.is_file() else None
+    reference = str(held) if folder else recipe
+    chosen = load(reference, preset=preset, overrides=settings or [], seed=seed, data_path=data)
     command = shlex.join(["mimkit", *sys.argv[1:]])
     try:
-        pipeline.run(chosen, out=out, device=device, fresh=fresh, command=command)
+        pipeline.run(chosen, out=out, folder=folder, device=device, fresh=fresh, command=command)
     except Interrupted as error:
         Console(stderr=True).print(f"{error}. To go on: {command.replace(' --fresh', '')}")
         raise typer.Exit(error.exit_code) from error
@@ -135,6 +145,51 @@ def bench(
     for reference in recipes:
         chosen = load(reference, preset=preset, overrides=settings or [], data_path=data)
         console.print(measure(chosen, device=device, steps=steps, console=console).table())
+
+
+@app.command(name="import")
+def import_(
+    importer: Annotated[str, typer.Argument(metavar="FORMAT", help="See: mimkit list importers")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The other project's checkpoint.")],
+    *,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Gives data and training; default: the importer's choice.")
+    ] = None,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Make a run of another project's checkpoint, to go on with, evaluate or export."""
+    from mimkit.pipeline.importing import import_run
+
+    import_run(
+        importer,
+        file,
+        out,
+        recipe=recipe,
+        preset=preset,
+        overrides=settings or [],
+        data_path=data,
+        console=Console(),
+    )
+
+
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    *,
+    format_: Annotated[
+        ExportFormat, typer.Option("--format", help="timm's own state dict, or mimkit's.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: RUN/FORMAT.safetensors.")
+    ] = None,
+) -> None:
+    """Write the encoder of a run for use elsewhere."""
+    from mimkit.pipeline.exporting import export_run
+
+    export_run(run, format_, out, console=Console())
 
 
 def main() -> None:

@@ -197,3 +197,64 @@ def test_only_parameters_that_exist_are_spared_weight_decay(part):
 def test_impossible_options_are_refused(options, message):
     with pytest.raises(RecipeError, match=message):
         vit(**options)
+
+
+@pytest.mark.parametrize("positions", ["learned", "sincos"])
+def test_the_backbone_moves_to_another_grid(positions):
+    encoder = vit(positions=positions, mask_token=True)
+    backbone = encoder.backbone(Grid(6, 5, 4))
+    assert backbone(torch.randn(2, 3, 24, 20)).shape == (2, 16)
+    same = encoder.backbone(Grid(4, 4, 4))
+    image = torch.randn(2, 3, 16, 16)
+    assert torch.equal(same(image), encoder.backbone()(image))
+    # The encoder itself stays where it was.
+    assert encoder(image).patches.shape == (2, 16, 16)
+
+
+def test_fixed_positions_of_another_grid_are_those_of_an_encoder_made_for_it():
+    other = ViT(Geometry(Grid(6, 5, 4)), embed_dim=16, depth=2, num_heads=2).eval()
+    encoder = vit()
+    other.load_state_dict({**encoder.state_dict(), "pos_embed": other.pos_embed})
+    image = torch.randn(2, 3, 24, 20)
+    torch.testing.assert_close(
+        encoder.backbone(Grid(6, 5, 4))(image), other(image).patches.mean(1)
+    )
+
+
+def test_a_grid_of_other_patches_is_refused():
+    with pytest.raises(RecipeError, match="must be 4 px, but are 8 px"):
+        vit().backbone(Grid(4, 4, 8))
+
+
+def test_stochastic_depth_of_the_backbone_is_set_from_first_to_last_block():
+    backbone = vit(depth=3).backbone()
+    backbone.set_drop_path(0.2)
+    rates = [block.drop_path1.drop_prob for block in backbone.vit.blocks]
+    assert rates == pytest.approx([0.0, 0.1, 0.2])
+
+
+def test_layers_are_the_outputs_of_the_blocks_and_end_in_the_features():
+    encoder, image = vit(depth=3), torch.randn(2, 3, 16, 16)
+    layers = encoder.layers(image)
+    assert len(layers) == 3
+    assert torch.equal(layers[-1].patches, encoder.features(image).patches)
+    entering = torch.cat([layers[0].prefix, layers[0].patches], 1)
+    leaving = torch.cat([layers[1].prefix, layers[1].patches], 1)
+    assert torch.equal(encoder.blocks[1](entering), leaving)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"positions": "learned"},
+        {"class_token": False, "layer_scale": 0.1},
+        {"pool": "cls", "mask_token": True},
+    ],
+)
+def test_timm_loads_the_export_strictly_and_computes_the_same(options):
+    encoder, image = vit(**options), torch.randn(2, 3, 16, 16)
+    exported = encoder.timm_model()
+    assert exported.model == "timm.models.vision_transformer:VisionTransformer"
+    theirs = VisionTransformer(**exported.options).eval()
+    theirs.load_state_dict(dict(exported.tensors), strict=True)
+    torch.testing.assert_close(theirs(image), encoder.backbone()(image), atol=1e-5, rtol=1e-5)

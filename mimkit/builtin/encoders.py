@@ -5,8 +5,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
+from timm.layers.drop import DropPath
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -14,7 +16,7 @@ from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
 from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.patches import take
-from mimkit.parts.records import Geometry, Tokens
+from mimkit.parts.records import Geometry, Grid, TimmModel, Tokens
 
 
 class ViT(Encoder):
@@ -65,10 +67,13 @@ class ViT(Encoder):
             raise RecipeError(
                 "encoder 'vit', pool: 'cls' needs class_token = true, but it is false."
             )
-        grid = geometry.grid
+        self.grid = grid = geometry.grid
         self.embed_dim = embed_dim
         self.takes_hidden = mask_token
         self.pool = pool
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.layer_scale = layer_scale
         self.num_prefix = int(class_token)
         self.patch_embed = PatchEmbed(
             grid.image_size, grid.patch_size, geometry.channels, embed_dim
@@ -104,6 +109,25 @@ class ViT(Encoder):
 
         Shape: patches (B, S, D), prefix (B, 0 or 1, D), index (B, S).
         """
+        x, index = self._embed(image, context, hidden)
+        for block in self.blocks:
+            x = block(x)
+        return self._tokens(self.norm(x), index)
+
+    def layers(self, image: Tensor) -> tuple[Tokens, ...]:
+        """Gives the tokens after each block; only the last are normalised.
+
+        Shape: ``depth`` times patches (B, N, D).
+        """
+        x, index = self._embed(image, None, None)
+        outputs = [x := block(x) for block in self.blocks]
+        outputs[-1] = self.norm(x)
+        return tuple(self._tokens(output, index) for output in outputs)
+
+    def _embed(
+        self, image: Tensor, context: Tensor | None, hidden: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Gives what enters the first block, (B, R + S, D), and the positions (B, S)."""
         x = self.patch_embed(image)  # (B, N, D)
         batch_size, num_patches, _ = x.shape
         if context is None:
@@ -116,16 +140,62 @@ class ViT(Encoder):
         if self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
             x = torch.cat([cls_token.expand(batch_size, -1, -1), x], dim=1)  # (B, 1 + S, D)
-        for block in self.blocks:
-            x = block(x)
-        x = self.norm(x)
-        return Tokens(
-            patches=x[:, self.num_prefix :], prefix=x[:, : self.num_prefix], index=context
-        )
+        return x, context
 
-    def backbone(self) -> Backbone:
-        """Returns a copy of this transformer with its pooling, without the mask token."""
-        return _PooledViT(copy.deepcopy(self))
+    def _tokens(self, x: Tensor, index: Tensor) -> Tokens:
+        return Tokens(patches=x[:, self.num_prefix :], prefix=x[:, : self.num_prefix], index=index)
+
+    def backbone(self, grid: Grid | None = None) -> Backbone:
+        """Returns a copy of this transformer with its pooling, without the mask token.
+
+        For another grid learned positions are resampled (bicubic), fixed ones made anew.
+
+        Raises: RecipeError if the grid's patches are of another size.
+        """
+        vit = copy.deepcopy(self)
+        vit.mask_token = None
+        if grid is not None and grid != self.grid:
+            vit._move_to(grid)
+        return _PooledViT(vit)
+
+    def timm_model(self) -> TimmModel:
+        """Says how timm's ``VisionTransformer`` gives the same tokens."""
+        options = {
+            "img_size": list(self.grid.image_size),
+            "patch_size": self.grid.patch_size,
+            "in_chans": self.patch_embed.proj.in_channels,
+            "embed_dim": self.embed_dim,
+            "depth": len(self.blocks),
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "init_values": self.layer_scale,
+            "class_token": self.cls_token is not None,
+            "global_pool": {"mean": "avg", "cls": "token"}[self.pool],
+            "fc_norm": False,  # the mean is taken after the norm
+            "num_classes": 0,
+        }
+        tensors = {k: v for k, v in self.state_dict().items() if k != "mask_token"}
+        return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+
+    def _move_to(self, grid: Grid) -> None:
+        if grid.patch_size != self.grid.patch_size:
+            raise RecipeError(
+                f"encoder 'vit': the patches of another grid must be {self.grid.patch_size} px, "
+                f"but are {grid.patch_size} px."
+            )
+        if isinstance(self.pos_embed, nn.Parameter):
+            moved = resample_abs_pos_embed(
+                self.pos_embed.detach(),
+                [grid.rows, grid.cols],
+                [self.grid.rows, self.grid.cols],
+                num_prefix_tokens=self.num_prefix,
+            )
+            self.pos_embed = nn.Parameter(moved)
+        else:
+            table = F.pad(sincos(grid, self.embed_dim), (0, 0, self.num_prefix, 0))
+            self.pos_embed = table[None].to(self.pos_embed)
+        self.patch_embed.set_input_size(grid.image_size)
+        self.grid = grid
 
     def no_weight_decay(self) -> frozenset[str]:
         """Positions and special tokens are left alone, as in timm."""
@@ -138,7 +208,6 @@ class ViT(Encoder):
 class _PooledViT(Backbone):
     def __init__(self, vit: ViT) -> None:
         super().__init__()
-        vit.mask_token = None
         self.vit = vit
         self.num_features = vit.embed_dim
 
@@ -156,6 +225,13 @@ class _PooledViT(Backbone):
             *(list(block.parameters()) for block in vit.blocks),
             list(vit.norm.parameters()),
         ]
+
+    def set_drop_path(self, rate: float) -> None:
+        """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
+        last = max(len(self.vit.blocks) - 1, 1)
+        for number, block in enumerate(self.vit.blocks):
+            block.drop_path1 = DropPath(rate * number / last)
+            block.drop_path2 = DropPath(rate * number / last)
 
     def no_weight_decay(self) -> frozenset[str]:
         return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())

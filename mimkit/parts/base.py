@@ -9,17 +9,45 @@ belongs in `Target.prepare`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mimkit.parts.records import Batch, Mask, Picture, Tokens, View, Width
+from mimkit.errors import RecipeError
+from mimkit.parts.records import (
+    Batch,
+    Grid,
+    Imported,
+    Mask,
+    Picture,
+    Preparation,
+    TimmModel,
+    Tokens,
+    View,
+    Width,
+)
 
 
 class Part(ABC):  # noqa: B024 -- abstract by what its subclasses declare
     """What all parts share: the constructor rule above, and options that are plain data."""
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any], say: Callable[[str], None]) -> Mapping[str, Any]:
+        """Decides what options such as ``"auto"`` mean on this machine; by default nothing.
+
+        Is called when a run starts, before its recipe is written out in full, so that the
+        written recipe says what was done. May look at the disk and the network.
+
+        Args:
+            options: all options of the constructor, defaults included.
+            say: receives a line of text for people.
+
+        Returns: the options to construct the part with.
+        """
+        return options
 
 
 class Images(Protocol):
@@ -58,7 +86,7 @@ class Masker(Part):
         hides: True if its masks let hidden patches enter the encoder as mask tokens.
     """
 
-    ragged: ClassVar[bool] = False
+    ragged: bool = False
     num_targets: int | None = None
     hides: bool = False
 
@@ -89,6 +117,15 @@ class Backbone(Module, ABC):
     @abstractmethod
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Lists the parameters from input to output, for layer-wise learning-rate decay."""
+
+    def set_drop_path(self, rate: float) -> None:
+        """Sets stochastic depth: ``rate`` for the last block, rising linearly from 0.
+
+        Raises: RecipeError if this network has none, which is the default.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} has no stochastic depth, so drop_path must be 0, but is {rate}."
+        )
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -126,9 +163,31 @@ class Encoder(Part, Module):
         """
         return self(image)
 
+    def layers(self, image: Tensor) -> tuple[Tokens, ...]:
+        """Gives the tokens after each block, for probes of every layer; by default the last only.
+
+        The last element is what `features` gives.
+        """
+        return (self.features(image),)
+
     @abstractmethod
-    def backbone(self) -> Backbone:
-        """Returns a fresh network for fine-tuning, initialised from this encoder's weights."""
+    def backbone(self, grid: Grid | None = None) -> Backbone:
+        """Returns a fresh network for fine-tuning, initialised from this encoder's weights.
+
+        Args:
+            grid: of the images it will see; None for that of pre-training.
+
+        Raises: RecipeError if it cannot be made for another grid.
+        """
+
+    def timm_model(self) -> TimmModel:
+        """Says which model of timm computes the same features, and with which weights.
+
+        Raises: RecipeError if timm has no such model, which is the default.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} is none of timm's models. Export it with --format safetensors."
+        )
 
     if TYPE_CHECKING:
         __call__ = forward
@@ -154,13 +213,28 @@ class Target(Part, Module):
         submodule of the target: its parameters would count twice.
         """
 
-    def prepare(self, images: Images, workdir: Path) -> None:
+    def prepare(
+        self,
+        images: Images,
+        workdir: Path,
+        *,
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> Preparation | None:
         """Does what must happen once before training, such as fitting a tokenizer.
 
         Args:
             images: the unlabelled training images.
-            workdir: where results are cached from run to run.
+            workdir: where results are cached from run to run, shared by all runs: what is kept
+                there must be named after all that it depends on.
+            device: where to compute; this target itself is still on the CPU.
+            say: receives a line of text for people whenever there is progress to tell.
+
+        Returns: what it cost and what came of it, for the ledger and the report; None if there
+            was nothing to do.
+        Raises: DataError if what it needs cannot be had.
         """
+        return None
 
     @abstractmethod
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
@@ -236,3 +310,21 @@ class Loss(Part, Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+class Importer(ABC):
+    """Reads the checkpoints of another project.
+
+    Attributes:
+        recipe: the registered recipe whose remaining tables (data, training, evaluation) an
+            imported run gets.
+    """
+
+    recipe: ClassVar[str]
+
+    @abstractmethod
+    def read(self, file: Path) -> Imported:
+        """Reads a checkpoint without running any code that it may hold.
+
+        Raises: DataError if the file is none of the known layouts.
+        """

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -294,10 +294,64 @@ class Picture:
 
     Args:
         title: what the picture shows, in a few words.
-        image: (B, C, H, W) float32 in the normalisation of the ``"image"`` view.
+        image: (B, C, H, W) float32 in the normalisation of ``view``.
         correct: (B, G, M) bool or None: targets that are framed as right or wrong.
+        view: the `View` that ``image`` is a rendering of; None for the encoder's.
     """
 
     title: str
     image: Tensor
     correct: Tensor | None = None
+    view: View | None = None
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What `Target.prepare` did, for the ledger and the report.
+
+    Args:
+        title: what was prepared, in a few words.
+        seconds: what making it cost, also where it was found in a cache.
+        cached: whether it was found in a cache.
+        facts: what a reader should know of it, by name, such as how many codes are used.
+        pictures: title to (n, C, H, W) in [0, 1], shown side by side.
+    """
+
+    title: str
+    seconds: float
+    cached: bool
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TimmModel:
+    """A model of timm with the weights of an encoder.
+
+    Args:
+        model: ``"module:class"`` within timm.
+        options: keyword arguments of the class, plain data.
+        tensors: its state dict, which fits with ``strict=True``.
+    """
+
+    model: str
+    options: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an `Importer` found in a checkpoint.
+
+    Args:
+        settings: tables of a recipe that follow from the file, as nested mappings: the encoder
+            with all of its options, the image's and the patches' size, and whatever else it fixes.
+        encoder: state dict of that encoder; buffers and new tokens may lack.
+        head: state dict of the recipe's head, or empty if the file holds none.
+        notes: what the user should know, a line each.
+    """
+
+    settings: Mapping[str, Any]
+    encoder: Mapping[str, Tensor]
+    head: Mapping[str, Tensor] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

@@ -11,7 +11,7 @@ from torch import nn
 
 import mimkit
 from mimkit.data.sources import Source
-from mimkit.parts.records import Geometry
+from mimkit.parts.records import Geometry, Preparation
 from mimkit.recipe.schema import TrainSection
 from mimkit.train.loop import Progress, uses_bfloat16
 from mimkit.train.step import Pretrainer
@@ -30,6 +30,7 @@ def ledger(
     trial: Trial,
     progress: Progress,
     seconds: Mapping[str, float],
+    prepared: Mapping[str, Preparation],
 ) -> dict[str, object]:
     """Returns the content of ``ledger.json``; see the docs' page on run folders."""
     grid = geometry.grid
@@ -56,11 +57,21 @@ def ledger(
             "encoder": _count(pretrainer.encoder),
             "head": _count(pretrainer.head),
             "targets": _count(pretrainer.targets),
+            "frozen": _constants(pretrainer),
             "trainable": sum(p.numel() for p in pretrainer.parameters() if p.requires_grad),
         },
         "steps": progress.step,
         "images_seen": images,
         "seconds": dict(seconds),
+        "prepared": {
+            name: {
+                "title": done.title,
+                "seconds": done.seconds,
+                "cached": done.cached,
+                "facts": dict(done.facts),
+            }
+            for name, done in prepared.items()
+        },
         "images_per_second": images / seconds["train"] if seconds.get("train") else None,
         "peak_memory_bytes": _peak_memory(device),
         "flops_per_image": trial.flops_per_image,
@@ -70,6 +81,12 @@ def ledger(
 
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def _constants(module: nn.Module) -> int:
+    """Counts weights that are constants (see `mimkit.freeze`), such as a tokenizer's."""
+    kept = module.state_dict(keep_vars=True)
+    return sum(buffer.numel() for name, buffer in module.named_buffers() if name not in kept)
 
 
 def _peak_memory(device: torch.device) -> int:

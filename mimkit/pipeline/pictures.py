@@ -6,7 +6,7 @@ from typing import cast
 import torch
 
 from mimkit.parts.base import Target
-from mimkit.parts.records import Batch, Picture, View
+from mimkit.parts.records import Batch, Picture, Preparation, View
 from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.step import Pretrainer
 
@@ -35,7 +35,7 @@ def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: P
         Column("image", image),
         Column("what the encoder sees", masked_input(image, batch.mask)),
     ]
-    columns += [Column(p.title, denormalise(p.image, view), p.correct) for p in pictures]
+    columns += [Column(p.title, denormalise(p.image, p.view or view), p.correct) for p in pictures]
     contact_sheet(
         folder / "predictions.png",
         columns,
@@ -43,3 +43,10 @@ def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: P
         description="Held-out images: the original, what the encoder receives, and what was "
         "predicted; green is right, orange with a cross is wrong.",
     )
+
+
+def draw_preparation(preparation: Preparation, path: Path) -> None:
+    """Writes the pictures of what a target prepared side by side, if it offers any."""
+    columns = [Column(title, image) for title, image in preparation.pictures.items()]
+    if columns:
+        contact_sheet(path, columns, None, description=preparation.title)

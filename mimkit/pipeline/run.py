@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers, stream
 from mimkit.data.sources import Source, open_source
 from mimkit.data.views import Augment, render
@@ -15,11 +16,12 @@ from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import write_text
-from mimkit.parts.records import Batch
+from mimkit.parts.records import Batch, Preparation
 from mimkit.pipeline.ledger import ledger
-from mimkit.pipeline.pictures import draw_predictions
+from mimkit.pipeline.pictures import draw_predictions, draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe, load, resolved
+from mimkit.recipe.settle import settle, settle_as
 from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
 from mimkit.report.progress import Progress
@@ -49,6 +51,7 @@ class Run:
         console: where people look.
         command: what the user typed.
         seconds: time spent, by phase.
+        prepared: what each target did before training, by its name.
     """
 
     recipe: Recipe
@@ -61,6 +64,7 @@ class Run:
     console: Console
     command: str
     seconds: dict[str, float] = field(default_factory=dict)
+    prepared: dict[str, Preparation] = field(default_factory=dict)
 
     @property
     def augment(self) -> Augment:
@@ -96,6 +100,7 @@ def run(
     recipe: Recipe,
     *,
     out: Path = Path("runs"),
+    folder: Path | None = None,
     device: str | None = None,
     fresh: bool = False,
     command: str = "",
@@ -105,7 +110,8 @@ def run(
 
     Args:
         recipe: a loaded recipe.
-        out: the run folder is ``out/<name>/<seed>``.
+        out: the run folder is ``out/<name>/<seed>``, unless ``folder`` says which it is.
+        folder: the run folder.
         device: see `mimkit.train.distributed.join`.
         fresh: start anew, removing what the folder held.
         command: what the user typed, for the report.
@@ -115,14 +121,17 @@ def run(
     Raises: MimkitError for everything a user can mend; Interrupted after a signal.
     """
     console = console or Console()
-    path = out / recipe.name / str(recipe.seed)
+    path = folder or out / recipe.name / str(recipe.seed)
     with join(device) as world:
         if not world.leads:
             console = Console(quiet=True)
-        with RunFolder(path, writable=world.leads, say=console.print) as folder:
+        with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
             if world.leads:
-                _settle(folder, recipe, fresh)
-            current = open_run(recipe, folder, world, console, command)
+                recipe = _adopt(run_folder, recipe, fresh, console)
+            world.wait()
+            if not world.leads:  # what was open in the recipe, the leading process has settled
+                recipe = load(str(run_folder.recipe))
+            current = open_run(recipe, run_folder, world, console, command)
             trial, progress = pretrain(current)
             if world.leads:
                 finish(current, trial, progress)
@@ -146,17 +155,42 @@ def open_run(
     mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
     parts = build(recipe, mean=mean, std=std)
     start = time.perf_counter()
-    for target in parts.targets.values():
-        if world.leads:
-            target.prepare(train, folder.path / "prepared")
-        world.wait()
-        if not world.leads:
-            target.prepare(train, folder.path / "prepared")
-    pretrainer = Pretrainer(parts).to(world.device)
+    prepared = _prepare(parts, train, world, console)
     seconds = {"prepare": time.perf_counter() - start}
+    pretrainer = Pretrainer(parts).to(world.device)
+    if folder.writable:
+        for name, preparation in prepared.items():
+            draw_preparation(preparation, folder.pictures / f"prepared_{name}.png")
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
-    return Run(recipe, folder, train, test, parts, pretrainer, world, console, command, seconds)
+    return Run(
+        recipe,
+        folder,
+        train,
+        test,
+        parts,
+        pretrainer,
+        world,
+        console,
+        command,
+        seconds,
+        prepared,
+    )
+
+
+def _prepare(parts: Parts, train: Source, world: World, console: Console) -> dict[str, Preparation]:
+    """Lets every target prepare itself: first in the leading process, which fills the cache."""
+    found = {}
+    for name, target in parts.targets.items():
+        for leading in (True, False):
+            if world.leads is leading:
+                done = target.prepare(
+                    train, cache.folder() / "prepared", device=world.device, say=console.print
+                )
+                if done is not None:
+                    found[name] = done
+            world.wait()
+    return found
 
 
 def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
@@ -283,18 +317,26 @@ def subject(current: Run, number: int) -> Subject:
     )
 
 
-def _settle(folder: RunFolder, recipe: Recipe, fresh: bool) -> None:
-    """Makes the run folder this recipe's, or refuses one that belongs to another."""
+def _adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> Recipe:
+    """Makes the run folder this recipe's, or refuses one that belongs to another.
+
+    Returns: the recipe with everything settled.
+    """
     if fresh:
         folder.clear()
+    settled = settle(recipe, console.print)
     if not folder.recipe.is_file():
-        write_text(folder.recipe, resolved(recipe))
-    elif not recipe.same_as(load(str(folder.recipe))):
+        write_text(folder.recipe, resolved(settled))
+        return settled
+    held = load(str(folder.recipe))
+    settled = settle_as(recipe, settled, held)
+    if not settled.same_as(held):
         raise DataError(
             f"{folder.path}: this folder holds a run of another recipe than the one asked for "
             f"(its own is {folder.recipe}). Choose another folder with --out, or start anew with "
             "--fresh, which removes that run."
         )
+    return settled
 
 
 def _write_ledger(current: Run, trial: Trial, progress: TrainingProgress) -> None:
@@ -312,6 +354,7 @@ def _write_ledger(current: Run, trial: Trial, progress: TrainingProgress) -> Non
             trial=trial,
             progress=progress,
             seconds={**current.seconds, "train": progress.seconds},
+            prepared=current.prepared,
         )
     )
 

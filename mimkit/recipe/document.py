@@ -131,6 +131,11 @@ def given(key: Key, value: object, option: str) -> Document:
     return _single(key, value, Place(f"{option} {value}"))
 
 
+def plain(tree: dict[str, Any], source: str) -> Document:
+    """Returns a document that no recipe holds, such as what a checkpoint says of its model."""
+    return Document(tree, {(): Place(source)})
+
+
 def _single(key: Key, value: object, place: Place) -> Document:
     tree: Any = value
     for name in reversed(key):

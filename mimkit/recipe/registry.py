@@ -38,6 +38,7 @@ KINDS = {
     "datasets": Kind("data set"),
     # By name: this layer stands below the evaluators.
     "evaluators": Kind("evaluator", "mimkit.evaluate.base:Evaluator"),
+    "importers": Kind("importer", "mimkit.parts.base:Importer"),
     "recipes": Kind("recipe"),
 }
 

@@ -1,11 +1,12 @@
 """Reading a recipe, with its presets and the settings of the command line."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
-from mimkit.recipe.document import Document, given, parse, parse_sets
+from mimkit.recipe.document import Document, given, parse, parse_sets, plain
 from mimkit.recipe.problems import Problems
 from mimkit.recipe.resolve import resolved
 from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection
@@ -29,6 +30,7 @@ def load(
     reference: str,
     *,
     preset: str | None = None,
+    fixed: Mapping[str, Any] | None = None,
     overrides: Sequence[str] = (),
     seed: int | None = None,
     data_path: str | None = None,
@@ -38,6 +40,7 @@ def load(
     Args:
         reference: a file, or the name of a registered recipe.
         preset: which of its ``[presets.NAME]`` to lay over it.
+        fixed: tables that follow from a checkpoint, laid over that.
         overrides: ``a.b=VALUE`` settings, laid over that.
         seed: if given, replaces ``seed``.
         data_path: if given, replaces ``data.path``.
@@ -52,8 +55,10 @@ def load(
     if data_path is not None:
         settings = settings.overlay(given(("data", "path"), data_path, "--data"))
     problems = Problems()
-    recipe = validate(_choose(document, preset, problems).overlay(settings), file, problems)
-    return _finished(recipe, problems)
+    chosen = _choose(document, preset, problems)
+    if fixed is not None:
+        chosen = chosen.overlay(plain(dict(fixed), "the checkpoint"))
+    return _finished(validate(chosen.overlay(settings), file, problems), problems)
 
 
 def check(reference: str, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:

@@ -107,7 +107,9 @@ class AugmentSection(Strict):
 class TrainSection(Strict):
     """``[train]``: budget, optimizer, schedule, intervals."""
 
-    total_steps: PositiveInt | None = Field(None, description="optimizer steps of the run")
+    total_steps: NonNegativeInt | None = Field(
+        None, description="optimizer steps of the run; 0 only evaluates"
+    )
     total_epochs: PositiveFloat | None = Field(
         None,
         validate_default=True,

@@ -37,6 +37,11 @@ class World:
         if self.size == 1:
             return module
         devices = [self.device] if self.device.type == "cuda" else None
+        # Constants are equal everywhere; without this they would be sent in every step.
+        kept = module.state_dict(keep_vars=True)
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]
+            module, [name for name, _ in module.named_buffers() if name not in kept]
+        )
         return DistributedDataParallel(module, device_ids=devices)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -31,7 +31,13 @@ class Guard:
     """
 
     def __init__(self, module: nn.Module, skipped: list[SkippedStep]) -> None:
-        self.buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
+        # What is not in the state dict is constant, such as a tokenizer's weights.
+        kept = module.state_dict(keep_vars=True)
+        self.buffers = [
+            buffer
+            for name, buffer in module.named_buffers()
+            if name in kept and buffer.is_floating_point()
+        ]
         self.saved = [buffer.clone() for buffer in self.buffers]
         self.pending: list[tuple[int, Tensor, Tensor]] = []
         self.skipped = skipped

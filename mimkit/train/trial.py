@@ -101,14 +101,16 @@ def choose_forward(
 @contextmanager
 def untouched(module: nn.Module) -> Iterator[None]:
     """Restores buffers, gradients, mode and random state on leaving."""
-    buffers = [buffer.clone() for buffer in module.buffers()]
+    kept = module.state_dict(keep_vars=True)
+    buffers = [buffer for name, buffer in module.named_buffers() if name in kept]
+    saved_buffers = [buffer.clone() for buffer in buffers]
     training = module.training
     devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
-            for buffer, saved in zip(module.buffers(), buffers, strict=True):
+            for buffer, saved in zip(buffers, saved_buffers, strict=True):
                 buffer.copy_(saved)
             for parameter in module.parameters():
                 parameter.grad = None

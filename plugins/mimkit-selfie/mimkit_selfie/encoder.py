@@ -6,7 +6,7 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from mimkit import Backbone, Encoder, Geometry, RecipeError, Tokens, patchify, take
+from mimkit import Backbone, Encoder, Geometry, Grid, RecipeError, Tokens, patchify, take
 from mimkit_selfie.resnet import ResNet, init_weights, make_norm, make_stage, make_stem
 
 
@@ -88,8 +88,8 @@ class PatchResNet(Encoder):
         index = torch.arange(cells.shape[1], device=image.device)
         return _tokens(cells, index.expand(cells.shape[:2]))
 
-    def backbone(self) -> Backbone:
-        """Returns a whole ResNet: stages 1 to 3 from here, stage 4 new, on the full image.
+    def backbone(self, grid: Grid | None = None) -> Backbone:
+        """Returns a whole ResNet: stages 1 to 3 from here, stage 4 new, on images of any size.
 
         Source: section 3.4 ("finetuning"): all layers are trained, the pooling is thrown away.
         """
