@@ -73,6 +73,16 @@ def test_a_unit_is_masked_as_a_whole():
     assert set(squares.flatten().tolist()) == {0.0, 1.0}
 
 
+def test_all_patches_can_be_predicted_from_the_masked_image(geometry):
+    options = {"mask_ratio": 0.5, "mode": "replace"}
+    masker = RandomMasker(geometry, predict="all", **options)
+    mask = masker.sample(4, generator())
+    assert masker.num_targets == 16
+    assert torch.equal(mask.target, torch.arange(16).expand(4, 1, 16))
+    assert mask.valid.all()
+    assert torch.equal(mask.hidden, RandomMasker(geometry, **options).sample(4, generator()).hidden)
+
+
 @pytest.mark.parametrize("mode", ["drop", "replace"])
 def test_it_says_whether_it_hides(geometry, mode):
     masker = RandomMasker(geometry, mask_ratio=0.5, mode=mode)
@@ -86,6 +96,7 @@ def test_it_says_whether_it_hides(geometry, mode):
         ({"mask_ratio": 1.0}, "not all of 16 units"),
         ({"mask_ratio": 0.5, "unit": 3}, "unit: must divide the grid of 4 x 4 patches"),
         ({"mask_ratio": 0.5, "unit": 0}, "unit: must divide the grid"),
+        ({"mask_ratio": 0.5, "predict": "all"}, "predict: 'all' needs mode = 'replace'"),
     ],
 )
 def test_impossible_options_are_refused(geometry, options, message):

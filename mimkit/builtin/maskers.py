@@ -20,10 +20,13 @@ class RandomMasker(Masker):
         mask_ratio: share of the patches that is masked and predicted; rounded down to patches.
         mode: "drop": masked patches never enter the encoder; "replace": as mask tokens.
         unit: side, in patches, of the squares that are masked as a whole.
+        predict: the masked patches, or all patches of the image, which needs mode "replace".
 
-    Raises: RecipeError if ``unit`` does not divide the grid, or if the ratio masks nothing or all.
+    Raises: RecipeError if ``unit`` does not divide the grid, if the ratio masks nothing or all, or
+        if dropped patches leave no token to predict all from.
     Source: MAE, arXiv 2111.06377, section 3 (drop); SimMIM, arXiv 2111.09886, section 3.2
-        (replace, units of 32 px). SimMIM's code rounds the number of masked units up.
+        (replace, units of 32 px); predicting all: BEiT, arXiv 2106.08254, section 3.3.
+        SimMIM's code rounds the number of masked units up.
     """
 
     def __init__(
@@ -33,6 +36,7 @@ class RandomMasker(Masker):
         mask_ratio: float,
         mode: Literal["drop", "replace"] = "drop",
         unit: int = 1,
+        predict: Literal["masked", "all"] = "masked",
     ) -> None:
         self.grid = geometry.grid
         self.mask_ratio = mask_ratio
@@ -52,8 +56,14 @@ class RandomMasker(Masker):
                 "masker 'random', mask_ratio: must mask at least one and not all of "
                 f"{self.num_units} units, but {mask_ratio} of them is {self.num_masked}."
             )
-        self.num_targets = self.num_masked * unit**2
         self.hides = mode == "replace"
+        if predict == "all" and not self.hides:
+            raise RecipeError(
+                "masker 'random', predict: 'all' needs mode = 'replace', but mode is 'drop'."
+            )
+        self.predict = predict
+        num_masked = self.num_masked * unit**2
+        self.num_targets = num_masked if predict == "masked" else self.grid.num_patches
 
     def sample(self, batch_size: int, generator: Generator) -> Mask:
         """Ranks the units by random numbers and masks the lowest.
@@ -70,6 +80,8 @@ class RandomMasker(Masker):
         masked = repeat(
             units, "b rows cols -> b (rows p) (cols q)", p=self.unit, q=self.unit
         ).flatten(1)  # (B, N)
+        if self.predict == "all":
+            return Mask.replace_predicting_all(masked, self.grid)
         if self.hides:
             return Mask.replace(masked, self.grid, self.num_targets)
         return Mask.drop(masked, self.grid)

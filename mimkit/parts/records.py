@@ -146,6 +146,16 @@ class Mask:
             valid=valid[:, None],
         )
 
+    @classmethod
+    def replace_predicting_all(cls, masked: Tensor, grid: Grid) -> Mask:
+        """As `replace`, but every patch of the grid is a target, masked or not.
+
+        Shape: masked (B, N) bool; context (B, N), hidden (B, N), target and valid (B, 1, N).
+        """
+        positions = torch.arange(masked.shape[1]).expand_as(masked).contiguous()
+        target = positions[:, None]
+        return cls(grid, positions, masked, target, torch.ones_like(target, dtype=torch.bool))
+
     def to(self, device: torch.device, non_blocking: bool = True) -> Mask:
         """Returns the same mask on another device."""
         return dataclasses.replace(
