@@ -522,3 +522,73 @@ def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="must be a readable UTF-8 file"):
         load(str(tmp_path / "x.toml"))
+
+
+# ------------------------------------------------------------------------------- recipes on recipes
+
+
+@pytest.fixture
+def base(recipe):
+    """The tiny recipe's file."""
+    return Path(recipe())
+
+
+@pytest.fixture
+def over(base, tmp_path):
+    """Writes a recipe that is laid over the tiny one."""
+
+    def write(text):
+        path = tmp_path / "over.toml"
+        path.write_text(f'base = "{base.name}"\n{text}')
+        return str(path)
+
+    return write
+
+
+def test_a_recipe_is_laid_over_its_base(over, base):
+    read = load(over('name = "over"\n[train]\nbatch_size = 2\n'))
+    assert (read.name, read.train.batch_size, read.train.total_steps) == ("over", 2, 10)
+    assert read.same_as(load(str(base), overrides=["name=over", "train.batch_size=2"]))
+
+
+def test_it_is_laid_over_the_preset_of_its_base(over, base):
+    with base.open("a") as file:
+        file.write("\n[presets.short]\ntrain.total_steps = 3\ntrain.batch_size = 8\n")
+    path = over("[train]\nbatch_size = 2\n[presets.short]\nseed = 5\n")
+    read = load(path, preset="short")
+    assert (read.train.total_steps, read.train.batch_size, read.seed) == (3, 2, 5)
+    with pytest.raises(RecipeError, match=r"but is 'shorter'.*Did you mean 'short'"):
+        load(path, preset="shorter")
+
+
+def test_a_problem_is_told_in_the_file_that_has_it(over):
+    with pytest.raises(RecipeError, match=r"over\.toml:3, \[train\] batch_size"):
+        load(over("[train]\nbatch_size = 0\n"))
+
+
+def test_part_none_takes_a_table_away(over, base):
+    more = '[targets.more]\npart = "tiny"\n[losses.more]\npart = "tiny"\n'
+    base.write_text(base.read_text().replace("[train]", f"{more}[train]"))
+    read = load(over('[targets.more]\npart = "none"\n[losses.more]\npart = "none"\n'))
+    assert list(read.targets) == list(read.losses) == ["patches"]
+
+
+def test_a_recipe_that_leads_back_to_itself_is_refused(over, base):
+    path = over("")
+    base.write_text('base = "over.toml"\n' + base.read_text())
+    with pytest.raises(RecipeError, match="must not lead back to itself"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("3", "must be a recipe's name or file, but is 3"),
+        ('"tinny.toml"', r"tinny\.toml: there is no such recipe file"),
+    ],
+)
+def test_a_base_that_is_none_is_told(tmp_path, base, message):
+    path = tmp_path / "over.toml"
+    path.write_text(f"base = {base}\n")
+    with pytest.raises((RecipeError, PluginError), match=message):
+        load(str(path))

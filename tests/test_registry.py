@@ -121,5 +121,6 @@ def test_the_groups_are_these():
         "losses",
         "datasets",
         "evaluators",
+        "importers",
         "recipes",
     ]

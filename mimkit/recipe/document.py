@@ -71,7 +71,8 @@ class Document:
         """Lays another document over this one.
 
         Tables are merged, key by key; all else is replaced, and so is a table whose ``part``
-        becomes another one, since options of the old part mean nothing to the new.
+        becomes another one, since options of the old part mean nothing to the new. A table
+        ``part = "none"`` takes the one below it away.
         """
         places = dict(self.places)
         return Document(_merge(self.tree, other, (), places), places)
@@ -162,11 +163,14 @@ def _merge(base: Mapping[str, Any], over: Document, at: Key, places: dict[Key, P
         key, old = (*at, name), base.get(name)
         if isinstance(value, dict) and isinstance(old, dict) and _same_part(old, value):
             merged[name] = _merge(old, over, key, places)
-        else:
-            merged[name] = value
-            for stale in [known for known in places if known[: len(key)] == key]:
-                del places[stale]
-            places.update({k: p for k, p in over.places.items() if k[: len(key)] == key})
+            continue
+        for stale in [known for known in places if known[: len(key)] == key]:
+            del places[stale]
+        if isinstance(value, dict) and value.get("part") == "none" and name in base:
+            del merged[name]
+            continue
+        merged[name] = value
+        places.update({k: p for k, p in over.places.items() if k[: len(key)] == key})
     return merged
 
 

@@ -150,8 +150,9 @@ def _entry_points(group: str) -> Iterable[importlib_metadata.EntryPoint]:
 def _recipes_of(package: Entry) -> list[Entry]:
     """Lists the recipes of an entry whose value is a package.
 
-    They are in the package's folder ``recipes``, or, in a source checkout, in that beside it. The
-    package must be a top-level one: finding an inner one would import what is around it.
+    They are in the package's folder ``recipes`` and below, or, in a source checkout, in that
+    beside it. The package must be a top-level one: finding an inner one would import what is
+    around it.
     """
     spec = importlib.util.find_spec(package.value.partition(".")[0])
     if spec is None or spec.origin is None:
@@ -161,5 +162,5 @@ def _recipes_of(package: Entry) -> list[Entry]:
         folder = folder.parent
     return [
         Entry("recipes", file.stem, package.distribution, package.version, str(file))
-        for file in (folder / "recipes").glob("*.toml")
+        for file in (folder / "recipes").rglob("*.toml")
     ]

@@ -48,14 +48,14 @@ def load(
     Raises: RecipeError with all of its problems, one a line; PluginError if no recipe of this
         name is registered.
     """
-    document, file = _read(reference)
+    documents, file = _read(reference)
     settings = parse_sets(overrides)
     if seed is not None:
         settings = settings.overlay(given(("seed",), seed, "--seed"))
     if data_path is not None:
         settings = settings.overlay(given(("data", "path"), data_path, "--data"))
     problems = Problems()
-    chosen = _choose(document, preset, problems)
+    chosen = _choose(documents, preset, problems)
     if fixed is not None:
         chosen = chosen.overlay(plain(dict(fixed), "the checkpoint"))
     return _finished(validate(chosen.overlay(settings), file, problems), problems)
@@ -63,12 +63,12 @@ def load(
 
 def check(reference: str, *, preset: str | None = None, overrides: Sequence[str] = ()) -> Recipe:
     """Reads a recipe like `load`, and also reports the problems of the presets not chosen."""
-    document, file = _read(reference)
+    documents, file = _read(reference)
     problems = Problems()
-    chosen = _choose(document, preset, problems).overlay(parse_sets(overrides))
+    chosen = _choose(documents, preset, problems).overlay(parse_sets(overrides))
     recipe = validate(chosen, file, problems)
-    for name in _preset_names(document, problems):
-        validate(_choose(document, name, problems), file, problems)
+    for name in _preset_names(documents, problems):
+        validate(_choose(documents, name, problems), file, problems)
     return _finished(recipe, problems)
 
 
@@ -78,7 +78,26 @@ def _finished(recipe: Recipe | None, problems: Problems) -> Recipe:
     return recipe
 
 
-def _read(reference: str) -> tuple[Document, Path]:
+def _read(reference: str) -> tuple[list[Document], Path]:
+    """Reads a recipe and those it is laid over: ``base`` names the one below; lowest first."""
+    document, file = _parse(reference)
+    documents, files = [document.without("base")], [file]
+    while "base" in document.tree:
+        base = document.tree["base"]
+        if not isinstance(base, str):
+            place = document.place(("base",))
+            raise RecipeError(f"{place}, base: must be a recipe's name or file, but is {base!r}.")
+        beside = files[0].parent / base
+        document, below = _parse(str(beside) if base.endswith(".toml") else base)
+        if below.resolve() in [each.resolve() for each in files]:
+            chain = " -> ".join(str(each) for each in (*reversed(files), below))
+            raise RecipeError(f"{file}, base: must not lead back to itself, but does: {chain}.")
+        documents.insert(0, document.without("base"))
+        files.insert(0, below)
+    return documents, file
+
+
+def _parse(reference: str) -> tuple[Document, Path]:
     file = Path(reference)
     if not file.is_file():
         if file.suffix == ".toml" or len(file.parts) > 1:
@@ -96,29 +115,39 @@ def _read(reference: str) -> tuple[Document, Path]:
     return parse(text, str(file)), file
 
 
-def _preset_names(document: Document, problems: Problems) -> list[str]:
-    presets = document.tree.get("presets", {})
-    if not isinstance(presets, dict):
-        problems.add(document, ("presets",), "must hold tables, such as [presets.demo].")
-        return []
-    for name, table in presets.items():
-        if not isinstance(table, dict):
-            problems.add(document, ("presets", name), f"must be a table [presets.{name}].")
-    return [name for name, table in presets.items() if isinstance(table, dict)]
+def _preset_names(documents: Sequence[Document], problems: Problems) -> list[str]:
+    names: dict[str, None] = {}
+    for document in documents:
+        presets = document.tree.get("presets", {})
+        if not isinstance(presets, dict):
+            problems.add(document, ("presets",), "must hold tables, such as [presets.demo].")
+            continue
+        for name, table in presets.items():
+            if isinstance(table, dict):
+                names[name] = None
+            else:
+                problems.add(document, ("presets", name), f"must be a table [presets.{name}].")
+    return list(names)
 
 
-def _choose(document: Document, preset: str | None, problems: Problems) -> Document:
-    """Returns the document without its presets, ``preset`` laid over it."""
-    known = _preset_names(document, problems)
-    base = document.without("presets")
-    if preset is None:
-        return base
-    if preset in known:
-        return base.overlay(document.preset(preset))
-    problems.add(
-        document,
-        ("presets",),
-        f"--preset must be one of this recipe's presets ({', '.join(known) or 'it has none'}), "
-        f"but is '{preset}'.{nearest(preset, known)}",
-    )
-    return base
+def _choose(documents: Sequence[Document], preset: str | None, problems: Problems) -> Document:
+    """Returns one document of all, each with its ``preset`` laid over it, but without presets.
+
+    A recipe is laid over its base with the base's preset already chosen: what it changes, such
+    as a part, it changes of that preset too.
+    """
+    known = _preset_names(documents, problems)
+    chosen = documents[0].without("presets")
+    for number, document in enumerate(documents):
+        if number:
+            chosen = chosen.overlay(document.without("presets"))
+        if preset in known and preset in document.tree.get("presets", {}):
+            chosen = chosen.overlay(document.preset(preset))
+    if preset is not None and preset not in known:
+        problems.add(
+            documents[-1],
+            ("presets",),
+            f"--preset must be one of this recipe's presets ({', '.join(known) or 'it has none'}), "
+            f"but is '{preset}'.{nearest(preset, known)}",
+        )
+    return chosen
