@@ -38,3 +38,16 @@ def test_it_refuses_an_encoder_that_did_not_see_the_whole_grid(grid):
     dropped = Mask.drop(torch.arange(16).expand(2, -1) < 4, grid)
     with pytest.raises(BoundaryError, match=r"all 16 patches must enter .* but 12 did"):
         head(tokens(dropped), dropped)
+
+
+@pytest.mark.parametrize(("cut", "std"), [(False, 0.02), (True, 0.0108)])
+def test_start_values_can_be_cut_at_one_deviation(grid, cut, std):
+    torch.manual_seed(0)
+    outputs = {"ids": Width("class", 8192)}
+    weight = (
+        LinearHead(Geometry(grid, embed_dim=64, outputs=outputs), cut_init=cut)
+        .predictors["ids"]
+        .weight
+    )
+    assert weight.std().item() == pytest.approx(std, rel=0.01)
+    assert (weight.abs().max().item() <= 0.02) is cut

@@ -1,5 +1,7 @@
 """The head of methods whose encoder sees mask tokens."""
 
+from typing import Final
+
 from torch import Tensor, nn
 
 from mimkit.errors import BoundaryError
@@ -7,20 +9,25 @@ from mimkit.parts.base import Head
 from mimkit.parts.patches import take
 from mimkit.parts.records import Geometry, Mask, Tokens
 
+_INIT_STD: Final = 0.02
+
 
 class LinearHead(Head):
     """One linear layer per prediction, on the tokens at the targets.
 
     Args:
         geometry: gives the encoder's width and the predictions to make.
+        cut_init: cut the normal start values of deviation 0.02 at one deviation, which leaves
+            them one of 0.0108.
 
-    Source: BEiT, arXiv 2106.08254, section 2.3; SimMIM, arXiv 2111.09886, section 3.3.
+    Source: BEiT, arXiv 2106.08254, section 2.3, whose code cuts; SimMIM, arXiv 2111.09886,
+        section 3.3.
     """
 
     ragged = True
     needs_hidden = True
 
-    def __init__(self, geometry: Geometry) -> None:
+    def __init__(self, geometry: Geometry, *, cut_init: bool = False) -> None:
         super().__init__()
         self.predictors = nn.ModuleDict(
             {
@@ -28,9 +35,10 @@ class LinearHead(Head):
                 for name, width in geometry.outputs.items()
             }
         )
+        bound = _INIT_STD if cut_init else 2.0
         for parameter in self.parameters():
             if parameter.ndim > 1:
-                nn.init.trunc_normal_(parameter, std=0.02)
+                nn.init.trunc_normal_(parameter, std=_INIT_STD, a=-bound, b=bound)
             else:
                 nn.init.zeros_(parameter)
 
