@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mimkit import Geometry, Grid, RecipeError
 from mimkit.builtin.losses import L1, MSE, CrossEntropy, SmoothL1
@@ -66,14 +67,60 @@ def test_regressions_average_over_the_width(loss, difference, expected):
 
 def test_cross_entropy_of_equal_scores_is_the_log_of_the_classes():
     value = CrossEntropy(GEOMETRY)(torch.zeros(2, 1, 3, 8192), torch.ones(2, 1, 3).long(), VALID)
-    torch.testing.assert_close(value, torch.full((2, 1, 3), math.log(8192)))
+    torch.testing.assert_close(value[VALID], torch.full((3,), math.log(8192)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_and_its_gradient_are_torchs(dtype):
+    prediction, target = inputs(CrossEntropy, dtype)
+    weights = torch.tensor([0.5, 2.0, -1.0])
+    value = CrossEntropy(GEOMETRY)(prediction, target, VALID)[VALID]
+    (value * weights).sum().backward()
+    reference = prediction.detach().clone().requires_grad_()
+    expected = F.cross_entropy(reference[VALID].float(), target[VALID], reduction="none")
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(prediction.grad, reference.grad)
+    assert prediction.grad.dtype == dtype
+
+
+def test_cross_entropy_and_its_metrics_are_one_graph():
+    loss = CrossEntropy(GEOMETRY)
+
+    def step(prediction, target):
+        value = loss(prediction, target, VALID)
+        return torch.where(VALID, value, 0.0).sum(), loss.metrics(prediction, target, VALID)
+
+    prediction, target = inputs(CrossEntropy)
+    value, metrics = step(prediction, target)
+    value.backward()
+    again = prediction.detach().clone().requires_grad_()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    other_value, other_metrics = compiled(again, target)
+    other_value.backward()
+    torch.testing.assert_close(other_value, value)
+    torch.testing.assert_close(again.grad, prediction.grad)
+    assert other_metrics == metrics
 
 
 def test_accuracy_counts_valid_positions_only():
-    scores = torch.nn.functional.one_hot(torch.tensor([[[1, 2, 0]], [[3, 4, 4]]]), 5).float()
+    scores = F.one_hot(torch.tensor([[[1, 2, 0]], [[3, 4, 4]]]), 5).float()
     target = torch.tensor([[[1, 0, 0]], [[3, 4, 4]]])
     metrics = CrossEntropy(GEOMETRY).metrics(scores, target, VALID)
     assert metrics["accuracy"].item() == pytest.approx(2 / 3)
+
+
+def test_majority_is_the_share_of_the_most_frequent_class_among_valid_positions():
+    target = torch.tensor([[[1, 0, -5]], [[1, 0, 0]]])
+    metrics = CrossEntropy(GEOMETRY).metrics(torch.randn(2, 1, 3, 5), target, VALID)
+    assert metrics["majority"].item() == pytest.approx(2 / 3)
+
+
+def test_without_valid_positions_no_metric_is_nan():
+    metrics = CrossEntropy(GEOMETRY).metrics(
+        torch.randn(2, 1, 3, 5), torch.zeros(2, 1, 3).long(), torch.zeros_like(VALID)
+    )
+    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 0, "majority": 0}
 
 
 def test_each_loss_says_what_it_compares():

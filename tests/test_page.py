@@ -3,6 +3,7 @@ import math
 import re
 import shutil
 import subprocess
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import pytest
 import torch
 
 from mimkit.errors import DataError
+from mimkit.evaluate.base import Result
+from mimkit.evaluate.statistics import summarise
 from mimkit.parts.records import Grid, Mask
 from mimkit.report.findings import answer, tables, tally
 from mimkit.report.folder import RunFolder
@@ -357,6 +360,116 @@ def test_the_final_held_out_accuracy_is_shown_with_chance(finished):
     assert f"{label} 39.8 % chance 25.0 %" in report_text(finished)
     finished.results.unlink()
     assert f"{label} 39.6 % chance 25.0 %" in report_text(finished)
+
+
+def test_the_held_out_accuracy_stands_beside_the_most_frequent_class_of_held_out_images(finished):
+    results = finetune_results()
+    for metric, value in (("accuracy", 0.132), ("majority", 0.041)):
+        name = f"metric/codes/{metric}"
+        results["summaries"].append(summary("heldout", name, {}, "pretrained", value, 0, seeds=1))
+    finished.results.write_text(json.dumps(results), encoding="utf-8")
+    with RunFolder(finished.path, writable=True) as folder:
+        folder.log(2001, {"metric/codes/majority": 0.07})
+    assert "held-out images 13.2 % most frequent class 4.1 %" in report_text(finished)
+
+
+def prepare(folder, **changed):
+    codes = {
+        "title": "dVAE <trained> on these images",
+        "seconds": 187.0,
+        "cached": False,
+        "facts": {"codes_used": 401, "perplexity": 312.44},
+    }
+    ledger = LEDGER | {"prepared": {"codes": codes | changed}}
+    folder.ledger.write_text(json.dumps(ledger), encoding="utf-8")
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    columns = [Column("original", image), Column("reconstruction", image)]
+    path = folder.pictures / "prepared_codes.png"
+    contact_sheet(path, columns, None, description="What the codes give back.")
+
+
+def test_what_was_prepared_is_a_card_with_cost_facts_and_picture(finished):
+    prepare(finished)
+    page = write_report(finished).read_text(encoding="utf-8")
+    Elements(page)
+    (card,) = re.findall(r"<article.*?</article>", page, flags=re.DOTALL)
+    assert text_of(card).strip() == (
+        "dVAE &lt;trained&gt; on these images target codes time 3 min codes used 401 "
+        "perplexity 312 What the codes give back."
+    )
+    assert 'alt="What the codes give back."' in card
+    assert page.count("What the codes give back.") == 2  # not among the general pictures
+    assert page.count("<img") == 2
+
+
+def test_a_preparation_is_part_of_the_cost_also_from_the_cache(finished):
+    assert "preparation" not in report_text(finished)
+    prepare(finished)
+    assert "preparation and training 25 min preparation 3 min" in report_text(finished)
+    prepare(finished, cached=True)
+    text = report_text(finished)
+    assert "preparation and training 25 min preparation 3 min, found in the cache" in text
+    assert "time 3 min, found in the cache" in text
+
+
+def test_a_picture_of_a_preparation_without_a_ledger_is_still_shown(finished):
+    prepare(finished)
+    finished.ledger.unlink()
+    assert write_report(finished).read_text(encoding="utf-8").count("<img") == 2
+
+
+def layer_results(seeds=2, pools=("mean", "cls")):
+    results = [
+        Result(
+            "linear_probe",
+            "accuracy",
+            value + 0.002 * seed,
+            100,
+            seed,
+            init,
+            {"label_fraction": 1.0, "layer": layer, "num_layers": 2, "pool": pool},
+            {"layer": 2} if isinstance(layer, str) else {},
+        )
+        for seed in range(seeds)
+        for pool in pools
+        for init, values in (("pretrained", (0.41, 0.52)), ("random", (0.33, 0.34)))
+        for layer, value in zip((1, 2, "chosen on dev"), (*values, values[1]), strict=True)
+    ]
+    return {"results": [asdict(result) for result in results], **summarise(results)}
+
+
+def test_layers_are_a_plot_and_a_row_for_each_pool_and_start(finished):
+    finished.results.write_text(json.dumps(layer_results()), encoding="utf-8")
+    page = write_report(finished).read_text(encoding="utf-8")
+    elements = Elements(page).found
+    ids = [attributes["id"] for _, attributes in elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    text = text_of(page)
+    assert "accuracy in % by layer chosen 1 2" in text
+    assert "pre-trained, mean 2, 2 41.1 ± 0.1 52.1 ± 0.1" in text
+    assert "random weights, cls 2, 2 33.1 ± 0.1 34.1 ± 0.1" in text
+    assert page.count('class="chosen"') == 4
+    assert page.count("Accuracy by layer (linear_probe)</h3>") == 1
+
+
+def test_only_the_chosen_layer_stands_among_the_evaluations(finished):
+    finished.results.write_text(json.dumps(layer_results()), encoding="utf-8")
+    text = report_text(finished)
+    assert "Pre-training raises linear_probe accuracy at 100 % of the labels by 18.0 points" in text
+    assert text.count("layer chosen on dev, num layers 2, pool mean") == 1
+    assert "layer 1," not in text
+    for pool in ("mean", "cls"):
+        assert f"accuracy, linear probe, pool {pool} 52.1 % random weights 34.1 %" in text
+
+
+def test_a_single_layer_has_a_table_but_no_plot(finished):
+    results = layer_results(seeds=1, pools=("mean",))
+    for part in ("results", "summaries", "differences"):
+        results[part] = [entry for entry in results[part] if entry["protocol"]["layer"] != 1]
+    finished.results.write_text(json.dumps(results), encoding="utf-8")
+    text = report_text(finished)
+    assert "pre-trained, mean 2 52.0" in text
+    assert "Accuracy by layer" not in text
 
 
 def test_the_ledger_lists_what_was_skipped(finished):

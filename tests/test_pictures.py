@@ -152,6 +152,14 @@ def test_grey_images_and_other_shapes_are_drawn(tmp_path):
         assert sheet.width > sheet.height
 
 
+def test_a_sheet_that_frames_nothing_needs_no_mask(tmp_path):
+    columns = [Column("original", black()), Column("reconstruction", black())]
+    contact_sheet(tmp_path / "bare.png", columns, None)
+    contact_sheet(tmp_path / "masked.png", columns, mask_at([0]))
+    with Image.open(tmp_path / "bare.png") as bare, Image.open(tmp_path / "masked.png") as masked:
+        assert bare.tobytes() == masked.tobytes()
+
+
 def test_the_description_is_kept_in_the_file(tmp_path):
     contact_sheet(
         tmp_path / "sheet.png", [Column("x", black())], mask_at([0]), description="4 × 4 Flecken"

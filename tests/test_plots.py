@@ -4,7 +4,9 @@ import re
 import matplotlib
 import pytest
 
-from mimkit.report.plots import training_charts
+from mimkit.report.findings import Spread
+from mimkit.report.layers import Curves, Line
+from mimkit.report.plots import layer_chart, training_charts
 
 ROWS = [
     {
@@ -55,6 +57,13 @@ def test_chance_is_drawn_dashed():
     assert "stroke-dasharray" not in chart_of(ROWS, "Loss").svg
 
 
+def test_the_most_frequent_class_is_drawn_as_its_mean_and_not_as_a_plot():
+    rows = [row | {"metric/patches/majority": 0.01 * row["step"]} for row in ROWS]
+    assert titles(rows) == titles(ROWS)
+    description = chart_of(rows, "Accuracy").description
+    assert "chance is 25.0\u202f%, most frequent class is 20.0\u202f%" in description
+
+
 def test_evaluations_during_training_get_plots_of_their_own():
     rows = [*ROWS, {"step": 20, "knn/accuracy": 0.4}]
     assert "Knn accuracy" in titles(rows)
@@ -79,3 +88,64 @@ def test_drawing_leaves_matplotlib_as_it_was():
 @pytest.mark.parametrize("rows", [[], [{"step": 1}]])
 def test_nothing_logged_gives_no_plots(rows):
     assert training_charts(rows) == []
+
+
+def line(pool, init, start, chosen=(2,), num_layers=3, seeds=2):
+    spreads = {
+        layer: Spread(start + layer / 100, 0.01, (start,) * seeds)
+        for layer in range(1, num_layers + 1)
+    }
+    return Line(pool, init, spreads, chosen)
+
+
+def layers(*lines):
+    return Curves("linear_probe", "accuracy", 1.0, "num layers 3", lines)
+
+
+def test_the_layers_are_described_line_by_line_with_what_was_chosen():
+    chart = layer_chart(
+        layers(line("mean", "pretrained", 0.4, (2, 3, 2)), line("mean", "random", 0.3, ()))
+    )
+    assert chart.title == "Accuracy by layer (linear_probe)"
+    assert chart.description.replace("\u202f", " ") == (
+        "Accuracy by layer (linear_probe). "
+        "Pre-trained, mean: 41.0 % at layer 1, 43.0 % at layer 3, chosen layer 2, 3. "
+        "Random weights, mean: 31.0 % at layer 1, 33.0 % at layer 3. "
+        "The table below holds the numbers."
+    )
+
+
+def test_starts_differ_in_colour_and_pools_in_dashes():
+    def styles(*lines):
+        svg = layer_chart(layers(*lines)).svg
+        assert not re.search(r"#[0-9a-f]{6}", svg)
+        return {
+            (style.partition("stroke: ")[2].partition(";")[0], "dasharray" in style)
+            for style in re.findall(r'style="([^"]*)"', svg)
+            if "stroke-width: 1.6" in style
+        }
+
+    ours, random = line("mean", "pretrained", 0.4), line("mean", "random", 0.3)
+    assert styles(ours, random) == {("var(--first)", False), ("var(--second)", False)}
+    assert styles(ours, line("cls", "pretrained", 0.3)) == {
+        ("var(--first)", False),
+        ("var(--first)", True),
+    }
+
+
+def test_every_chosen_layer_is_ringed_once():
+    def rings(*chosen):
+        svg = layer_chart(layers(line("mean", "pretrained", 0.4, chosen))).svg
+        return len(re.findall(r"<use [^>]*stroke-width: 1.3", svg))
+
+    assert [rings(), rings(2), rings(2, 2), rings(2, 3)] == [0, 1, 1, 2]
+
+
+def test_many_layers_get_fewer_ticks():
+    def ticks(num_layers):
+        chart = layer_chart(layers(line("mean", "pretrained", 0.4, (), num_layers)))
+        return [int(text) for text in re.findall(r">(\d+)</text>", chart.svg)]
+
+    assert ticks(12) == list(range(1, 13))
+    assert ticks(48)[-1] == 48
+    assert len(ticks(48)) < 20

@@ -42,14 +42,15 @@ def test_a_long_line_is_not_wrapped(plain):
     assert len(lines(plain)) == 1
 
 
-def test_at_most_three_metrics_are_shown_and_chance_never(plain):
-    metrics = METRICS | {f"patches/m{number}": 0.5 for number in range(5)}
+def test_at_most_three_metrics_are_shown_and_what_guessing_reaches_never(plain):
+    metrics = METRICS | {"patches/majority": 0.3} | {f"patches/m{n}": 0.5 for n in range(5)}
     with Progress(1000, 0, plain) as progress:
         progress.update(1, 100.0, 1.0, metrics)
     text = plain.file.getvalue()
     assert "accuracy 41.2 %  m0 0.5  m1 0.5" in text
     assert "m2" not in text
     assert "chance" not in text
+    assert "majority" not in text
 
 
 def test_metrics_of_one_name_are_told_apart_by_their_term(plain):

@@ -9,6 +9,7 @@ from mimkit.report import words
     ("text", "expected"),
     [
         (words.number(0.3956, "metric/patches/accuracy"), "39.6 %"),
+        (words.number(0.0412, "metric/codes/majority"), "4.1 %"),
         (words.number(1.38629, "loss/patches"), "1.39"),
         (words.number(math.nan, "accuracy"), "\u2013"),
         (words.number(None, "loss"), "\u2013"),
@@ -16,6 +17,10 @@ from mimkit.report import words
         (words.signed(0.0312, "accuracy"), "+3.1"),
         (words.signed(-0.006, "accuracy"), "\u22120.6"),
         (words.signed(-0.25, "loss"), "\u22120.25"),
+        (words.fact("trained here", "weights"), "trained here"),
+        (words.fact(8192, "codes"), "8,192"),
+        (words.fact(312.44, "perplexity"), "312"),
+        (words.fact(0.5, "token accuracy"), "50.0 %"),
         (words.share(0.05), "5 %"),
         (words.share(0.125), "12.5 %"),
         (words.magnitude(8_529_984), "8.53 M"),

@@ -1,12 +1,15 @@
 """Losses that several methods share, all in float32 whatever the precision of the step.
 
-Invalid positions are blanked before anything is computed from them: their gradient would
-otherwise be 0 x NaN if the padding held a NaN.
+Invalid positions are blanked, not multiplied by zero: their gradient would otherwise be 0 x NaN
+if the padding held a NaN.
 """
+
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mimkit.errors import RecipeError
 from mimkit.parts.base import Loss
@@ -32,14 +35,48 @@ class CrossEntropy(Loss):
 
         Shape: prediction (B, G, M, K), target (B, G, M) int64; result (B, G, M).
         """
-        logits = torch.where(valid[..., None], prediction.float(), 0.0)
         classes = torch.where(valid, target, 0)
-        return F.cross_entropy(logits.movedim(-1, 1), classes, reduction="none")
+        loss: Tensor = _CrossEntropy.apply(prediction, classes, valid)
+        return loss
 
     def metrics(self, prediction: Tensor, target: Tensor, valid: Tensor) -> dict[str, Tensor]:
-        """Gives the share of valid positions whose highest score is the target's."""
+        """Gives the share of valid positions that are right, and what one fixed answer reaches.
+
+        ``accuracy``: the highest score is the target's. ``majority``: the target is the class
+        that is most frequent in this very batch; in a batch of few positions that is more than
+        the most frequent class of all images would reach, so it is a hard baseline.
+        """
+        num_valid = valid.sum().clamp(min=1)
         right = (prediction.argmax(dim=-1) == target) & valid
-        return {"accuracy": right.sum() / valid.sum().clamp(min=1)}
+        classes = torch.where(valid, target, 0).flatten()
+        counts = torch.zeros(prediction.shape[-1], device=target.device)
+        counts = counts.scatter_add(0, classes, valid.flatten().float())  # (K,)
+        return {"accuracy": right.sum() / num_valid, "majority": counts.max() / num_valid}
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Keeps one tensor of the logits' size and makes one for the gradient, and no copy between.
+
+    Its own function, because blanking the padding costs `torch.nn.functional.cross_entropy` a
+    copy each way, and ``ignore_index`` lets a NaN of the padding into the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
+        log_shares = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
+        log_shares.masked_fill_(~valid[..., None], 0.0)
+        ctx.save_for_backward(log_shares, classes, valid)
+        ctx.dtype = logits.dtype
+        return -log_shares.gather(-1, classes[..., None]).squeeze(-1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        log_shares, classes, valid = ctx.saved_tensors
+        scale = torch.where(valid, gradient, 0.0)[..., None]
+        result = log_shares.exp().mul_(scale)
+        result.scatter_add_(-1, classes[..., None], -scale)
+        return result.to(ctx.dtype), None, None
 
 
 class MSE(Loss):

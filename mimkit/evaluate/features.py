@@ -1,6 +1,6 @@
 """Frozen features: one vector per image, from an encoder that nothing changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -32,7 +32,6 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
-@torch.no_grad()
 def extract(
     encoder: Encoder, subject: Subject, source: Source, index: Tensor, pool: Pool
 ) -> Tensor:
@@ -48,9 +47,48 @@ def extract(
     Shape: (n, D) float32 on the subject's device.
     Raises: RecipeError if ``pool`` is "cls" and the encoder has no such token.
     """
+    (features,) = extract_layers(encoder, subject, source, index, (pool,), layers="last")
+    return features[pool].to(subject.device)
+
+
+@torch.no_grad()
+def extract_layers(
+    encoder: Encoder,
+    subject: Subject,
+    source: Source,
+    index: Tensor,
+    pools: Sequence[Pool],
+    *,
+    layers: Literal["last", "all"],
+) -> list[dict[Pool, Tensor]]:
+    """Encodes whole images in float32, pooled in several ways, each image once for all of them.
+
+    Args:
+        encoder: used in evaluation mode.
+        subject: view, device and loader processes.
+        source: the split.
+        index: (n,) int64, which images.
+        pools: the mean of the patches, or the first prefix token.
+        layers: "all": of `Encoder.layers`; "last": of `Encoder.features` alone.
+
+    Returns: for each layer, pool to (n, D) float32 in main memory: for all layers a device may
+        be too small.
+    Raises: RecipeError if "cls" is asked for and the encoder has no such token.
+    """
+    kept: list[dict[Pool, Tensor]] = []
+    start = 0
     with evaluation_mode(encoder):
-        batches = (_pool(encoder.features(image), pool) for image in _whole(subject, source, index))
-        return torch.cat([features.float() for features in batches])
+        for image in _whole(subject, source, index):
+            found = encoder.layers(image) if layers == "all" else (encoder.features(image),)
+            if not kept:
+                sizes = [(len(index), tokens.patches.shape[-1]) for tokens in found]
+                kept = [{pool: torch.empty(size) for pool in pools} for size in sizes]
+            rows = slice(start, start + len(image))
+            start = rows.stop
+            for vectors, tokens in zip(kept, found, strict=True):
+                for pool, features in vectors.items():
+                    features[rows] = _pool(tokens, pool)
+    return kept
 
 
 def check_pool(subject: Subject, pool: Pool) -> None:
@@ -82,7 +120,6 @@ def _pool(tokens: Tokens, pool: Pool) -> Tensor:
         return tokens.patches.mean(dim=1)
     if tokens.prefix.shape[1] == 0:
         raise RecipeError(
-            "pool: 'cls' needs an encoder with a class token, but this one has none. "
-            "Use pool = 'mean'."
+            "the pool 'cls' needs an encoder with a class token, but this one has none. Use 'mean'."
         )
     return tokens.prefix[:, 0]

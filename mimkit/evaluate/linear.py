@@ -1,8 +1,12 @@
-"""A linear classifier on frozen features, trained to its optimum."""
+"""A linear classifier on frozen features of one layer or of every layer, at its optimum."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
+from itertools import product
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,8 +14,9 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.errors import RecipeError
-from mimkit.evaluate.base import Evaluator, Result, Subject
-from mimkit.evaluate.features import Pool, check_pool, extract
+from mimkit.evaluate.base import Evaluator, Plain, Result, Subject
+from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.features import Pool, extract_layers
 from mimkit.evaluate.fractions import (
     development_split,
     labels_of,
@@ -23,6 +28,14 @@ from mimkit.parts.records import Geometry
 
 _EPSILON = 1e-6
 _MAX_ITERATIONS = 200
+_CHOSEN: Final = "chosen on development images"
+
+Pooling = Literal["mean", "cls", "cls_mean"]
+_PARTS: Final[Mapping[Pooling, tuple[Pool, ...]]] = {
+    "mean": ("mean",),
+    "cls": ("cls",),
+    "cls_mean": ("cls", "mean"),
+}
 
 
 @dataclass(frozen=True)
@@ -95,22 +108,6 @@ def fit(
     return Probe(mean, scale, weight.detach(), bias.detach())
 
 
-@dataclass(frozen=True)
-class _Splits:
-    """What one encoder makes of both splits."""
-
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    num_classes: int
-
-    def fit(self, subset: Tensor, weight_decay: float, start: Probe | None = None) -> Probe:
-        labels = self.train_labels[subset]
-        features = self.train[subset.to(self.train.device)]
-        return fit(features, labels, self.num_classes, weight_decay=weight_decay, start=start)
-
-
 class LinearProbe(Evaluator):
     """Accuracy of multinomial logistic regression on standardised features.
 
@@ -118,41 +115,62 @@ class LinearProbe(Evaluator):
     rate and no schedule to get wrong: only the weight decay is chosen, on the development split of
     the labelled images, and the classifier is then fitted to all of them.
 
+    With all layers every one has a result of its own, and one more is that of the layer which is
+    best on the development images, so that none is picked by its test images. The random
+    baseline chooses its layer in the same way. Images that give their labels are encoded once for
+    all layers and pools, and kept in main memory: images x layers x pools x D float32.
+
     Args:
         geometry: not needed.
-        pool: features are the mean of the patches, or the class token.
+        layers: the encoder's features, or the tokens after each of its blocks.
+        pools: features are the mean of the patches, the class token, or both side by side.
         weight_decays: the values to choose from; they multiply half the squared weights.
         label_fractions: shares of the labels to train on.
         seeds: how often, each with its own label subset and its own random baseline.
         num_test_images: test images to classify, all classes alike; None for all.
 
-    Raises: RecipeError if there is no weight decay, fraction or seed.
+    Raises: RecipeError if there is no pool, weight decay, fraction or seed.
     Source: features are standardised as in MAE's linear probe (batch norm without affine,
         arXiv 2111.06377, appendix A). Differs: no augmentation, and an exact optimum instead of
         90 epochs of LARS, so that the probe measures features and not its own optimizer.
+        Every layer: BEiT, arXiv 2106.08254, appendix, whose paper takes the mean of the patches
+        and whose code "cls_mean". Both report the best layer; to choose it on development
+        images is ours.
     """
 
     def __init__(
         self,
         geometry: Geometry,
         *,
-        pool: Pool = "mean",
+        layers: Literal["last", "all"] = "last",
+        pools: tuple[Pooling, ...] = ("mean",),
         weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
         label_fractions: tuple[float, ...] = (1.0,),
         seeds: int = 1,
         num_test_images: int | None = None,
     ) -> None:
-        if not weight_decays or not label_fractions or seeds < 1:
+        if not pools or not weight_decays or not label_fractions or seeds < 1:
             raise RecipeError(
-                "evaluator 'linear_probe': weight_decays and label_fractions must hold at least "
-                f"one value and seeds be at least 1, but they are {weight_decays}, "
+                "evaluator 'linear_probe': pools, weight_decays and label_fractions must hold at "
+                f"least one value and seeds be at least 1, but they are {pools}, {weight_decays}, "
                 f"{label_fractions} and {seeds}."
             )
-        self.pool = pool
+        self.layers = layers
+        self.pools = pools
         self.weight_decays = weight_decays
         self.label_fractions = label_fractions
         self.seeds = seeds
         self.num_test_images = num_test_images
+
+    @property
+    def searches(self) -> bool:
+        """Whether anything is chosen on development images."""
+        return self.layers == "all" or len(self.weight_decays) > 1
+
+    @property
+    def parts(self) -> tuple[Pool, ...]:
+        """What must be pooled to make up all ``pools``."""
+        return tuple(dict.fromkeys(part for pool in self.pools for part in _PARTS[pool]))
 
     def check(self, subject: Subject) -> None:
         """Refuses unlabelled data, too few labels for a search, and a missing class token.
@@ -162,74 +180,247 @@ class LinearProbe(Evaluator):
         labels = labels_of(subject, "linear_probe")
         for fraction in self.label_fractions:
             subset = stratified_subset(labels.train, fraction, subject.seed)
-            if len(self.weight_decays) > 1:
+            if self.searches:
                 development_split(labels.train, subset, subject.seed)
-        check_pool(subject, self.pool)
+        self._num_layers(subject, subject.pretrainer.encoder)
 
     def run(self, subject: Subject) -> list[Result]:
-        """Gives ``accuracy`` of the pre-trained and of random encoders, by fraction and seed."""
+        """Gives ``accuracy`` of the pre-trained and of random encoders.
+
+        One result by seed, fraction, pool and layer; with all layers one more of the chosen one.
+        """
         seeds = range(subject.seed, subject.seed + self.seeds)
-        ours = self._encode(subject, subject.pretrainer.encoder)
-        results = [r for seed in seeds for r in self._measure(subject, ours, "pretrained", seed)]
+        results = self._probe(subject, subject.pretrainer.encoder, "pretrained", seeds)
         for seed in seeds:
-            random = self._encode(subject, subject.fresh(seed).encoder)
-            results += self._measure(subject, random, "random", seed)
+            results += self._probe(subject, subject.fresh(seed).encoder, "random", [seed])
         return results
 
-    def _encode(self, subject: Subject, encoder: Encoder) -> _Splits:
-        labels = labels_of(subject, "linear_probe")
-        # Some sets have many images without labels: encoding those would be for nothing.
-        train = stratified_limit(labels.train, None)
-        test = stratified_limit(labels.test, self.num_test_images)
-        return _Splits(
-            train=extract(encoder, subject, subject.train, train, self.pool),
-            train_labels=labels.train[train],
-            test=extract(encoder, subject, subject.test, test, self.pool),
-            test_labels=labels.test[test],
-            num_classes=labels.num_classes,
+    def _probe(
+        self, subject: Subject, encoder: Encoder, init: str, seeds: Sequence[int]
+    ) -> list[Result]:
+        table = _Table(
+            options=self,
+            subject=subject,
+            encoded=_Encoded(self, subject, encoder, seeds),
+            init=init,
+            num_layers=self._num_layers(subject, encoder),
+            cells=Cells(subject.workdir / "cells.jsonl"),
+        )
+        return [result for seed in seeds for result in table.results(seed)]
+
+    def _num_layers(self, subject: Subject, encoder: Encoder) -> int:
+        """Counts the layers on one image, which also shows whether they can be pooled."""
+        one = torch.arange(1)
+        found = extract_layers(encoder, subject, subject.train, one, self.parts, layers=self.layers)
+        return len(found)
+
+
+@dataclass(frozen=True)
+class _Split:
+    """One layer's features of both splits, pooled in one way; on the device.
+
+    Args:
+        train: (n, D), of the images ``train_index``.
+        train_index: (n,) ascending.
+        train_labels: (N,), of the whole split.
+        test: (m, D).
+        test_labels: (m,).
+        num_classes: how many there are.
+    """
+
+    train: Tensor
+    train_index: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    num_classes: int
+
+    def fit(self, subset: Tensor, weight_decay: float, start: Probe | None = None) -> Probe:
+        features, labels = self.training(subset)
+        return fit(features, labels, self.num_classes, weight_decay=weight_decay, start=start)
+
+    def training(self, subset: Tensor) -> tuple[Tensor, Tensor]:
+        """Gives features and labels of some training images, by their numbers in the split."""
+        rows = torch.searchsorted(self.train_index, subset)
+        return self.train[rows.to(self.train.device)], self.train_labels[subset]
+
+
+class _Encoded:
+    """What one encoder makes of both splits, as soon as it is asked for."""
+
+    def __init__(
+        self, options: LinearProbe, subject: Subject, encoder: Encoder, seeds: Sequence[int]
+    ) -> None:
+        self.options = options
+        self.subject = subject
+        self.encoder = encoder
+        self.weights = digest(encoder)
+        self.labels = labels_of(subject, "linear_probe")
+        # Images that no subset holds would be encoded for nothing.
+        subsets = [
+            stratified_subset(self.labels.train, fraction, seed)
+            for fraction, seed in product(options.label_fractions, seeds)
+        ]
+        self.train = torch.unique(torch.cat(subsets))  # ascending
+        self.test = stratified_limit(self.labels.test, options.num_test_images)
+
+    @cached_property
+    def layers(self) -> list[tuple[dict[Pool, Tensor], dict[Pool, Tensor]]]:
+        """Encodes training and test images; for each layer both splits' features."""
+        subject, options = self.subject, self.options
+        train, test = (
+            extract_layers(
+                self.encoder, subject, source, index, options.parts, layers=options.layers
+            )
+            for source, index in ((subject.train, self.train), (subject.test, self.test))
+        )
+        return list(zip(train, test, strict=True))
+
+    def split(self, layer: int, pool: Pooling) -> _Split:
+        """Gives both splits' features of layer 1, 2, ..."""
+        train, test = (
+            torch.cat([vectors[part] for part in _PARTS[pool]], dim=1).to(self.subject.device)
+            for vectors in self.layers[layer - 1]
+        )
+        labels = self.labels
+        return _Split(
+            train, self.train, labels.train, test, labels.test[self.test], labels.num_classes
         )
 
-    def _measure(self, subject: Subject, splits: _Splits, init: str, seed: int) -> list[Result]:
+
+@dataclass(frozen=True)
+class _Cell:
+    init: str
+    seed: int
+    fraction: float
+    pool: Pooling
+    layer: int
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """The best weight decay, and how its probe does on development images, if any were used."""
+
+    weight_decay: float
+    development_accuracy: float | None = None
+    development_loss: float | None = None
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What came of a cell."""
+
+    num_labels: int
+    accuracy: float
+    weight_decay: float
+    development_accuracy: float | None
+    development_loss: float | None
+
+
+def _rank(scored: _Choice | _Found) -> tuple[float, float]:
+    """Orders by development images. Few of them often tie: then the smaller loss decides."""
+    accuracy, loss = scored.development_accuracy, scored.development_loss
+    assert accuracy is not None and loss is not None  # noqa: PT018 -- for mypy
+    return accuracy, -loss
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The cells of one encoder; each is measured once, also if the run is killed between."""
+
+    options: LinearProbe
+    subject: Subject
+    encoded: _Encoded
+    init: str
+    num_layers: int
+    cells: Cells
+
+    def results(self, seed: int) -> list[Result]:
+        """Measures every layer with the labels of one seed."""
+        options = self.options
         results = []
-        for fraction in self.label_fractions:
-            subset = stratified_subset(splits.train_labels, fraction, seed)
-            weight_decay = self._choose(splits, subset, seed)
-            accuracy, _ = splits.fit(subset, weight_decay).score(splits.test, splits.test_labels)
-            subject.report(
-                f"linear_probe, {init}, {100 * fraction:g} % of the labels, seed {seed}: "
-                f"{100 * accuracy:.1f} %"
-            )
-            results.append(
-                Result(
-                    evaluator="linear_probe",
-                    metric="accuracy",
-                    value=accuracy,
-                    num_images=len(splits.test),
-                    seed=seed,
-                    init=init,
-                    protocol={
-                        "label_fraction": fraction,
-                        "num_labels": len(subset),
-                        "num_test_images": len(splits.test),
-                        "pool": self.pool,
-                        "weight_decays": ", ".join(f"{w:g}" for w in self.weight_decays),
-                    },
-                    chosen={"weight_decay": weight_decay},
-                )
-            )
+        for fraction, pool in product(options.label_fractions, options.pools):
+            cells = [_Cell(self.init, seed, fraction, pool, n + 1) for n in range(self.num_layers)]
+            found = {cell: self._measure(cell) for cell in cells}
+            if options.layers == "last":
+                results.append(self._result(cells[0], found[cells[0]], {"layer": "last"}))
+                continue
+            count = {"num_layers": self.num_layers}
+            results += [self._result(c, found[c], {"layer": c.layer, **count}) for c in cells]
+            best = max(cells, key=lambda cell: _rank(found[cell]))
+            result = self._result(best, found[best], {"layer": _CHOSEN, **count})
+            results.append(replace(result, chosen={"layer": best.layer, **result.chosen}))
         return results
 
-    def _choose(self, splits: _Splits, subset: Tensor, seed: int) -> float:
+    def _measure(self, cell: _Cell) -> _Found:
+        """Fits one probe and classifies the test images, unless that was done before."""
+        subject, options = self.subject, self.options
+        key = cell_key(
+            weights=self.encoded.weights,
+            data=[subject.train.fingerprint, subject.test.fingerprint, asdict(subject.view)],
+            cell=[*asdict(cell).values(), options.layers, options.num_test_images],
+            weight_decays=options.weight_decays,
+        )
+        known = self.cells.get(key)
+        if known is not None:
+            return _Found(**{field.name: known[field.name] for field in fields(_Found)})
+        found = self._fit(self.encoded.split(cell.layer, cell.pool), cell)
+        layer = f"layer {cell.layer} of {self.num_layers}, " if options.layers == "all" else ""
+        subject.report(
+            f"linear_probe, {cell.init}, {layer}{cell.pool}, {100 * cell.fraction:g} % of the "
+            f"labels, seed {cell.seed}: {100 * found.accuracy:.1f} %"
+        )
+        self.cells.add(key, {**asdict(cell), **asdict(found)})
+        return found
+
+    def _fit(self, split: _Split, cell: _Cell) -> _Found:
+        subset = stratified_subset(self.encoded.labels.train, cell.fraction, cell.seed)
+        choice = self._choose(split, subset, cell.seed)
+        probe = split.fit(subset, choice.weight_decay, start=choice.probe)
+        accuracy, _ = probe.score(split.test, split.test_labels)
+        return _Found(
+            len(subset),
+            accuracy,
+            choice.weight_decay,
+            choice.development_accuracy,
+            choice.development_loss,
+        )
+
+    def _choose(self, split: _Split, subset: Tensor, seed: int) -> _Choice:
         """Finds the weight decay that is best on the development split."""
-        if len(self.weight_decays) == 1:
-            return self.weight_decays[0]
-        fitted, held = development_split(splits.train_labels, subset, seed)
-        features, labels = splits.train[held.to(splits.train.device)], splits.train_labels[held]
-        scores = {}
+        options = self.options
+        if not options.searches:
+            return _Choice(options.weight_decays[0])
+        fitted, held = development_split(self.encoded.labels.train, subset, seed)
+        features, labels = split.training(held)
+        choices = []
         probe = None
         # From strong to weak: each optimum is a good start for the next.
-        for weight_decay in sorted(self.weight_decays, reverse=True):
-            probe = splits.fit(fitted, weight_decay, start=probe)
-            accuracy, loss = probe.score(features, labels)
-            scores[weight_decay] = (accuracy, -loss)
-        return max(scores, key=scores.__getitem__)
+        for weight_decay in sorted(options.weight_decays, reverse=True):
+            probe = split.fit(fitted, weight_decay, start=probe)
+            choices.append(_Choice(weight_decay, *probe.score(features, labels), probe))
+        return max(choices, key=_rank)
+
+    def _result(self, cell: _Cell, found: _Found, layer: Mapping[str, Plain]) -> Result:
+        num_test_images = len(self.encoded.test)
+        chosen: dict[str, Plain] = {"weight_decay": found.weight_decay}
+        if self.options.searches:
+            chosen["development_accuracy"] = found.development_accuracy
+        return Result(
+            evaluator="linear_probe",
+            metric="accuracy",
+            value=found.accuracy,
+            num_images=num_test_images,
+            seed=cell.seed,
+            init=cell.init,
+            protocol={
+                "label_fraction": cell.fraction,
+                "num_labels": found.num_labels,
+                "num_test_images": num_test_images,
+                **layer,
+                "pool": cell.pool,
+                "weight_decays": ", ".join(f"{w:g}" for w in self.options.weight_decays),
+            },
+            chosen=chosen,
+        )

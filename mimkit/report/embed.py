@@ -19,8 +19,9 @@ PICTURE_SCALE = 1.6
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture as the page holds it."""
+    """A picture as the page holds it; its name is that of its file, without ending."""
 
+    name: str
     source: str
     width: int
     description: str
@@ -52,5 +53,6 @@ def embedded(folder: Path) -> tuple[list[Shown], list[str]]:
             continue
         spent += len(content)
         encoded = base64.b64encode(content).decode("ascii")
-        shown.append(Shown(f"data:image/{kind};base64,{encoded}", width, description))
+        source = f"data:image/{kind};base64,{encoded}"
+        shown.append(Shown(path.stem, source, width, description))
     return shown, left_out

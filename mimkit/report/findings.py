@@ -75,12 +75,26 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """One metric of one evaluator under one protocol, which only the label fraction changes."""
+    """One metric of one evaluator under one protocol, which only the label fraction changes.
+
+    Args:
+        evaluator: its name.
+        metric: what was measured.
+        protocol: how, in words.
+        apart: the part of it that tells this table from others of the same metric; may be empty.
+        rows: by label fraction.
+    """
 
     evaluator: str
     metric: str
     protocol: str
+    apart: str
     rows: tuple[Row, ...]
+
+    @property
+    def name(self) -> str:
+        """The evaluator, with what tells this table from its others."""
+        return f"{self.evaluator}, {self.apart}" if self.apart else self.evaluator
 
     @property
     def baseline(self) -> str | None:
@@ -96,14 +110,26 @@ class Table:
 
 
 def tables(results: Mapping[str, Sequence[Entry]]) -> list[Table]:
-    """Arranges summaries and differences, one table per evaluator, metric and protocol."""
+    """Arranges summaries and differences, one table per evaluator, metric and protocol.
+
+    The single layers of a probe are left out: see `mimkit.report.layers`.
+    """
+    summaries = [summary for summary in results["summaries"] if not is_layer(summary)]
     groups: dict[tuple[str, str, str], list[Entry]] = {}
-    for summary in results["summaries"]:
-        of_metric = [s["protocol"] for s in results["summaries"] if _metric(s) == _metric(summary)]
+    apart: dict[tuple[str, str, str], str] = {}
+    for summary in summaries:
+        of_metric = [s["protocol"] for s in summaries if metric_of(s) == metric_of(summary)]
         protocol = {name: summary["protocol"].get(name) for name in _splitting(of_metric)}
-        groups.setdefault((*_metric(summary), _key(protocol)), []).append(summary)
-    differences = {(*_metric(d), _key(d["protocol"])): d for d in results["differences"]}
-    return [_table(group, differences) for group in groups.values()]
+        key = (*metric_of(summary), key_of(protocol))
+        groups.setdefault(key, []).append(summary)
+        apart[key] = worded(protocol, protocol)
+    differences = {(*metric_of(d), key_of(d["protocol"])): d for d in results["differences"]}
+    return [_table(group, apart[key], differences) for key, group in groups.items()]
+
+
+def is_layer(entry: Entry) -> bool:
+    """True for the result of one layer of an encoder, whichever it be."""
+    return isinstance(entry["protocol"].get("layer"), int)
 
 
 def answer(found: Sequence[Table]) -> str | None:
@@ -158,9 +184,11 @@ def interval(difference: Difference, table: Table) -> str:
     return f"{level} interval {low} to {high}, n = {difference.num_seeds} seeds"
 
 
-def _table(summaries: Sequence[Entry], differences: Mapping[tuple[str, str, str], Entry]) -> Table:
-    evaluator, metric = _metric(summaries[0])
-    protocols = {_key(summary["protocol"]): summary["protocol"] for summary in summaries}
+def _table(
+    summaries: Sequence[Entry], apart: str, differences: Mapping[tuple[str, str, str], Entry]
+) -> Table:
+    evaluator, metric = metric_of(summaries[0])
+    protocols = {key_of(summary["protocol"]): summary["protocol"] for summary in summaries}
     names = dict.fromkeys(name for protocol in protocols.values() for name in protocol)
     names.pop("label_fraction", None)
     if all("label_fraction" in protocol for protocol in protocols.values()):
@@ -173,17 +201,21 @@ def _table(summaries: Sequence[Entry], differences: Mapping[tuple[str, str, str]
             Row(
                 fraction=protocol.get("label_fraction"),
                 num_labels=protocol.get("num_labels"),
-                detail=_worded(protocol, varying),
-                by_init={s["init"]: _spread(s) for s in summaries if _key(s["protocol"]) == key},
+                detail=worded(protocol, varying),
+                by_init={
+                    s["init"]: spread_of(s) for s in summaries if key_of(s["protocol"]) == key
+                },
                 difference=None if difference is None else _difference(difference),
             )
         )
     rows.sort(key=lambda row: 0.0 if row.fraction is None else row.fraction)
     constant = [name for name in names if name not in varying]
-    return Table(evaluator, metric, _worded(summaries[0]["protocol"], constant), tuple(rows))
+    protocol_text = worded(summaries[0]["protocol"], constant)
+    return Table(evaluator, metric, protocol_text, apart, tuple(rows))
 
 
-def _metric(entry: Entry) -> tuple[str, str]:
+def metric_of(entry: Entry) -> tuple[str, str]:
+    """What was measured, by which evaluator."""
     return entry["evaluator"], entry["metric"]
 
 
@@ -207,11 +239,13 @@ def _num_values(protocols: Iterable[Entry], name: str) -> int:
     return len({repr(protocol.get(name)) for protocol in protocols})
 
 
-def _key(protocol: Entry) -> str:
+def key_of(protocol: Entry) -> str:
+    """A text that is the same for equal protocols."""
     return json.dumps(protocol, sort_keys=True)
 
 
-def _worded(protocol: Entry, names: Iterable[str]) -> str:
+def worded(protocol: Entry, names: Iterable[str]) -> str:
+    """Words for some settings of a protocol; those that are none are left out."""
     return ", ".join(
         f"{name.replace('_', ' ')} {_plain(protocol[name])}"
         for name in names
@@ -223,7 +257,8 @@ def _plain(value: object) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def _spread(summary: Entry) -> Spread:
+def spread_of(summary: Entry) -> Spread:
+    """The numbers of one initialisation."""
     return Spread(summary["mean"], _finite(summary["std"]), tuple(summary["values"]))
 
 

@@ -11,10 +11,12 @@ import jinja2
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.report import findings, words
+from mimkit.report.cards import cards, cost
 from mimkit.report.embed import embedded
 from mimkit.report.findings import BASELINES, Difference, Row, Table
 from mimkit.report.folder import RunFolder
-from mimkit.report.plots import label_chart, training_charts
+from mimkit.report.layers import curves
+from mimkit.report.plots import label_chart, layer_chart, training_charts
 
 MAX_LISTED = 10
 PARTS = ("masker", "encoder", "targets", "head", "losses")
@@ -40,6 +42,8 @@ def write_report(folder: RunFolder) -> Path:
     recipe, recipe_text = _recipe(folder.recipe)
     tables = findings.tables(results)
     pictures, left_out = embedded(folder.pictures)
+    prepared = cards(ledger, pictures)
+    on_cards = [card.picture for card in prepared]
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -74,8 +78,13 @@ def write_report(folder: RunFolder) -> Path:
             ]
             for with_baseline in (True, False)
         ],
+        layers=[
+            (found, layer_chart(found) if len(found.layers) > 1 else None)
+            for found in curves(results)
+        ],
+        prepared=prepared,
         charts=training_charts(rows),
-        pictures=pictures,
+        pictures=[picture for picture in pictures if picture not in on_cards],
         left_out=left_out,
         ledger=ledger,
         skipped_images=_listed(
@@ -181,8 +190,7 @@ def _facts(
             last[name] = table.rows[0].by_init["pretrained"].mean
     for name, value in last.items():
         if name.startswith("heldout/metric/") and name.endswith("accuracy"):
-            chance = last.get(f"{name.rpartition('/')[0]}/chance".removeprefix("heldout/"))
-            note = "" if chance is None else f"chance {words.number(chance, name)}"
+            note = _guesses(name, last)
             label = "pre-training task, accuracy on held-out images"
             facts.append(Fact(label, words.number(value, name), note))
     for table, row in ((table, table.rows[0]) for table in tables):
@@ -192,7 +200,7 @@ def _facts(
                 for init in measured([(table, row)])
             )
             shown = words.number(row.by_init["pretrained"].mean, table.metric)
-            facts.append(Fact(f"{table.metric}, {table.evaluator}".replace("_", " "), shown, note))
+            facts.append(Fact(f"{table.metric}, {table.name}".replace("_", " "), shown, note))
     if ledger.get("images_seen"):
         steps = f"{words.count(ledger['steps'])} steps"
         facts.append(Fact("images seen", words.magnitude(ledger["images_seen"]), steps))
@@ -200,9 +208,25 @@ def _facts(
         seconds = ledger["seconds"]["train"]
         rate = words.count(ledger["images_per_second"])
         facts.append(Fact("images/s", rate, f"{words.duration(seconds)} of training"))
+    if prepared := ledger.get("prepared", {}).values():
+        seconds = sum(one["seconds"] for one in prepared)
+        total = words.duration(seconds + ledger["seconds"]["train"])
+        note = f"preparation {cost(seconds, all(one['cached'] for one in prepared))}"
+        facts.append(Fact("preparation and training", total, note))
     if ledger.get("peak_memory_bytes"):
         facts.append(Fact("peak memory", words.memory(ledger["peak_memory_bytes"])))
     return facts
+
+
+def _guesses(accuracy: str, last: Mapping[str, float]) -> str:
+    """What guessing reaches, on held-out images or else on those of training."""
+    found = []
+    for guess, label in words.GUESSES.items():
+        name = f"{accuracy.rpartition('/')[0]}/{guess}"
+        value = last.get(name, last.get(name.removeprefix("heldout/")))
+        if value is not None:
+            found.append(f"{label} {words.number(value, name)}")
+    return ", ".join(found)
 
 
 def _listed(items: Sequence[Mapping[str, Any]], worded: Callable[[Mapping[str, Any]], str]) -> str:

@@ -70,7 +70,7 @@ def masked_input(image: Tensor, mask: Mask) -> Tensor:
 
 
 def contact_sheet(
-    path: Path, columns: Sequence[Column], mask: Mask, *, description: str = ""
+    path: Path, columns: Sequence[Column], mask: Mask | None, *, description: str = ""
 ) -> None:
     """Writes a PNG with the columns side by side, atomically.
 
@@ -78,7 +78,7 @@ def contact_sheet(
         path: where to.
         columns: all of the same B images. Where one says what is ``correct``, the valid target
             patches are framed in green or red.
-        mask: the masks of these images.
+        mask: the masks of these images; None for a sheet that frames no targets.
         description: what the sheet shows, in a sentence; kept in the file, for the report.
     """
     largest = max(max(column.image.shape[-2:]) for column in columns)
@@ -109,8 +109,10 @@ def contact_sheet(
             upper = top + row * (height + GAP)
             cell = _pixels(column.image[image]).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(cell, (left, upper))
-            for patch in _framed(column, mask, image):
-                _frame(draw, patch, mask.grid, (left, upper), (width, height))
+            if column.correct is not None:
+                assert mask is not None, f"column {column.title!r} frames targets without a mask"
+                for patch in _framed(column.correct[image], mask, image):
+                    _frame(draw, patch, mask.grid, (left, upper), (width, height))
     if legend:
         _draw_legend(draw, sheet.height - MARGIN)
     about = PngInfo()
@@ -124,15 +126,13 @@ class _Patch:
     correct: bool
 
 
-def _framed(column: Column, mask: Mask, image: int) -> list[_Patch]:
-    if column.correct is None:
-        return []
-    positions, correct, valid = (
-        tensor[image].flatten().tolist() for tensor in (mask.target, column.correct, mask.valid)
+def _framed(correct: Tensor, mask: Mask, image: int) -> list[_Patch]:
+    positions, right, valid = (
+        tensor.flatten().tolist() for tensor in (mask.target[image], correct, mask.valid[image])
     )
     return [
-        _Patch(position, bool(right))
-        for position, right, kept in zip(positions, correct, valid, strict=True)
+        _Patch(position, bool(is_right))
+        for position, is_right, kept in zip(positions, right, valid, strict=True)
         if kept
     ]
 

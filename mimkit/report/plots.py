@@ -1,4 +1,4 @@
-"""The report's plots: the training curves, and accuracy against labels."""
+"""The report's plots: training curves, accuracy against labels, accuracy by layer."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +9,18 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLoc
 
 from mimkit.report import words
 from mimkit.report.findings import BASELINES, Row, Table
+from mimkit.report.layers import Curves, Line
 from mimkit.report.svg import FIRST, INK, SECOND, Plot
 
 MAX_POINTS = 500
 """Longer curves are shown as means of neighbours."""
+MAX_LAYER_TICKS = 16
 LOG_FROM = 30
 """Gradient norms that differ by more than this factor are shown on a logarithmic axis."""
+DASHES = (5, 4), (1, 3)
+"""Of the lines that show what guessing reaches."""
+POOLS = ("o", "-"), ("s", (0, (5, 2))), ("^", (0, (1, 1.5)))
+"""Marker and dashes for each way of pooling: told apart without any colour."""
 KINDS = ("loss", "metric", "evaluation", "lr", "grad_norm")
 """Kinds of curves, in the order in which they are shown."""
 
@@ -44,14 +50,14 @@ def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     if len(terms) == 1:
         # The total is then the same curve times its weight.
         names.pop("loss/total", None)
-    shown = [name for name in names if not name.endswith("/chance") and name[:5] != "time/"]
+    shown = [name for name in names if not words.is_guess(name) and name[:5] != "time/"]
     shown.sort(key=lambda name: KINDS.index(_kind(name)))
     return [_over_steps(name, curves, len(terms)) for name in shown]
 
 
 def label_chart(table: Table) -> Chart:
     """Plots one metric against the number of labels, pre-trained beside its baseline."""
-    title = f"{_title(table.metric)} against labels ({table.evaluator})"
+    title = f"{_title(table.metric)} against labels ({table.name})"
     ticks = {row.fraction: _tick(row) for row in table.rows if row.fraction is not None}
     looks = {"pretrained": ("pre-trained", FIRST, "o")}
     if table.baseline is not None:
@@ -87,6 +93,66 @@ def label_chart(table: Table) -> Chart:
         return Chart(title, f"{title}; the table above holds its numbers.", svg)
 
 
+def layer_chart(curves: Curves) -> Chart:
+    """Plots one metric over the layers: a colour for each start, a style for each pool.
+
+    The layers that were chosen on development images are ringed.
+    """
+    title = f"{_title(curves.metric)} by layer ({curves.name})"
+    described = [_described(line, curves.metric) for line in curves.lines]
+    starts = list(dict.fromkeys(line.init for line in curves.lines))
+    with (plot := Plot(6.4, 3.6)) as axes:
+        for line in curves.lines:
+            colour = FIRST if line.init == "pretrained" else SECOND
+            marker, dashes = POOLS[curves.pools.index(line.pool) % len(POOLS)]
+            layers = sorted(line.by_layer)
+            axes.errorbar(
+                layers,
+                [line.by_layer[layer].mean for layer in layers],
+                yerr=[line.by_layer[layer].std or 0.0 for layer in layers],
+                color=colour,
+                marker=marker,
+                linestyle=dashes,
+                markersize=4.5,
+                elinewidth=1.0,
+                capsize=2,
+                label=line.label,
+            )
+            for layer in sorted(set(line.chosen)):
+                height = line.by_layer[layer].mean
+                axes.plot(layer, height, "o", mfc="none", mec=colour, mew=1.3, markersize=12)
+        axes.set_xlabel("layer")
+        if len(curves.layers) <= MAX_LAYER_TICKS:
+            axes.set_xticks(curves.layers)
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(MAX_LAYER_TICKS, integer=True))
+        axes.set_xlim(0.5, max(curves.layers) + 0.5)
+        handles, labels = axes.get_legend_handles_labels()
+        # A column of the legend for each start, a row for each pool.
+        by_start = sorted(range(len(labels)), key=lambda n: starts.index(curves.lines[n].init))
+        axes.legend(
+            [handles[n] for n in by_start],
+            [labels[n] for n in by_start],
+            loc="lower left",
+            bbox_to_anchor=(0.0, 1.0),
+            ncols=len(starts),
+        )
+        _format_values(axes, curves.metric)
+        description = f"{title}. {' '.join(described)} The table below holds the numbers."
+        return Chart(title, description, plot.svg(f"{title} {curves.fraction} {curves.protocol}"))
+
+
+def _described(line: Line, metric: str) -> str:
+    ends = ", ".join(
+        f"{words.number(line.by_layer[layer].mean, metric)} at layer {layer}"
+        for layer in (min(line.by_layer), max(line.by_layer))
+    )
+    text = f"{line.label}: {ends}"
+    if line.chosen:
+        text += f", chosen layer {', '.join(map(str, sorted(set(line.chosen))))}"
+    return f"{text[:1].upper()}{text[1:]}."
+
+
 def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart:
     kind = _kind(name)
     title = {
@@ -100,7 +166,7 @@ def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart
     }[kind]
     looks = {name: ("training" if kind in ("loss", "metric") else "", FIRST)}
     looks[f"heldout/{name}"] = ("held-out", SECOND)
-    chance = _chance(name, curves)
+    guesses = _guesses(name, curves)
     described = []
     with (plot := Plot(4.6, 2.7)) as axes:
         for key, (label, colour) in looks.items():
@@ -109,9 +175,10 @@ def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart
                 marker = "o" if len(steps) < 40 else ""
                 axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=3.5)
                 described.append(f"{label} ends at {words.number(values[-1], name)}".strip())
-        if chance is not None:
-            axes.axhline(chance, color=INK, linestyle=(0, (5, 4)), linewidth=1.2, label="chance")
-            described.append(f"chance is {words.number(chance, name)}")
+        for guess, dashes in zip(guesses, DASHES, strict=False):
+            height = guesses[guess]
+            axes.axhline(height, color=INK, linestyle=(0, dashes), linewidth=1.2, label=guess)
+            described.append(f"{guess} is {words.number(height, name)}")
         if len(axes.lines) > 1:
             axes.legend(loc="best")
         if kind == "grad_norm" and max(curves[name][1]) > LOG_FROM * min(curves[name][1]) > 0:
@@ -154,13 +221,15 @@ def _thinned(curve: Curve) -> Curve:
     return steps, values
 
 
-def _chance(name: str, curves: Mapping[str, Curve]) -> float | None:
-    """What guessing reaches, where a loss logs it beside its accuracy."""
-    if "accuracy" not in name:
-        return None
-    chance = f"{name.rpartition('/')[0]}/chance"
-    curve = curves.get(chance) or curves.get(f"heldout/{chance}")
-    return curve[1][-1] if curve else None
+def _guesses(name: str, curves: Mapping[str, Curve]) -> dict[str, float]:
+    """What guessing reaches on average, where a loss logs it beside its accuracy."""
+    found = {}
+    for guess, label in words.GUESSES.items():
+        key = f"{name.rpartition('/')[0]}/{guess}"
+        curve = curves.get(key) or curves.get(f"heldout/{key}")
+        if "accuracy" in name and curve is not None:
+            found[label] = sum(curve[1]) / len(curve[1])
+    return found
 
 
 def _format_values(axes: Axes, metric: str) -> None:

@@ -9,6 +9,8 @@ from rich import progress as bars
 from rich.console import Console, RenderableType
 from rich.text import Text
 
+from mimkit.report import words
+
 MAX_METRICS = 3
 """How many metrics fit beside rate and loss on a terminal of 80 columns."""
 
@@ -81,7 +83,8 @@ class Progress:
             step: finished steps.
             images_per_second: current rate.
             loss: current training loss.
-            metrics: ``<term>/<name>`` to value; the first three are shown, ``chance`` never.
+            metrics: ``<term>/<name>`` to value; the first three are shown; what guessing reaches
+                never, see `mimkit.report.words.GUESSES`.
         """
         numbers = [
             f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s",
@@ -108,7 +111,7 @@ class Progress:
 
 
 def _worded(metrics: Mapping[str, float]) -> list[str]:
-    shown = [name for name in metrics if not name.endswith("/chance")][:MAX_METRICS]
+    shown = [name for name in metrics if not words.is_guess(name)][:MAX_METRICS]
     last_parts = [name.rpartition("/")[2] for name in shown]
     texts = []
     for name, short in zip(shown, last_parts, strict=True):

@@ -5,11 +5,18 @@ import math
 NARROW = "\u202f"
 MINUS = "\u2212"
 MISSING = "\u2013"
+GUESSES = {"chance": "chance", "majority": "most frequent class"}
+"""Metrics that say what guessing reaches, and how they are called; they stand beside accuracy."""
+
+
+def is_guess(metric: str) -> bool:
+    """True for what is only there to compare an accuracy with."""
+    return metric.rpartition("/")[2] in GUESSES
 
 
 def is_share(metric: str) -> bool:
     """True for metrics in [0, 1] that people read in percent."""
-    return any(word in metric.rpartition("/")[2] for word in ("accuracy", "chance"))
+    return any(word in metric.rpartition("/")[2] for word in ("accuracy", *GUESSES))
 
 
 def number(value: float | None, metric: str) -> str:
@@ -32,6 +39,13 @@ def signed(value: float | None, metric: str) -> str:
         return MISSING
     text = spread(abs(value), metric)
     return f"{MINUS if value < 0 else '+'}{text}"
+
+
+def fact(value: str | float, name: str) -> str:
+    """A value that a part reports of itself: text as it is, whole numbers whole."""
+    if isinstance(value, str):
+        return value
+    return count(value) if isinstance(value, int) else number(value, name)
 
 
 def share(fraction: float) -> str:
