@@ -1,9 +1,12 @@
 import dataclasses
 import json
+import random
 
+import numpy as np
 import pytest
 import torch
 
+from mimkit import Grid
 from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.classifier import (
     Classifier,
@@ -17,6 +20,17 @@ from mimkit.evaluate.statistics import summarise
 from mimkit.parts.base import Backbone
 
 QUICK = {"total_steps": 3, "batch_size": 8, "warmup_steps": 1, "optimizer": "adamw"}
+ONCE = {**QUICK, "label_fractions": (0.5,), "seeds": 1, "lrs": (0.01,)}
+REGULARISED = {
+    "label_smoothing": 0.1,
+    "layer_decay": 0.65,
+    "drop_path": 0.3,
+    "mixup": 0.8,
+    "cutmix": 1.0,
+    "rand_augment": "rand-m9-mstd0.5-inc1",
+    "random_erasing": 0.25,
+    "min_lr": 1e-6,
+}
 
 
 def cells(subject):
@@ -175,13 +189,20 @@ def test_what_cannot_be_done_is_refused_before_training(subject, geometry):
         {"layer_decay": 0.5},
         {"label_smoothing": 0.1},
         {"num_test_images": 20},
+        {"min_lr": 0.001},
+        {"drop_path": 0.5},
+        {"mixup": 0.8},
+        {"cutmix": 1.0},
+        {"rand_augment": "rand-m9"},
+        {"random_erasing": 0.25},
+        {"image_size": 24},
     ],
 )
 def test_evaluations_by_another_protocol_are_never_taken_together(subject, geometry, change):
-    options = {"label_fractions": (0.5,), "seeds": 1, "lrs": (0.01,), **QUICK}
-    results = FineTune(geometry, **options).run(subject)
-    results += FineTune(geometry, **(options | change)).run(subject)
+    results = FineTune(geometry, **ONCE).run(subject)
+    results += FineTune(geometry, **(ONCE | change)).run(subject)
     assert len(summarise(results)["summaries"]) == 4
+    assert len(cells(subject)) == 4
 
 
 def test_without_a_baseline_nothing_starts_from_scratch(subject, geometry):
@@ -217,7 +238,8 @@ def test_a_diverged_training_is_said_and_never_chosen(subject, geometry):
     assert [line.endswith("(diverged)") for line in said] == [True, False, False]
 
 
-def test_statistics_are_those_of_mixed_batches(subject, geometry, monkeypatch):
+@pytest.mark.parametrize("rand_augment", [None, "rand-m9-p1"])
+def test_statistics_are_those_of_mixed_batches(subject, geometry, monkeypatch, rand_augment):
     """A data set sorted by class must not give batches of one class."""
     order = subject.train.labels.argsort(stable=True)
     sorted_train = dataclasses.replace(
@@ -228,9 +250,8 @@ def test_statistics_are_those_of_mixed_batches(subject, geometry, monkeypatch):
     monkeypatch.setattr(
         "mimkit.evaluate.finetune.recompute_batch_norm", lambda _, images: seen.extend(images)
     )
-    evaluator = FineTune(
-        geometry, label_fractions=(1.0,), seeds=1, lrs=(0.01,), baseline=False, **QUICK
-    )
+    options = {**ONCE, "label_fractions": (1.0,), "baseline": False}
+    evaluator = FineTune(geometry, rand_augment=rand_augment, **options)
     evaluator.run(dataclasses.replace(subject, train=sorted_train))
     assert [len(images) for images in seen] == [30] * 4
     whole = sorted_train.view(torch.arange(120), subject.view)
@@ -261,3 +282,155 @@ def test_both_starts_differ_in_the_pre_trained_weights_alone(subject, geometry, 
     # The same images, cropped and flipped alike; others for another seed.
     assert torch.equal(streams[0][1]["image"], streams[1][1]["image"])
     assert not torch.equal(streams[0][1]["image"], streams[2][1]["image"])
+
+
+# ------------------------------------------------------------------ regularisation, as of 2021
+
+
+def record_training(monkeypatch):
+    """Keeps what is about to be trained, and trains nothing."""
+    trainings = []
+    monkeypatch.setattr(
+        "mimkit.evaluate.finetune.train_classifier",
+        lambda network, images, *_, **options: trainings.append((network, images, options)),
+    )
+    return trainings
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # where there is one core
+def test_loader_processes_and_the_global_generators_change_no_number(subject, geometry):
+    def evaluate(workers):
+        random.seed(workers)
+        np.random.seed(workers)
+        torch.manual_seed(workers)
+        states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()
+        results = evaluator.run(dataclasses.replace(subject, workers=workers))
+        assert random.getstate() == states[0]
+        assert np.random.get_state()[1].tolist() == states[1]
+        assert torch.equal(torch.get_rng_state(), states[2])
+        losses = [cell["loss"] for cell in cells(subject)]
+        (subject.workdir / "cells.jsonl").unlink()
+        return results, losses
+
+    evaluator = FineTune(geometry, **ONCE, **REGULARISED)
+    assert evaluate(0) == evaluate(2)
+
+
+def test_what_is_on_stands_in_the_protocol_and_what_is_off_does_not(subject, geometry):
+    plain, _ = FineTune(geometry, **ONCE).run(subject)
+    regularised, _ = FineTune(geometry, **ONCE, **REGULARISED).run(subject)
+    added = set(regularised.protocol) - set(plain.protocol)
+    assert added == {"drop_path", "mixup", "cutmix", "rand_augment", "random_erasing", "min_lr"}
+    assert {name: regularised.protocol[name] for name in REGULARISED} == REGULARISED
+
+
+@pytest.mark.parametrize(("drop_path", "rate"), [(0.0, 0.2), (0.3, 0.3)])
+def test_stochastic_depth_is_set_or_stays_as_in_pre_training(
+    subject, geometry, monkeypatch, drop_path, rate
+):
+    trainings = record_training(monkeypatch)
+    FineTune(geometry, **ONCE, drop_path=drop_path).run(subject)
+    for network, _, _ in trainings:
+        assert network.backbone.vit.blocks[-1].drop_path1.drop_prob == rate
+    assert subject.pretrainer.encoder.blocks[-1].drop_path1.drop_prob == 0.2
+
+
+def test_another_resolution_is_trained_and_judged(subject, geometry, monkeypatch):
+    judged = []
+
+    def score(network, images, *_, **__):
+        judged.append((network, images))
+        return Score(0.5, 1.0)
+
+    trainings = record_training(monkeypatch)
+    monkeypatch.setattr("mimkit.evaluate.finetune.score_classifier", score)
+    FineTune(geometry, **ONCE, image_size=24).run(subject)
+    assert len(trainings) == len(judged) == 2
+    for network, images in [*(training[:2] for training in trainings), *judged]:
+        assert network.backbone.vit.grid == Grid(6, 6, 4)
+        assert images[0][1]["image"].shape[2:] == (24, 24)
+        assert network(torch.randn(2, 3, 24, 24)).shape == (2, 10)
+
+
+def test_the_learning_rate_ends_near_the_least(subject, geometry, monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        "mimkit.evaluate.classifier.set_learning_rate", lambda _, lr: rates.append(lr)
+    )
+    options = {**ONCE, "total_steps": 20, "baseline": False}
+    FineTune(geometry, **options, min_lr=0.004).run(subject)
+    assert max(rates) == 0.01
+    assert 0.004 <= rates[-1] < 0.0041
+
+
+def test_randaugment_takes_the_place_of_the_colour_jitter(subject, geometry, monkeypatch):
+    trainings = record_training(monkeypatch)
+    jittered = dataclasses.replace(
+        subject, augment=dataclasses.replace(subject.augment, color_jitter=0.4)
+    )
+    FineTune(geometry, **ONCE, baseline=False).run(jittered)
+    FineTune(geometry, **ONCE, baseline=False, rand_augment="rand-m9").run(jittered)
+    (_, plain, _), (_, augmented, _) = trainings
+    assert plain[0][2] is not None
+    assert augmented[0][2] is None
+    assert augmented.augment.flip
+    assert not torch.equal(plain[0][1]["image"], augmented[0][1]["image"])
+
+
+def test_batches_are_mixed_as_asked(subject, geometry, monkeypatch):
+    trainings = record_training(monkeypatch)
+    for options in ({}, {"mixup": 0.8}, {"cutmix": 1.0}, {"random_erasing": 0.5}):
+        FineTune(geometry, **ONCE, baseline=False, **options).run(subject)
+    none, mixup, cutmix, erasing = (options["mixing"] for _, _, options in trainings)
+    assert none is None
+    assert (mixup.mix.mixup_alpha, mixup.mix.cutmix_alpha, mixup.random_erasing) == (0.8, 0, 0)
+    assert (cutmix.mix.mixup_alpha, cutmix.mix.cutmix_alpha, cutmix.mix.num_classes) == (0, 1, 10)
+    assert (erasing.mix, erasing.random_erasing) == (None, 0.5)
+
+
+def test_every_step_is_mixed_with_a_seed_of_its_own(subject, geometry, monkeypatch):
+    seeds, labels = [], []
+
+    def mix(self, image, truth, seed):
+        seeds.append(seed)
+        labels.append(truth)
+        return image, truth
+
+    monkeypatch.setattr("mimkit.evaluate.mixing.Mixing.__call__", mix)
+    FineTune(geometry, **ONCE, mixup=0.8).run(subject)
+    ours, scratch = seeds[:3], seeds[3:]
+    assert len(set(ours)) == 3
+    assert ours == scratch
+    assert torch.equal(torch.cat(labels[:3]), torch.cat(labels[3:]))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_lr": 0.02}, "min_lr: must be from 0 to 0.01, but is 0.02"),
+        ({"drop_path": 1.5}, "drop_path: must be from 0 to 1, but is 1.5"),
+        ({"random_erasing": -0.1}, "random_erasing: must be from 0 to 1, but is -0.1"),
+        ({"mixup": -1.0}, "mixup: must be at least 0, but is -1"),
+        ({"cutmix": float("nan")}, "cutmix: must be at least 0, but is nan"),
+        ({"mixup": 0.8, "batch_size": 7}, "batch_size: must be even with mixup or cutmix"),
+        ({"rand_augment": "randm9"}, "rand_augment: must be written as in timm"),
+        ({"image_size": 18}, "image_size: must be a multiple of the patches' 4 px, but is 18"),
+        ({"image_size": 0}, "image_size: must be a multiple of the patches' 4 px, but is 0"),
+        ({"image_size": 24, "network": "pooled"}, "must not be given with network 'pooled'"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(geometry, options, message):
+    with pytest.raises(RecipeError, match=message):
+        FineTune(geometry, **(ONCE | options))
+
+
+def test_stochastic_depth_of_a_network_without_it_is_refused_before_training(
+    subject, geometry, monkeypatch
+):
+    monkeypatch.setattr(
+        type(subject.pretrainer.encoder), "backbone", lambda self, grid=None: Forgetful()
+    )
+    state = torch.get_rng_state()
+    with pytest.raises(RecipeError, match="no stochastic depth, so drop_path must be 0"):
+        FineTune(geometry, **ONCE, drop_path=0.1).check(subject)
+    assert torch.equal(torch.get_rng_state(), state)

@@ -15,7 +15,9 @@ from torchmetrics.classification import MulticlassAccuracy
 from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
+from mimkit.evaluate.mixing import Mixing
 from mimkit.parts.base import Backbone, Encoder
+from mimkit.parts.records import Grid
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.loop import autocast
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate
@@ -59,17 +61,20 @@ class Classifier(nn.Module):
         __call__ = forward
 
 
-def backbone_of(pretrainer: Pretrainer, network: Literal["backbone", "pooled"]) -> Backbone:
+def backbone_of(
+    pretrainer: Pretrainer, network: Literal["backbone", "pooled"], grid: Grid | None = None
+) -> Backbone:
     """Returns a new network with the weights of pre-training.
 
     Args:
         pretrainer: is left as it is.
         network: what the encoder offers, or its features under the head's own learned pooling.
+        grid: of the images it will see, for "backbone" alone; None for that of pre-training.
 
-    Raises: RecipeError if the head has no pooling.
+    Raises: RecipeError if the head has no pooling, or the encoder cannot be moved to the grid.
     """
     if network == "backbone":
-        return pretrainer.encoder.backbone()
+        return pretrainer.encoder.backbone(grid)
     pooling = pretrainer.head.pooling()
     if pooling is None:
         raise RecipeError(
@@ -87,6 +92,7 @@ def train_classifier(
     *,
     label_smoothing: float,
     layer_decay: float | None,
+    mixing: Mixing | None,
     device: torch.device,
     workers: int,
 ) -> None:
@@ -99,8 +105,9 @@ def train_classifier(
         train: steps, optimizer and schedule, as in pre-training.
         label_smoothing: share of the target that is spread over all classes.
         layer_decay: factor of the learning rate from each layer to the one below; None is 1.
+        mixing: what is done to every batch; None for nothing.
         device: where to compute.
-        workers: loader processes for sources that decode files.
+        workers: loader processes, where making batches is laborious.
     """
     network.train()
     scales = None if layer_decay is None else layer_scales(network, layer_decay)
@@ -109,7 +116,8 @@ def train_classifier(
     batches = images.stream(train.total_steps or 0, workers=workers, device=device)
     for step, (index, views) in enumerate(batches):
         # Dropout and its like follow from (seed, step), as in pre-training.
-        torch.manual_seed(hash((images.seed, step)) % 2**63)
+        seed = hash((images.seed, step)) % 2**63
+        torch.manual_seed(seed)
         lr = learning_rate(
             step,
             total=train.total_steps or 0,
@@ -118,9 +126,11 @@ def train_classifier(
             floor=train.min_lr,
         )
         set_learning_rate(optimizer, lr)
+        image, truth = views["image"], labels[index.to(device, non_blocking=True)]
+        if mixing is not None:
+            image, truth = mixing(image, truth, seed)
         with autocast(device, train.precision):
-            logits = network(_layout(views["image"]))
-        truth = labels[index.to(device, non_blocking=True)]
+            logits = network(_layout(image))
         loss = F.cross_entropy(logits.float(), truth, label_smoothing=label_smoothing)
         optimizer.zero_grad()
         torch.autograd.backward(loss)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -16,6 +17,7 @@ from mimkit.data.sources import Source
 from mimkit.data.views import Augment, Draws, draw, finish
 from mimkit.data.workers import leave_signals_to_parent
 from mimkit.errors import DataError
+from mimkit.evaluate.randaugment import RandAugment
 from mimkit.parts.records import View
 
 Piece = tuple[Tensor, dict[str, Tensor], Tensor | None]
@@ -38,21 +40,34 @@ class Images(Dataset[Piece | DataError], ABC):
     batch_size: int
 
     @abstractmethod
-    def choose(self, number: int) -> tuple[Tensor, Draws]:
-        """Says which images make up a batch, and what was drawn for each."""
+    def choose(self, number: int) -> tuple[Tensor, NDArray[np.int64], Draws]:
+        """Says which images make up a batch, in which pass each is, and what was drawn for it."""
 
     @property
     def augment(self) -> Augment:
         """How the images vary; by default not at all."""
         return Augment.none()
 
+    @property
+    def laborious(self) -> bool:
+        """Whether a batch costs so much that loader processes are worth it."""
+        return self.source.pixels is None
+
+    def retouch(
+        self, pixels: Tensor, view: View, index: Tensor, epoch: NDArray[np.int64]
+    ) -> Tensor:
+        """Changes the cut images, (n, C, H, W) uint8; by default not at all."""
+        return pixels
+
     def __getitem__(self, number: int) -> Piece | DataError:
-        index, draws = self.choose(number)
+        index, epoch, draws = self.choose(number)
         try:
             pixels = cut(self.source, index, self.views, draws, self.augment)
         except DataError as error:
             # Handed over, because a loader process that raises adds its traceback to the message.
             return error
+        for view in self.views:
+            pixels[view.name] = self.retouch(pixels[view.name], view, index, epoch)
         return index, pixels, draws.color
 
     def stream(
@@ -62,18 +77,17 @@ class Images(Dataset[Piece | DataError], ABC):
 
         Args:
             count: how many batches.
-            workers: loader processes for sources that decode files.
+            workers: loader processes, where there is work for them.
             device: where the views go; the numbers stay on the CPU.
 
         Raises: DataError if an image can no longer be read.
         """
-        decodes = self.source.pixels is None
         loader = DataLoader(
             self,
             batch_size=None,
             sampler=range(count),
-            num_workers=workers if decodes else 0,
-            pin_memory=decodes and device.type == "cuda",
+            num_workers=workers if self.laborious else 0,
+            pin_memory=self.laborious and device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else starting the loader advances the global one
         )
@@ -92,12 +106,12 @@ class WholeImages(Images):
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.batch_size)
 
-    def choose(self, number: int) -> tuple[Tensor, Draws]:
+    def choose(self, number: int) -> tuple[Tensor, NDArray[np.int64], Draws]:
         """Takes the next images."""
         index = self.index[number * self.batch_size : (number + 1) * self.batch_size]
         nothing = np.zeros(len(index), dtype=np.int64)
         sizes = self.source.sizes[index].numpy()
-        return index, draw(self.augment, sizes, 0, nothing, nothing)
+        return index, nothing, draw(self.augment, sizes, 0, nothing, nothing)
 
 
 @dataclass(frozen=True)
@@ -107,19 +121,36 @@ class TrainingImages(Images):
     Args:
         variation: how the images vary.
         seed: of order and variation.
+        rand_augment: what is done to each cut image; None for nothing.
     """
 
     variation: Augment
     seed: int
+    rand_augment: RandAugment | None = None
 
     @property
     def augment(self) -> Augment:
         """How the images vary."""
         return self.variation
 
-    def choose(self, number: int) -> tuple[Tensor, Draws]:
+    @property
+    def laborious(self) -> bool:
+        """Whether a batch costs so much that loader processes are worth it."""
+        pixels = self.source.pixels
+        # Pixels on a GPU cannot be shared with other processes.
+        return pixels is None or (self.rand_augment is not None and not pixels.is_cuda)
+
+    def retouch(
+        self, pixels: Tensor, view: View, index: Tensor, epoch: NDArray[np.int64]
+    ) -> Tensor:
+        """Augments each image by its number and pass."""
+        if self.rand_augment is None:
+            return pixels
+        return self.rand_augment(pixels, view, self.seed, epoch, index.numpy())
+
+    def choose(self, number: int) -> tuple[Tensor, NDArray[np.int64], Draws]:
         """Takes the images of a step, as pre-training does."""
         place, epoch = positions(len(self.index), self.batch_size, self.seed, number)
         index = self.index[torch.from_numpy(place)]
         sizes = self.source.sizes[index].numpy()
-        return index, draw(self.augment, sizes, self.seed, epoch, index.numpy())
+        return index, epoch, draw(self.augment, sizes, self.seed, epoch, index.numpy())
