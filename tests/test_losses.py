@@ -120,7 +120,14 @@ def test_without_valid_positions_no_metric_is_nan():
     metrics = CrossEntropy(GEOMETRY).metrics(
         torch.randn(2, 1, 3, 5), torch.zeros(2, 1, 3).long(), torch.zeros_like(VALID)
     )
-    assert {name: value.item() for name, value in metrics.items()} == {"accuracy": 0, "majority": 0}
+    assert (metrics["accuracy"].item(), metrics["majority"].item()) == (0, 0)
+
+
+def test_the_loss_of_even_odds_is_that_of_equal_scores():
+    prediction, target = torch.zeros(2, 1, 3, 5), torch.zeros(2, 1, 3).long()
+    loss = CrossEntropy(GEOMETRY)
+    even = loss.metrics(prediction, target, VALID)["even"]
+    torch.testing.assert_close(loss(prediction, target, torch.ones_like(VALID))[0, 0, 0], even)
 
 
 def test_each_loss_says_what_it_compares():

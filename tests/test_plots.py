@@ -64,6 +64,12 @@ def test_the_most_frequent_class_is_drawn_as_its_mean_and_not_as_a_plot():
     assert "chance is 25.0\u202f%, most frequent class is 20.0\u202f%" in description
 
 
+def test_the_loss_of_even_odds_is_drawn_beside_the_loss():
+    rows = [row | {"metric/patches/even": 2.0} for row in ROWS]
+    assert titles(rows) == titles(ROWS)
+    assert "even odds is 2" in chart_of(rows, "Loss").description
+
+
 def test_evaluations_during_training_get_plots_of_their_own():
     rows = [*ROWS, {"step": 20, "knn/accuracy": 0.4}]
     assert "Knn accuracy" in titles(rows)

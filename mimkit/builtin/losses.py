@@ -4,6 +4,7 @@ Invalid positions are blanked, not multiplied by zero: their gradient would othe
 if the padding held a NaN.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -44,14 +45,19 @@ class CrossEntropy(Loss):
 
         ``accuracy``: the highest score is the target's. ``majority``: the target is the class
         that is most frequent in this very batch; in a batch of few positions that is more than
-        the most frequent class of all images would reach, so it is a hard baseline.
+        the most frequent class of all images would reach, so it is a hard baseline. ``even``: the
+        loss of even odds for all K classes, ln K.
         """
         num_valid = valid.sum().clamp(min=1)
         right = (prediction.argmax(dim=-1) == target) & valid
         classes = torch.where(valid, target, 0).flatten()
         counts = torch.zeros(prediction.shape[-1], device=target.device)
         counts = counts.scatter_add(0, classes, valid.flatten().float())  # (K,)
-        return {"accuracy": right.sum() / num_valid, "majority": counts.max() / num_valid}
+        return {
+            "accuracy": right.sum() / num_valid,
+            "majority": counts.max() / num_valid,
+            "even": torch.full_like(num_valid, math.log(len(counts)), dtype=torch.float32),
+        }
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -222,8 +222,12 @@ def _thinned(curve: Curve) -> Curve:
 
 
 def _guesses(name: str, curves: Mapping[str, Curve]) -> dict[str, float]:
-    """What guessing reaches on average, where a loss logs it beside its accuracy."""
+    """What guessing reaches on average, where a loss logs it beside its accuracy or itself."""
     found = {}
+    kind, _, term = name.partition("/")
+    even = curves.get(f"metric/{term}/{words.EVEN_LOSS}")
+    if kind == "loss" and even is not None:
+        found["even odds"] = sum(even[1]) / len(even[1])
     for guess, label in words.GUESSES.items():
         key = f"{name.rpartition('/')[0]}/{guess}"
         curve = curves.get(key) or curves.get(f"heldout/{key}")

@@ -7,11 +7,13 @@ MINUS = "\u2212"
 MISSING = "\u2013"
 GUESSES = {"chance": "chance", "majority": "most frequent class"}
 """Metrics that say what guessing reaches, and how they are called; they stand beside accuracy."""
+EVEN_LOSS = "even"
+"""The metric that says what the loss of even odds is; it stands beside the loss."""
 
 
 def is_guess(metric: str) -> bool:
-    """True for what is only there to compare an accuracy with."""
-    return metric.rpartition("/")[2] in GUESSES
+    """True for what is only there to compare an accuracy or a loss with."""
+    return metric.rpartition("/")[2] in (*GUESSES, EVEN_LOSS)
 
 
 def is_share(metric: str) -> bool:
