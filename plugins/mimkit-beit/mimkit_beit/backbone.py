@@ -1,0 +1,90 @@
+"""What fine-tuning makes of BEiT's encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+from timm.layers.drop import DropPath
+from torch import Tensor, nn
+
+from mimkit import Backbone, Grid
+from mimkit_beit.positions import resample_absolute, resample_relative
+
+if TYPE_CHECKING:
+    from mimkit_beit.encoder import BEiTViT
+
+_TABLE: Final = "relative_position_bias_table"
+
+
+class PooledBEiT(Backbone):
+    """The mean of the patches' last states, normalised.
+
+    Args:
+        vit: a `BEiTViT` with ``final_norm="pooled"``, which this network owns from now on.
+
+    Source: BEiT, arXiv 2106.08254, section 2.6; mean of the patches without cls, then a norm, as
+        in the fine-tuning code.
+    """
+
+    def __init__(self, vit: BEiTViT) -> None:
+        super().__init__()
+        assert vit.fc_norm is not None, "final_norm must be 'pooled'"
+        self.vit = vit
+        self.fc_norm = vit.fc_norm.requires_grad_(True)
+        self.vit.fc_norm = None
+        self.num_features = vit.embed_dim
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Gives one vector per image: (B, C, H, W) to (B, D)."""
+        pooled: Tensor = self.fc_norm(self.vit(image).patches.mean(dim=1))
+        return pooled
+
+    def layer_groups(self) -> list[list[nn.Parameter]]:
+        """Lists embedding, every block with its table of positions, norm: depth + 2 groups."""
+        vit = self.vit
+        embedding = [vit.cls_token, vit.pos_embed, *vit.patch_embed.parameters()]
+        return [
+            [parameter for parameter in embedding if parameter is not None],
+            *(list(block.parameters()) for block in vit.blocks),
+            list(self.fc_norm.parameters()),
+        ]
+
+    def set_drop_path(self, rate: float) -> None:
+        """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
+        last = max(len(self.vit.blocks) - 1, 1)
+        for number, block in enumerate(self.vit.blocks):
+            block.drop_path1 = DropPath(rate * number / last)
+            block.drop_path2 = DropPath(rate * number / last)
+
+    def no_weight_decay(self) -> frozenset[str]:
+        """Those of the encoder."""
+        return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def to_grid(
+    tensors: Mapping[str, Tensor], source: Grid, grid: Grid, depth: int
+) -> dict[str, Tensor]:
+    """Copies an encoder's weights for fine-tuning: on ``grid``, with one table for each block.
+
+    Args:
+        tensors: state dict of a `BEiTViT`.
+        source: its grid.
+        grid: the grid to fine-tune on.
+        depth: number of blocks.
+    """
+    copied = {name: tensor.detach().clone() for name, tensor in tensors.items()}
+    if grid != source:
+        for name, tensor in copied.items():
+            if name == "pos_embed":
+                copied[name] = resample_absolute(tensor, source, grid)
+            elif name.endswith(_TABLE):
+                copied[name] = resample_relative(tensor, source, grid)
+    shared = copied.pop(f"rel_pos_bias.{_TABLE}", None)
+    if shared is not None:
+        for number in range(depth):
+            copied[f"blocks.{number}.attn.{_TABLE}"] = shared.clone()
+    return copied
