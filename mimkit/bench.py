@@ -37,6 +37,7 @@ class Bench:
         trial: images/s, memory and FLOPs of the step as it is trained (compiled if that pays).
         batch_size: images per step.
         peak_flops: of a large matrix product in the training precision.
+        diagnoses: what targets say of themselves: ``<target>, <name>`` to a number.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Bench:
     trial: Trial
     batch_size: int
     peak_flops: float
+    diagnoses: dict[str, float]
 
     @property
     def rate(self) -> float:
@@ -73,6 +75,8 @@ class Bench:
             f"{self.peak_flops / 1e12:.2f} TFLOP/s",
             f"{achieved / self.peak_flops:.1%}",
         )
+        for name, value in self.diagnoses.items():
+            table.add_row(name, f"{value:.4f}", "")
         return table
 
 
@@ -97,6 +101,7 @@ def bench(recipe: Recipe, *, device: str | None, steps: int, console: Console) -
             peak_flops=matmul_peak(
                 world.device, uses_bfloat16(world.device, recipe.train.precision)
             ),
+            diagnoses=_diagnoses(current),
         )
 
 
@@ -152,6 +157,15 @@ def _split(current: Run, steps: int) -> dict[str, float]:
                 guard.after(step, batch.index, finite)
                 means.add(output, norm, finite)
     return dict(clock.seconds)
+
+
+def _diagnoses(current: Run) -> dict[str, float]:
+    batch = current.heldout_batch(16)
+    return {
+        f"{name}, {key.replace('_', ' ')}": value
+        for name, target in current.parts.targets.items()
+        for key, value in target.diagnose(batch).items()
+    }
 
 
 def _loader_rate(current: Run, steps: int = 20) -> float:

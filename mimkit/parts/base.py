@@ -253,6 +253,13 @@ class Target(Part, Module):
         """
         return ()
 
+    def diagnose(self, batch: Batch) -> dict[str, float]:
+        """Gives what `mimkit bench` should say of this target beside its time; by default nothing.
+
+        For instance how far ids in half precision agree with those in float32.
+        """
+        return {}
+
     if TYPE_CHECKING:
         __call__ = forward
 
