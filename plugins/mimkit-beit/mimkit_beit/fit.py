@@ -1,0 +1,233 @@
+"""Training a dVAE on one's own images, small enough for a CPU.
+
+In two phases. The first trains an ordinary autoencoder, whose features go through a linear
+bottleneck to the decoder. Then k-means chooses the codebook among what passes the bottleneck, the
+encoder's scores become distances to the codes, and the whole is trained on as a dVAE. Trained as
+one from the start, so short a run leaves nearly all codes dead.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from dall_e.decoder import DecoderBlock
+from dall_e.encoder import EncoderBlock
+from dall_e.utils import Conv2d
+from einops import rearrange
+from torch import Tensor, nn
+
+from mimkit import TrainingError
+from mimkit_beit.codebook import choose_codes, nearest
+from mimkit_beit.tokenizer import (
+    PIXEL_STD,
+    STRIDE,
+    Network,
+    Size,
+    make_network,
+    map_pixels,
+    picture,
+)
+
+Say = Callable[[str], None]
+
+_WARMUP_RATIO: Final = 0.05
+_LAST_LR_RATIO: Final = 0.05
+_SECOND_LR_RATIO: Final = 1 / 3
+"""Peak of the second phase: larger steps drive codes out of use."""
+_SHARPNESS: Final = 0.3
+"""First scores are minus squared distances over this share of their mean: each token then has
+about five likely codes."""
+_VECTORS_PER_CODE: Final = 64
+_NUM_REPORTS: Final = 10
+_CHUNK_IMAGES: Final = 64
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train.
+
+    Args:
+        total_steps: of both phases.
+        first_ratio: share of the first phase in them.
+        batch_size: images of one step.
+        lr: highest learning rate of the first phase.
+        temperature: of the Gumbel-softmax, from and to.
+        balance_weight: of the divergence between how often codes are used and even use.
+        seed: of first weights, batches and noise.
+    """
+
+    total_steps: int
+    first_ratio: float
+    batch_size: int
+    lr: float
+    temperature: tuple[float, float]
+    balance_weight: float
+    seed: int
+
+
+def fit(
+    pixels: Tensor, size: Size, plan: Plan, device: torch.device, say: Say
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Trains a dVAE, without touching the global random state; on one CPU always the same.
+
+    Shape: pixels (n, C, 8 * rows, 8 * cols) uint8.
+    Returns: the state dicts of encoder and decoder, on the CPU.
+    Raises: TrainingError if the error does not stay finite.
+    """
+    training = _Training(pixels, size, plan, device, say)
+    num_first = round(plan.total_steps * plan.first_ratio)
+    with torch.enable_grad():
+        training.phase(num_first, plan.lr, training.continuous)
+        training.choose_codebook()
+        training.phase(plan.total_steps - num_first, plan.lr * _SECOND_LR_RATIO, training.discrete)
+    return _export(training.encoder, size), _export(training.decoder, size)
+
+
+class _Training:
+    """The networks, and the images and random numbers that they are trained with."""
+
+    def __init__(
+        self, pixels: Tensor, size: Size, plan: Plan, device: torch.device, say: Say
+    ) -> None:
+        self.pixels = pixels.to(device)
+        self.size = size
+        self.plan = plan
+        self.device = device
+        self.say = say
+        self.draws = torch.Generator().manual_seed(plan.seed)
+        self.noise = torch.Generator(device).manual_seed(plan.seed)
+        bottleneck = nn.Conv2d(8 * size.hidden_dim, size.code_dim, 1, device="meta")
+        self.encoder = self._start(_blocks("encoder", size))
+        self.decoder = self._start(_blocks("decoder", size))
+        self.bottleneck = self._start(nn.Sequential(bottleneck))
+        self.batches = self._batches()
+        self.step = 0
+        self.started = time.perf_counter()
+
+    def phase(
+        self, num_steps: int, lr: float, loss: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+    ) -> None:
+        """Minimises ``loss(view, progress in [0, 1))``, which also gives the error to report."""
+        networks = nn.ModuleList([self.encoder, self.decoder, self.bottleneck])
+        parameters = list(networks.parameters())
+        optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        for step in range(num_steps):
+            progress = step / num_steps
+            warm = min(1.0, (step + 1) / (_WARMUP_RATIO * num_steps))
+            optimizer.param_groups[0]["lr"] = lr * warm * _cosine(1.0, _LAST_LR_RATIO, progress)
+            total, error = loss(self._view(next(self.batches)), progress)
+            optimizer.zero_grad()
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            self.step += 1
+            if self.step % max(1, self.plan.total_steps // _NUM_REPORTS) == 0:
+                if not error.isfinite():
+                    raise TrainingError(
+                        f"target 'dvae': the error must stay finite, but is {error.item()} at step "
+                        f"{self.step:,}. Lower lr, which is {self.plan.lr}."
+                    )
+                self.say(
+                    f"dvae: step {self.step:,} of {self.plan.total_steps:,}, mean absolute error "
+                    f"{error.item() * PIXEL_STD:.4f}, {time.perf_counter() - self.started:.0f} s"
+                )
+
+    def continuous(self, view: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        """Decodes what the bottleneck lets through."""
+        output = self.decoder[1:](self.bottleneck(self._features(view)))
+        error = (picture(output) - view).abs().mean()
+        return error, error
+
+    @torch.no_grad()
+    def choose_codebook(self) -> None:
+        """Puts the codes of k-means into the encoder's last and the decoder's first convolution."""
+        tokens_per_image = self.pixels[0, 0].numel() // STRIDE**2
+        num_images = _VECTORS_PER_CODE * self.size.codebook_size // tokens_per_image + 1
+        chosen = torch.randperm(len(self.pixels), generator=self.draws)[:num_images]
+        found = [
+            self.bottleneck(self._features(self._view(part)))
+            for part in torch.split(chosen, _CHUNK_IMAGES)
+        ]
+        vectors = rearrange(torch.cat(found), "b d rows cols -> (b rows cols) d")
+        codes = choose_codes(vectors, self.size.codebook_size, self.draws)  # (K, D)
+        scale = _SHARPNESS * nearest(vectors, codes)[1].mean().clamp(min=1e-6)
+        # -|Wx + b - c|^2 / scale, less what is the same for all codes c, is linear in x.
+        weight, bias = self.bottleneck.parameters()
+        scores, embedding = self.encoder.get_submodule("output.conv"), self.decoder[0]
+        scores.get_parameter("w").copy_((2 * codes @ weight.flatten(1) / scale)[:, :, None, None])
+        scores.get_parameter("b").copy_((2 * codes @ bias - codes.square().sum(1)) / scale)
+        embedding.get_parameter("w").copy_(codes.T[:, :, None, None])
+        embedding.get_parameter("b").zero_()
+
+    def discrete(self, view: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+        """Decodes a relaxed sample of the codes."""
+        scores = rearrange(self.encoder(view), "b k rows cols -> b rows cols k")
+        uniform = torch.rand(scores.shape, generator=self.noise, device=scores.device)
+        gumbel = -uniform.clamp(min=1e-20).log().neg().log()
+        relaxed = ((scores + gumbel) / _cosine(*self.plan.temperature, progress)).softmax(-1)
+        output = self.decoder(rearrange(relaxed, "b rows cols k -> b k rows cols"))
+        error = (picture(output) - view).abs().mean()
+        use = scores.softmax(-1).mean((0, 1, 2))  # (K,)
+        # A share may round to 0, where a logarithm has no gradient.
+        divergence = (use * (use.clamp(min=1e-9) * len(use)).log()).sum()
+        return error + self.plan.balance_weight * divergence, error
+
+    def _features(self, view: Tensor) -> Tensor:
+        features: Tensor = self.encoder[:-1](view)
+        return features.relu()
+
+    def _view(self, index: Tensor) -> Tensor:
+        pixels = self.pixels[index.to(self.pixels.device)].float() / 255
+        return map_pixels(pixels).contiguous(memory_format=torch.channels_last)
+
+    def _batches(self) -> Iterator[Tensor]:
+        while True:
+            order = torch.randperm(len(self.pixels), generator=self.draws)
+            yield from torch.split(order, self.plan.batch_size)
+
+    def _start(self, network: nn.Sequential) -> nn.Sequential:
+        """Draws first weights as the classes of DALL·E do, and prepares for so few blocks."""
+        network.to_empty(device="cpu")
+        for parameter in network.parameters():
+            if parameter.ndim == 1:
+                nn.init.zeros_(parameter)
+            else:
+                std = parameter[0].numel() ** -0.5
+                nn.init.normal_(parameter, std=std, generator=self.draws)
+        for module in network.modules():
+            if isinstance(module, EncoderBlock | DecoderBlock):
+                module.post_gain = 1 / self.size.num_blocks
+            if isinstance(module, Conv2d):
+                module.use_float16 = False  # on CUDA; small gradients would vanish
+        network.to(memory_format=torch.channels_last)
+        return network.to(self.device)
+
+
+def _blocks(network: Network, size: Size) -> nn.Sequential:
+    blocks = make_network(network, size).get_submodule("blocks")
+    assert isinstance(blocks, nn.Sequential)
+    return blocks
+
+
+def _export(blocks: nn.Sequential, size: Size) -> dict[str, Tensor]:
+    """Returns the weights for the classes as they are, which add less of each block."""
+    ratio = _gain_ratio(size)
+    return {
+        f"blocks.{name}": (tensor * ratio if ".res_path.conv_4." in name else tensor).cpu()
+        for name, tensor in blocks.state_dict().items()
+    }
+
+
+def _gain_ratio(size: Size) -> float:
+    """The factor of a block's last convolution with which it adds 1 / num_blocks.
+
+    The classes of DALL·E add 1 / n^2 of it, n being the number of all blocks.
+    """
+    return (4 * size.num_blocks) ** 2 / size.num_blocks
+
+
+def _cosine(start: float, end: float, progress: float) -> float:
+    return end + (start - end) * (1 + math.cos(math.pi * progress)) / 2

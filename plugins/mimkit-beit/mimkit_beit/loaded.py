@@ -1,0 +1,123 @@
+"""A published tokenizer, with a look at what it does to the training images."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+from mimkit import DataError, Images, Preparation, View
+from mimkit_beit import store
+from mimkit_beit.health import examine
+from mimkit_beit.published import decoder_of, fetch, find, identify, is_here, load_network
+from mimkit_beit.tokenizer import PUBLISHED, Size, Tokenizer
+
+Say = Callable[[str], None]
+
+_NUM_EXAMINED: Final = {"cuda": 512, "cpu": 64}
+"""OpenAI's tokenizer takes the better part of a second for an image on a CPU."""
+_FORMAT: Final = 1
+"""Raised when the health card changes, so that those of old are no longer found."""
+
+
+def load(
+    images: Images,
+    view: View,
+    workdir: Path,
+    *,
+    source: Path | None,
+    sha256: str | None,
+    size: Size,
+    device: torch.device,
+    say: Say,
+) -> tuple[Tokenizer, Preparation]:
+    """Loads a published tokenizer and examines it on images, unless ``workdir`` tells the result.
+
+    Args:
+        images: the training images, which it never saw.
+        view: the rendering that the tokenizer sees.
+        workdir: where health cards are kept, named by images, view and weights.
+        source: the encoder's file; None for OpenAI's, which is downloaded if it is not there.
+        sha256: what that file must have, or None.
+        size: codes and channels that it must have.
+        device: where to examine.
+        say: is told what happens.
+
+    Returns: the tokenizer, on the CPU, and what to report of it.
+    Raises: DataError if a file is missing, damaged, or another than asked for.
+    """
+    start = time.perf_counter()
+    if source is None:
+        fetch("encoder", say)
+    if sha256 is not None and (found := identify("encoder", source)) != sha256:
+        raise DataError(
+            f"target 'dvae', sha256: the encoder's file {source or find('encoder')} must have "
+            f"{sha256}, but has {found}. Get the file that the recipe means, or change sha256."
+        )
+    encoder = load_network("encoder", source, say)
+    _check_size(encoder.size, size, source)
+    decoder_file = decoder_of(source) if source else None
+    decoder = None
+    if decoder_file is not None or (source is None and is_here("decoder")):
+        decoder = load_network("decoder", decoder_file, say)
+        if replace(decoder.size, code_dim=encoder.size.code_dim) != encoder.size:
+            raise DataError(
+                f"target 'dvae': encoder and decoder must belong together, but are {encoder.size} "
+                f"and {decoder.size}."
+            )
+    tokenizer = Tokenizer(
+        encoder.size if decoder is None else decoder.size,
+        encoder.tensors,
+        None if decoder is None else decoder.tensors,
+    )
+    examined = min(_NUM_EXAMINED.get(device.type, 64), len(images))
+    hashes = (encoder.sha256, decoder and decoder.sha256)
+    settings = (_FORMAT, images.fingerprint, asdict(view), *hashes, examined)
+    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+    file = workdir / f"dvae-health-{key}.safetensors"
+    card = store.load(file)
+    cached = card is not None
+    if card is None:
+        say(f"dvae: looking at what the tokenizer does to {examined} images")
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:examined]
+        health = examine(tokenizer.to(device), images.view(chosen, view), device)
+        tokenizer.cpu()
+        seconds = time.perf_counter() - start
+        words: dict[str, Any] = {
+            "seconds": seconds,
+            "facts": dict(health.facts),
+            "settings": settings,
+        }
+        card = dict(health.pictures), words
+        store.save(file, *card)
+    pictures, words = card
+    preparation = Preparation(
+        title="a published dVAE" if source else "OpenAI's dVAE",
+        seconds=words["seconds"],
+        cached=cached,
+        facts={"SHA-256 of the encoder": encoder.sha256, **words["facts"]},
+        pictures={title: pictures[title] for title in sorted(pictures)},
+    )
+    return tokenizer, preparation
+
+
+def _check_size(found: Size, asked: Size, source: Path | None) -> None:
+    if source is None and found != PUBLISHED:
+        raise DataError(
+            f"{find('encoder')}: must be OpenAI's encoder, {PUBLISHED}, but is {found}. Remove it, "
+            f"or name it by its path in weights if you want it."
+        )
+    if found.codebook_size != asked.codebook_size:
+        raise DataError(
+            f"{source}: must have {asked.codebook_size} codes, but has {found.codebook_size}. Set "
+            f"codebook_size = {found.codebook_size}."
+        )
+    if found.channels != asked.channels:
+        raise DataError(
+            f"{source or 'OpenAI'}: must take images of {asked.channels} channels, but takes "
+            f"{found.channels}."
+        )

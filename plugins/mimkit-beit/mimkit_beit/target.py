@@ -1,0 +1,336 @@
+"""BEiT's target: the ids that a discrete VAE gives the patches (arXiv 2106.08254)."""
+
+import copy
+import difflib
+import string
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from mimkit import (
+    Batch,
+    DataError,
+    Encoder,
+    Geometry,
+    Images,
+    MimkitError,
+    Picture,
+    Preparation,
+    RecipeError,
+    Target,
+    View,
+    Width,
+    freeze,
+    scatter,
+    take,
+)
+from mimkit_beit import published
+from mimkit_beit.fit import Plan
+from mimkit_beit.loaded import load
+from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, PUBLISHED, STRIDE, Size, Tokenizer
+from mimkit_beit.trained import train
+
+_SUFFIXES: Final = (".pkl", ".pth", ".safetensors")
+_TRAINED_CODES: Final = 512
+_NUM_DIAGNOSED: Final = 16
+
+
+class DVAETokens(Target):
+    """The visual token of each target patch: one of ``codebook_size`` ids.
+
+    The ids are those of the best code, without sampling. The image is seen in a rendering of its
+    own, of 8 pixels a patch, whose normalisation (x + 0.125) / 1.25 = 0.8 x + 0.1 is the
+    ``map_pixels`` of DALL·E.
+
+    Args:
+        geometry: grid and channels.
+        weights: "openai": the published tokenizer of 8192 codes, from ``$MIMKIT_DATA/dall-e/``,
+            the cache or the network; "train": one trained on the training images, before
+            everything else; a path to an encoder (.pkl, .pth, .safetensors), its decoder beside
+            it; "auto": OpenAI's if it is there or can be downloaded, else "train".
+        sha256: of the published file, which is refused if it differs; None: of any file.
+        codebook_size: how many codes there are; None: 8192, but 512 where one is trained.
+        hidden_dim: when trained: channels of the first of four groups of blocks; published 256.
+        num_blocks: when trained: residual blocks a group; published 2.
+        code_dim: when trained: channels that a code becomes in the decoder; published 128.
+        total_steps: when trained: optimizer steps.
+        first_ratio: when trained: share of the steps before there are codes.
+        batch_size: when trained: images of one step.
+        lr: when trained: highest learning rate.
+        temperature: when trained: of the Gumbel-softmax, from and to, by a cosine.
+        balance_weight: when trained: weight of uneven use of the codes in the loss.
+        num_images: when trained: at most so many images are used.
+        seed: when trained: of first weights, batches and noise; the run's own seed has no
+            influence, so that all runs share one tokenizer.
+
+    Raises: RecipeError if options contradict each other.
+    Source: BEiT, section 2.1 and appendix (112 px for 14 x 14 patches; argmax); the tokenizer is
+        that of DALL·E, arXiv 2102.12092, section 2.1 and appendix A. A trained one departs from
+        it: the absolute error of the pixels instead of logit-Laplace; a codebook from k-means
+        after a phase without codes; even use over a batch instead of a divergence of each token
+        (there 0 to 6.6); residual gain 1 / num_blocks instead of 1 / n^2; learning rate and
+        temperature (there from 1 to 1/16 too) follow cosines over the whole, short run.
+    """
+
+    ragged = True
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        weights: str = "auto",
+        sha256: str | None = None,
+        codebook_size: int | None = None,
+        hidden_dim: int = 16,
+        num_blocks: int = 1,
+        code_dim: int = 16,
+        total_steps: int = 3000,
+        first_ratio: float = 0.65,
+        batch_size: int = 8,
+        lr: float = 3e-3,
+        temperature: tuple[float, float] = (1.0, 1 / 16),
+        balance_weight: float = 1e-3,
+        num_images: int = 10_000,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        _check_weights(weights, sha256, codebook_size)
+        _check_training(hidden_dim, first_ratio, temperature)
+        _check_counts(
+            num_blocks=num_blocks,
+            code_dim=code_dim,
+            total_steps=total_steps,
+            batch_size=batch_size,
+            num_images=num_images,
+        )
+        self.weights = _choose(weights, codebook_size)
+        self.sha256 = sha256
+        self.num_images = num_images
+        self.size = Size(
+            codebook_size=codebook_size or _default_codes(self.weights),
+            hidden_dim=hidden_dim,
+            num_blocks=num_blocks,
+            code_dim=code_dim,
+            channels=geometry.channels,
+        )
+        self.plan = Plan(
+            total_steps=total_steps,
+            first_ratio=first_ratio,
+            batch_size=batch_size,
+            lr=lr,
+            temperature=temperature,
+            balance_weight=balance_weight,
+            seed=seed,
+        )
+        self.width = Width("class", self.size.codebook_size)
+        grid = geometry.grid
+        self.token_view = View(
+            "tokens",
+            (STRIDE * grid.rows, STRIDE * grid.cols),
+            mean=(PIXEL_MEAN,) * geometry.channels,
+            std=(PIXEL_STD,) * geometry.channels,
+            interpolation="lanczos",
+        )
+        self.views = (self.token_view,)
+        self.tokenizer: Tokenizer | None = None
+
+    @classmethod
+    def settle(cls, options: Mapping[str, Any], say: Callable[[str], None]) -> Mapping[str, Any]:
+        """Decides what "auto" is, downloads what it needs, and notes the file's SHA-256.
+
+        Raises: DataError if published weights are asked for and cannot be had.
+        """
+        settled = dict(options)
+        weights, codebook_size = settled["weights"], settled["codebook_size"]
+        if weights == "auto":
+            reason = ""
+            if codebook_size in (None, PUBLISHED.codebook_size):
+                try:
+                    published.fetch("encoder", say)
+                except DataError as error:
+                    reason = str(error)
+            else:
+                reason = f"OpenAI's has no {codebook_size} codes."
+            weights = _choose(weights, codebook_size)
+            if weights == "train":
+                say(
+                    "dvae: weights = 'auto': a tokenizer is TRAINED on the training images; it is "
+                    f"not the published one, and results differ from the papers'. {reason}"
+                )
+            else:
+                say("dvae: weights = 'auto': OpenAI's published tokenizer is used.")
+        if weights == "openai":
+            published.fetch("encoder", say)
+            try:
+                published.fetch("decoder", say)
+            except DataError as error:
+                say(f"dvae: without its decoder no pictures of tokens are made. {error}")
+        if weights != "train" and settled["sha256"] is None:
+            settled["sha256"] = published.identify("encoder", _path(weights))
+        settled["weights"] = weights
+        settled["codebook_size"] = codebook_size or _default_codes(weights)
+        return settled
+
+    def prepare(
+        self,
+        images: Images,
+        workdir: Path,
+        *,
+        device: torch.device,
+        say: Callable[[str], None],
+    ) -> Preparation:
+        """Loads the tokenizer, or trains it; then looks at its health.
+
+        Raises: DataError if a file is missing, damaged, or not the tokenizer that is asked for.
+        """
+        if self.weights == "train":
+            tokenizer, preparation = train(
+                images,
+                self.token_view,
+                workdir,
+                size=self.size,
+                plan=self.plan,
+                num_images=self.num_images,
+                device=device,
+                say=say,
+            )
+        else:
+            tokenizer, preparation = load(
+                images,
+                self.token_view,
+                workdir,
+                source=_path(self.weights),
+                sha256=self.sha256,
+                size=self.size,
+                device=device,
+                say=say,
+            )
+        freeze(tokenizer)
+        self.tokenizer = tokenizer
+        return preparation
+
+    def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
+        """Looks up the ids of the target patches.
+
+        Shape: (B, G, M) int64.
+        Raises: MimkitError before `prepare`.
+        """
+        return take(self._prepared()(batch.views["tokens"]), batch.mask.target)
+
+    def render(self, prediction: Tensor, batch: Batch) -> tuple[Picture, ...]:
+        """Decodes the tokens, once with the predicted ones at the targets; nothing if it cannot."""
+        tokenizer = self._prepared()
+        if tokenizer.decoder is None:
+            return ()
+        mask, grid = batch.mask, batch.mask.grid
+        true = tokenizer(batch.views["tokens"])  # (B, N)
+        chosen = prediction.argmax(dim=-1)  # (B, G, M)
+        # Padding points at position 0, which may be a true target: it goes to a spare last place.
+        index = torch.where(mask.valid, mask.target, grid.num_patches)
+        predicted = scatter(torch.cat([true, true[:, :1]], dim=1), index, chosen)[:, :-1]
+        return tuple(
+            Picture(
+                title,
+                tokenizer.decode(ids.view(-1, grid.rows, grid.cols)),
+                correct,
+                self.token_view,
+            )
+            for title, ids, correct in (
+                ("predicted tokens, decoded", predicted, chosen == take(true, mask.target)),
+                ("true tokens, decoded", true, None),
+            )
+        )
+
+    def diagnose(self, batch: Batch) -> dict[str, float]:
+        """Compares the ids with those of float32 on the CPU, on up to 16 images.
+
+        On CUDA the tokenizer computes in float16, so near-ties may fall the other way.
+
+        Returns: "equal_ids": the share of equal ones.
+        """
+        tokenizer, view = self._prepared(), batch.views["tokens"][:_NUM_DIAGNOSED]
+        exact = copy.deepcopy(tokenizer).cpu()(view.cpu())
+        return {"equal_ids": (tokenizer(view).cpu() == exact).float().mean().item()}
+
+    def _prepared(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise MimkitError(
+                "target 'dvae': must be prepared before it gives tokens, but has no weights yet. "
+                "Call prepare(images, workdir, device=..., say=...) first, as mimkit run does."
+            )
+        return self.tokenizer
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def _choose(weights: str, codebook_size: int | None) -> str:
+    """Says what "auto" is as things are on this machine."""
+    if weights != "auto":
+        return weights
+    fits = codebook_size in (None, PUBLISHED.codebook_size)
+    return "openai" if fits and published.is_here("encoder") else "train"
+
+
+def _default_codes(weights: str) -> int:
+    return _TRAINED_CODES if weights == "train" else PUBLISHED.codebook_size
+
+
+def _path(weights: str) -> Path | None:
+    return None if weights == "openai" else Path(weights).expanduser()
+
+
+def _check_weights(weights: str, sha256: str | None, codebook_size: int | None) -> None:
+    words = ("auto", "openai", "train")
+    if weights not in words and Path(weights).suffix not in _SUFFIXES:
+        match = difflib.get_close_matches(weights, words, n=1)
+        hint = f" Did you mean '{match[0]}'?" if match else ""
+        raise RecipeError(
+            "target 'dvae', weights: must be 'auto', 'openai', 'train' or a path that ends in "
+            f"{', '.join(_SUFFIXES)}, but is '{weights}'.{hint}"
+        )
+    if weights == "openai" and codebook_size not in (None, PUBLISHED.codebook_size):
+        raise RecipeError(
+            f"target 'dvae', codebook_size: must be {PUBLISHED.codebook_size} with weights = "
+            f"'openai', but is {codebook_size}. Leave it out, or train with weights = 'train'."
+        )
+    if codebook_size is not None and codebook_size < 2:
+        raise RecipeError(
+            f"target 'dvae', codebook_size: must be at least 2, but is {codebook_size}."
+        )
+    if sha256 is None:
+        return
+    if weights in ("auto", "train"):
+        raise RecipeError(
+            "target 'dvae', sha256: must be left out unless a published file is named, but weights "
+            f"is '{weights}'. Set weights = 'openai', or a path."
+        )
+    if len(sha256) != 64 or not set(sha256) <= set(string.hexdigits.lower()):
+        raise RecipeError(
+            "target 'dvae', sha256: must be 64 hexadecimal digits in lower case, as sha256sum "
+            f"prints them, but is '{sha256}'."
+        )
+
+
+def _check_training(hidden_dim: int, first_ratio: float, temperature: tuple[float, float]) -> None:
+    if hidden_dim < 4 or hidden_dim % 4:
+        raise RecipeError(
+            f"target 'dvae', hidden_dim: must be a positive multiple of 4, but is {hidden_dim}."
+        )
+    if not 0 < first_ratio < 1:
+        raise RecipeError(
+            f"target 'dvae', first_ratio: must lie between 0 and 1, but is {first_ratio}."
+        )
+    if min(temperature) <= 0:
+        raise RecipeError(
+            f"target 'dvae', temperature: must be above 0, but is {list(temperature)}."
+        )
+
+
+def _check_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if count < 1:
+            raise RecipeError(f"target 'dvae', {name}: must be at least 1, but is {count}.")
