@@ -88,7 +88,7 @@ class DVAETokens(Target):
         num_blocks: int = 1,
         code_dim: int = 16,
         total_steps: int = 3000,
-        first_ratio: float = 0.65,
+        first_ratio: float = 0.5,
         batch_size: int = 8,
         lr: float = 3e-3,
         temperature: tuple[float, float] = (1.0, 1 / 16),
