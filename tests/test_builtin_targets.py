@@ -183,10 +183,28 @@ def test_the_teacher_moves_by_a_momentum_that_rises_to_one(geometry):
     assert torch.equal(target.teacher.scale, before)
 
 
+def test_with_lag_the_teacher_is_the_encoder_of_one_step_earlier(geometry):
+    encoder = Counting()
+    target = Latent(geometry, lag=True)
+    target.bind(encoder)
+    seen = []
+    for step in range(1, 4):  # the encoder is 1 in step 1, 2 in step 2, ...
+        seen.append((encoder.scale.item(), target.teacher.scale.item()))
+        with torch.no_grad():
+            encoder.scale.fill_(step + 1)
+            encoder.count.fill_(step)
+        target.after_step(encoder, progress=step / 3)
+    assert seen == [(1, 1), (2, 1), (3, 2)]
+    assert target.teacher.count.item() == 2
+    assert {"teacher.scale", "next_teacher.scale"} <= set(target.state_dict())  # resuming needs it
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"momentum": 0.9, "detach": False}, "detach: must be true with a teacher"),
+        ({"lag": True, "detach": False}, "is false with lag = true"),
+        ({"lag": True, "momentum": 0.9}, "lag: must be false with a moving average"),
         ({"momentum": 1.0}, r"momentum: must be in \[0, 1\), but is 1.0"),
     ],
 )

@@ -81,14 +81,16 @@ class Latent(Target):
         detach: stop the gradient; with false the encoder is trained from this side too.
         momentum: use a teacher, the exponential moving average of the encoder with this
             momentum, which rises linearly to 1 until training ends; None: the encoder itself.
+        lag: use the encoder as it was one optimizer step earlier; only without momentum.
         norm: layer-normalise each target, without learned scale.
         eval_mode: run that pass without dropout and stochastic depth and with running batch
             statistics; else in the mode of training.
 
-    Raises: RecipeError if a teacher is asked for a gradient, or the momentum is not in [0, 1).
+    Raises: RecipeError if a teacher is asked for a gradient, if the momentum is not in [0, 1), or
+        if momentum and lag are both given.
     Source: candidates of Selfie, arXiv 1906.02940, section 3 (targets, no detach); alignment
-        target of CAE, arXiv 2202.03026, section 3.2 (targets, detach; its released code
-        lets the copy lag by one step, here it never does); I-JEPA, arXiv 2301.08243, section 3
+        target of CAE, arXiv 2202.03026, section 3.2 (targets, detach; the first of its
+        released codes has lag); I-JEPA, arXiv 2301.08243, section 3
         (all, momentum 0.996, norm).
     """
 
@@ -99,31 +101,42 @@ class Latent(Target):
         sees: Literal["targets", "all"] = "targets",
         detach: bool = True,
         momentum: float | None = None,
+        lag: bool = False,
         norm: bool = False,
         eval_mode: bool = False,
     ) -> None:
         super().__init__()
-        if momentum is not None and not detach:
+        if lag and momentum is not None:
+            raise RecipeError(
+                "target 'latent', lag: must be false with a moving average, but momentum is "
+                f"{momentum}."
+            )
+        if (lag or momentum is not None) and not detach:
+            given = "lag = true" if lag else f"momentum = {momentum}"
             raise RecipeError(
                 "target 'latent', detach: must be true with a teacher, which no gradient may "
-                f"reach, but is false with momentum = {momentum}."
+                f"reach, but is false with {given}."
             )
         if momentum is not None and not 0 <= momentum < 1:
             raise RecipeError(f"target 'latent', momentum: must be in [0, 1), but is {momentum}.")
         self.sees = sees
         self.detach = detach
         self.momentum = momentum
+        self.lag = lag
         self.norm = norm
         self.eval_mode = eval_mode
         self.width = Width("vector", geometry.embed_dim)
         # A padded position would enter a pass over the targets like a true one.
         self.ragged = sees == "all"
         self.teacher: Encoder | None = None
+        self.next_teacher: Encoder | None = None
 
     def bind(self, encoder: Encoder) -> None:
         """Makes the teacher, if there is one, a copy of the encoder."""
-        if self.momentum is not None:
+        if self.lag or self.momentum is not None:
             self.teacher = copy.deepcopy(encoder).requires_grad_(False)
+        if self.lag:
+            self.next_teacher = copy.deepcopy(encoder).requires_grad_(False)
 
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
         """Encodes once more.
@@ -144,6 +157,9 @@ class Latent(Target):
 
     def after_step(self, encoder: Encoder, progress: float) -> None:
         """Moves the teacher towards the encoder; running statistics are copied."""
+        if self.teacher is not None and self.next_teacher is not None:
+            _copy(self.next_teacher, self.teacher)
+            _copy(encoder, self.next_teacher)
         if self.teacher is None or self.momentum is None:
             return
         momentum = self.momentum + (1 - self.momentum) * progress
@@ -162,3 +178,10 @@ class Latent(Target):
             image = repeat(image, "b c h w -> (b g) c h w", g=num_groups)
         patches = source(image, target.flatten(0, 1)).patches  # (B * G, M, D)
         return rearrange(patches, "(b g) m d -> b g m d", g=num_groups)
+
+
+@torch.no_grad()
+def _copy(source: Encoder, destination: Encoder) -> None:
+    theirs = (*source.parameters(), *source.buffers())
+    mine = (*destination.parameters(), *destination.buffers())
+    torch._foreach_copy_(list(mine), list(theirs))
