@@ -32,6 +32,7 @@ _HOMES = {
         "Part",
         "Target",
     ),
+    "mimkit.parts.checkpoints": ("Checkpoint", "read_checkpoint"),
     "mimkit.parts.frozen": ("freeze",),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
@@ -56,6 +57,7 @@ __all__ = [
     "Backbone",
     "Batch",
     "BoundaryError",
+    "Checkpoint",
     "DataError",
     "Encoder",
     "Evaluator",
@@ -88,6 +90,7 @@ __all__ = [
     "freeze",
     "paste",
     "patchify",
+    "read_checkpoint",
     "scatter",
     "sincos",
     "take",
@@ -117,6 +120,7 @@ if TYPE_CHECKING:
         Part,
         Target,
     )
+    from mimkit.parts.checkpoints import Checkpoint, read_checkpoint
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (

@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 
+from mimkit.builtin.losses import MSE
 from mimkit.errors import DataError, RecipeError, TrainingError
 from mimkit.parts.base import Loss
 from mimkit.pipeline.run import run
@@ -233,3 +235,26 @@ def test_three_bad_steps_in_a_row_stop_the_run_with_advice(tiny, tmp_path, unste
         here(tiny, tmp_path, overrides=unsteady(3, 99))
     ledger = json.loads((tmp_path / "tiny/0/ledger.json").read_text())
     assert [item["step"] for item in ledger["skipped_steps"]] == [2, 3, 4]
+
+
+class Worried(MSE):
+    """Warns as soon as it has a metric."""
+
+    def metrics(self, prediction, target, valid):
+        return {"worry": prediction.float().mean() * 0 + 3}
+
+    def warning(self, means):
+        return f"worry is {means['worry']:.1f}"
+
+
+def test_a_loss_may_warn_and_is_heard_once(tiny, tmp_path, monkeypatch):
+    console = Console(record=True, width=120)
+    real = registry.load
+    monkeypatch.setattr(
+        "mimkit.recipe.validate.registry.load",
+        lambda entry: Worried if entry.kind == "losses" else real(entry),
+    )
+    run(load(str(tiny)), out=tmp_path, device="cpu", console=console)
+    text = console.export_text()
+    assert text.count("step 2, loss 'pixels': worry is 3.0") == 1
+    assert text.count("worry is") == 1

@@ -14,7 +14,7 @@ from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Pixels
 from mimkit.evaluate.heldout import HeldOut
 from mimkit.pipeline.run import run
-from mimkit.recipe.schema import load
+from mimkit.recipe.schema import load, resolved
 from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 
@@ -78,6 +78,18 @@ def test_a_run_writes_the_decision_down_and_goes_on_with_it(choosy, tmp_path):
     assert Choosy.prepared_with == ["yes", "yes"]
     run(load(str(choosy)), out=tmp_path, device="cpu", fresh=True)
     assert written(folder)["normal"] == "no"
+
+
+def test_what_a_folder_leaves_open_its_first_run_settles(choosy, tmp_path):
+    folder = tmp_path / "imported"
+    folder.mkdir()
+    (folder / "recipe.toml").write_text(resolved(load(str(choosy))))
+    assert written(folder)["normal"] == "auto"
+    run(load(str(folder / "recipe.toml")), folder=folder, device="cpu")
+    assert written(folder)["normal"] == "yes"
+    Choosy.here = "no"
+    run(load(str(folder / "recipe.toml")), folder=folder, device="cpu")
+    assert Choosy.prepared_with == ["yes", "yes"]
 
 
 def test_what_the_user_asks_for_outright_is_not_open(choosy, tmp_path):

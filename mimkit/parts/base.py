@@ -311,6 +311,14 @@ class Loss(Part, Module):
         """Gives scalars () worth logging beside the loss; by default none."""
         return {}
 
+    def warning(self, means: Mapping[str, float]) -> str | None:
+        """Says what is wrong, in words for people; by default nothing ever is.
+
+        Args:
+            means: this loss's metrics, averaged since they were last logged.
+        """
+        return None
+
     def render(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Picture, ...]:
         """Shows what was predicted as pictures; by default none."""
         return ()

@@ -16,7 +16,6 @@ from mimkit.recipe.build import build
 from mimkit.recipe.registry import find
 from mimkit.recipe.registry import load as load_entry
 from mimkit.recipe.schema import load, resolved
-from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train import checkpoint
 from mimkit.train.encoder_file import save_encoder
@@ -54,15 +53,13 @@ def import_run(
     if not file.is_file():
         raise DataError(f"{file}: must be a checkpoint file, but there is none.")
     found = reader.read(file)
-    chosen = settle(
-        load(
-            recipe or reader.recipe,
-            preset=preset,
-            fixed=found.settings,
-            overrides=overrides,
-            data_path=data_path,
-        ),
-        console.print,
+    # What is open in it is settled when it runs: reading a file needs neither data nor network.
+    chosen = load(
+        recipe or reader.recipe,
+        preset=preset,
+        fixed=found.settings,
+        overrides=overrides,
+        data_path=data_path,
     )
     dataset = registered(chosen.data.name)
     parts = build(

@@ -216,6 +216,21 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
             if name.startswith("metric/")
         }
         bar.update(step, rate, values["loss/total"], metrics)
+        warn(step, metrics)
+
+    warned: set[str] = set()
+
+    def warn(step: int, metrics: Mapping[str, float]) -> None:
+        for term in current.pretrainer.terms:
+            own = {
+                name.removeprefix(f"{term.name}/"): value
+                for name, value in metrics.items()
+                if name.startswith(f"{term.name}/")
+            }
+            text = term.loss.warning(own)
+            if text is not None and term.name not in warned:
+                warned.add(term.name)
+                current.console.print(f"[yellow]step {step:,}, loss '{term.name}': {text}[/]")
 
     def evaluate(step: int) -> None:
         due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
@@ -329,6 +344,9 @@ def _adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> 
         write_text(folder.recipe, resolved(settled))
         return settled
     held = load(str(folder.recipe))
+    if recipe.same_as(held):  # an import leaves open what its first run settles
+        write_text(folder.recipe, resolved(settled))
+        return settled
     settled = settle_as(recipe, settled, held)
     if not settled.same_as(held):
         raise DataError(

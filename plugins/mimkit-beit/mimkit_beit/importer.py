@@ -18,8 +18,15 @@ from timm.data.constants import (
 )
 from torch import Tensor
 
-from mimkit import DataError, Geometry, Grid, Imported, Importer, RecipeError
-from mimkit_beit.checkpoint import read_checkpoint
+from mimkit import (
+    DataError,
+    Geometry,
+    Grid,
+    Imported,
+    Importer,
+    RecipeError,
+    read_checkpoint,
+)
 from mimkit_beit.encoder import BEiTViT
 from mimkit_beit.layouts import num_cols, official, without_index
 from mimkit_beit.positions import NUM_CLS_ROWS
@@ -32,6 +39,11 @@ _HEAD: Final = {
     f"lm_head.{kind}": f"predictors.{_PREDICTION}.{kind}" for kind in ("weight", "bias")
 }
 _HEAD_WIDTH: Final = 64
+_PUBLISHED_CODES: Final = 8192
+_TOKENIZER: Final = (
+    "its head predicts the codes of one tokenizer, for 8192 codes OpenAI's: with another "
+    "targets.tokens.weights they mean something else"
+)
 
 
 class BEiTImporter(Importer):
@@ -57,19 +69,24 @@ class BEiTImporter(Importer):
         tensors = without_index(found.tensors)
         head = {new: tensors.pop(old) for old, new in _HEAD.items() if old in tensors}
         _compare(tensors, grid, options, file)
-        return Imported(
-            settings={
-                "data": {
-                    "image_size": grid.image_size,
-                    "patch_size": grid.patch_size,
-                    **found.normalisation(),
-                },
-                "encoder": {"part": "beit_vit", **options},
+        settings: dict[str, Any] = {
+            "data": {
+                "image_size": grid.image_size,
+                "patch_size": grid.patch_size,
+                **found.normalisation(),
             },
-            encoder=tensors,
-            head=head,
-            notes=found.notes(options),
-        )
+            "encoder": {"part": "beit_vit", **options},
+        }
+        notes = found.notes(options)
+        if head:
+            num_codes = len(head[f"predictors.{_PREDICTION}.weight"])
+            settings["targets"] = {
+                _PREDICTION: {"weights": "openai"}
+                if num_codes == _PUBLISHED_CODES
+                else {"codebook_size": num_codes}
+            }
+            notes = (*notes, _TOKENIZER)
+        return Imported(settings, tensors, head, notes)
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from mimkit_beit.checkpoint import read_checkpoint
 from safetensors.torch import save_file
 
-from mimkit import DataError
+from mimkit import DataError, read_checkpoint
 
 TENSORS = {"cls_token": torch.ones(1, 1, 4), "norm.weight": torch.arange(4.0)}
 

@@ -1,4 +1,4 @@
-"""Reading a checkpoint file without running what it may hold."""
+"""Reading the checkpoints of other projects without running what they may hold."""
 
 import argparse
 import re
@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mimkit import DataError
+from mimkit.errors import DataError
 
 # Training programs save their options, and learning rates as numbers of numpy. Rebuilding them
 # runs no code of the file. The module of numpy's numbers has another name since numpy 2.
@@ -25,6 +25,7 @@ _ALLOWED: Final[list[Any]] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
 ]
+_NESTED: Final = ("model", "module", "state_dict")
 _SNIFFED_BYTES: Final = 512
 _KNOWN: Final = "Known are .safetensors files, and what torch.save writes of tensors and numbers."
 
@@ -78,14 +79,14 @@ def _unwrap(content: object, file: Path) -> Checkpoint:
         )
     args = content.get("args")
     tensors = next(
-        (content[key] for key in ("model", "module") if isinstance(content.get(key), Mapping)),
+        (content[key] for key in _NESTED if isinstance(content.get(key), Mapping)),
         content,
     )
     strange = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
     if strange or not tensors:
         raise DataError(
-            f"{file}: must hold a state dict, alone or under 'model' or 'module', but its entries "
-            f"are {', '.join(map(repr, strange[:5])) or 'none'}."
+            f"{file}: must hold a state dict, alone or under {', '.join(map(repr, _NESTED))}, "
+            f"but its entries are {', '.join(map(repr, strange[:5])) or 'none'}."
         )
     return Checkpoint(
         # What was trained on several devices has every name below "module".

@@ -1,0 +1,497 @@
+"""A learned query looks over all frozen tokens; a linear classifier judges what it gathers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from mimkit.data.sources import Source
+from mimkit.data.views import Augment
+from mimkit.errors import RecipeError
+from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.classifier import Score
+from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
+from mimkit.evaluate.fractions import (
+    Labels,
+    development_split,
+    labels_of,
+    stratified_limit,
+    stratified_subset,
+)
+from mimkit.evaluate.images import Images, TrainingImages, WholeImages
+from mimkit.parts.base import Encoder
+from mimkit.parts.records import Geometry
+from mimkit.train.optim import learning_rate, set_learning_rate
+
+_NAME: Final = "attentive_probe"
+_EPSILON: Final = 1e-6
+_INIT_STD: Final = 0.02
+_OUTPUT_STD: Final = 0.01
+_MOMENTUM: Final = 0.9
+_MOST_HEADS: Final = 12
+_FLOAT32_BYTES: Final = 4
+
+
+class AttentiveProbe(Evaluator):
+    """Accuracy of one cross-attention over all tokens of frozen features, and a linear layer.
+
+    All tokens are read, the class token and the patches; of encoders without a class token the
+    patches alone. They are computed once and kept, if ``cache_gib`` allows. The learning rate is
+    chosen on a development split of the labelled images, once for each fraction and start, with
+    the first seed. Beside the pre-trained encoder stands the same with random weights.
+
+    Args:
+        geometry: not needed.
+        num_heads: attention heads; None: as many of up to 12 as divide the tokens' width.
+        batch_norm: statistics when images are judged: "running" ones of training, or those of
+            the "batch" of judged images, as published; then a result depends on who is judged
+            together, here images in random order.
+        total_steps: optimizer steps of one training.
+        batch_size: images of a step.
+        lrs: learning rates to choose from.
+        warmup_steps: steps of linear warm-up before the cosine.
+        label_fractions: shares of the labels to train on.
+        seeds: how often, each with its own label subset, order, start and random baseline.
+        num_test_images: test images to classify, all classes alike; None for all.
+        cache_gib: keep all tokens on the device if they need at most so many GiB; else every
+            batch is encoded anew, which takes longer and changes nothing.
+
+    Raises: RecipeError if there is no fraction, seed, learning rate or step, or one image a step.
+    Source: CAE, arXiv 2202.03026, section 4, and its code: query from zero, norms of their own
+        for query, keys and values, no residual, no MLP, batch norm without scale, linear layer
+        from deviation 0.01, Nesterov momentum 0.9, no weight decay. Differs: images are not
+        augmented, the rate is chosen (published: 0.4 for 8192 images a step, 90 epochs, its batch
+        norm always takes the statistics of the batch), and it decays to 0, not 1e-6.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        num_heads: int | None = None,
+        batch_norm: Literal["running", "batch"] = "running",
+        total_steps: int = 1500,
+        batch_size: int = 256,
+        lrs: tuple[float, ...] = (0.03, 0.1, 0.3),
+        warmup_steps: int = 100,
+        label_fractions: tuple[float, ...] = (1.0,),
+        seeds: int = 1,
+        num_test_images: int | None = None,
+        cache_gib: float = 4.0,
+    ) -> None:
+        if not label_fractions or not lrs or seeds < 1:
+            raise RecipeError(
+                f"evaluator '{_NAME}': label_fractions and lrs must hold at least one value and "
+                f"seeds be at least 1, but they are {label_fractions}, {lrs} and {seeds}."
+            )
+        if total_steps < 1 or batch_size < 2:
+            raise RecipeError(
+                f"evaluator '{_NAME}': total_steps must be at least 1 and batch_size at least 2, "
+                f"for batch norm, but they are {total_steps} and {batch_size}."
+            )
+        self.num_heads = num_heads
+        self.batch_norm = batch_norm
+        self.total_steps = total_steps
+        self.batch_size = batch_size
+        self.lrs = lrs
+        self.warmup_steps = warmup_steps
+        self.label_fractions = label_fractions
+        self.seeds = seeds
+        self.num_test_images = num_test_images
+        self.cache_gib = cache_gib
+
+    def check(self, subject: Subject) -> None:
+        """Refuses unlabelled data, too few labels, and heads that do not divide the width.
+
+        Raises: DataError, RecipeError.
+        """
+        labels = labels_of(subject, _NAME)
+        judged = [stratified_limit(labels.test, self.num_test_images)]
+        for fraction in self.label_fractions:
+            subset = stratified_subset(labels.train, fraction, subject.seed)
+            if len(self.lrs) > 1:
+                judged.append(development_split(labels.train, subset, subject.seed)[1])
+        fewest = min(len(index) for index in judged)
+        if self.batch_norm == "batch" and fewest < 2:
+            raise RecipeError(
+                f"evaluator '{_NAME}', batch_norm: 'batch' needs at least two images to judge, "
+                f"but somewhere there is {fewest}. Use 'running', or give more labels."
+            )
+        _, width = _token_shape(subject.pretrainer.encoder, subject)
+        choose_heads(width, self.num_heads)
+
+    def run(self, subject: Subject) -> list[Result]:
+        """Gives ``accuracy`` of the pre-trained and of random encoders, by fraction and seed."""
+        table = _Table(
+            options=self,
+            subject=subject,
+            labels=labels_of(subject, _NAME),
+            cells=Cells(subject.workdir / "cells.jsonl"),
+        )
+        seeds = range(subject.seed, subject.seed + self.seeds)
+        results = table.probe("pretrained", subject.pretrainer.encoder, seeds, {})
+        chosen: dict[float, float] = {}
+        for seed in seeds:
+            results += table.probe("random", subject.fresh(seed).encoder, [seed], chosen)
+        return results
+
+
+class AttentiveClassifier(nn.Module):
+    """Pools tokens by one query's attention, then classifies.
+
+    There is but one query, so keys and values need not be made token by token: its product with
+    every key is the token's with a vector for each head, and the sum of values is the value of a
+    sum. That is the same function at a fraction of the cost.
+
+    Args:
+        embed_dim: D, the tokens' width.
+        num_classes: width of the output.
+        num_heads: attention heads; divides D.
+    """
+
+    def __init__(self, embed_dim: int, num_classes: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.zeros(embed_dim))
+        self.norm_query = nn.LayerNorm(embed_dim, eps=_EPSILON)
+        # The norms of keys and values: tokens come standardised. What shifts all keys alike moves
+        # all scores of a head alike, which attention does not notice, and what shifts values or
+        # sums is taken off again by batch norm: neither is there.
+        self.key_scale = nn.Parameter(torch.ones(embed_dim))
+        self.value_scale = nn.Parameter(torch.ones(embed_dim))
+        self.to_query = nn.Linear(embed_dim, embed_dim)
+        self.to_key = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.to_value = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.project = nn.Linear(embed_dim, embed_dim, bias=False)
+        self.batch_norm = nn.BatchNorm1d(embed_dim, eps=_EPSILON, affine=False)
+        self.output = nn.Linear(embed_dim, num_classes)
+        for layer in (self.to_query, self.to_key, self.to_value, self.project):
+            nn.init.trunc_normal_(layer.weight, std=_INIT_STD)
+        nn.init.normal_(self.output.weight, std=_OUTPUT_STD)
+        nn.init.zeros_(self.to_query.bias)
+        nn.init.zeros_(self.output.bias)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Gives logits: standardised tokens (B, T, D) to (B, num_classes)."""
+        heads = self.num_heads
+        query = self.to_query(self.norm_query(self.query)).view(heads, -1)  # (H, D / H)
+        key = self.to_key.weight.view(heads, query.shape[1], -1)  # (H, D / H, D)
+        value = self.to_value.weight.view_as(key)
+        towards = torch.einsum("hc,hcd->hd", query, key) * self.key_scale  # (H, D)
+        scores = tokens @ towards.T * query.shape[1] ** -0.5  # (B, T, H)
+        gathered = scores.softmax(dim=1).transpose(1, 2) @ tokens * self.value_scale  # (B, H, D)
+        summed = torch.einsum("bhd,hcd->bhc", gathered, value).flatten(1)  # (B, D)
+        scored: Tensor = self.output(self.batch_norm(self.project(summed)))
+        return scored
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def choose_heads(embed_dim: int, num_heads: int | None) -> int:
+    """Returns ``num_heads``, or for None the largest number of up to 12 that divides the width.
+
+    Raises: RecipeError if it does not divide the width.
+    """
+    if num_heads is None:
+        return max(n for n in range(1, _MOST_HEADS + 1) if embed_dim % n == 0)
+    if num_heads < 1 or embed_dim % num_heads:
+        raise RecipeError(
+            f"evaluator '{_NAME}', num_heads: must divide the tokens' width {embed_dim}, "
+            f"but is {num_heads}."
+        )
+    return num_heads
+
+
+def standardise(tokens: Tensor) -> Tensor:
+    """Gives every token mean 0 and deviation 1 over its values, in float32."""
+    return F.layer_norm(tokens.float(), tokens.shape[-1:], eps=_EPSILON)
+
+
+@dataclass(frozen=True)
+class _Frozen:
+    """Standardised tokens of one split, from an encoder in evaluation mode.
+
+    Args:
+        encoder: gives them.
+        subject: view, device and loader processes.
+        source: the split.
+        index: (n,) int64, ascending: the images that will be asked for.
+        keep: compute them once and keep them.
+    """
+
+    encoder: Encoder
+    subject: Subject
+    source: Source
+    index: Tensor
+    keep: bool
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """Encodes all images of ``index``: (n, T, D) on the device."""
+        images = WholeImages(self.source, self.index, (self.subject.view,), FEATURE_BATCH)
+        found = torch.empty(0)
+        start = 0
+        for _, tokens in self._encode(images, len(images)):
+            if not start:  # allocated once, for twice may be too much
+                found = tokens.new_empty(len(self.index), *tokens.shape[1:])
+            found[start : start + len(tokens)] = tokens
+            start += len(tokens)
+        return found
+
+    def stream(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Gives the first ``count`` batches: image numbers (B,) and tokens (B, T, D)."""
+        if not self.keep:
+            yield from self._encode(images, count)
+            return
+        for number in range(count):
+            index = images.choose(number)[0]
+            rows = torch.searchsorted(self.index, index)
+            yield index, self.kept[rows.to(self.kept.device)]
+
+    @torch.no_grad()
+    def _encode(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+        subject = self.subject
+        for index, views in images.stream(count, workers=subject.workers, device=subject.device):
+            tokens = self.encoder.features(views[subject.view.name])
+            yield index, standardise(torch.cat([tokens.prefix, tokens.patches], dim=1))
+
+
+def even_batch(num_images: int, batch_size: int) -> int:
+    """Returns the least size from ``batch_size`` on whose last batch is at least half full."""
+    sizes = range(min(batch_size, num_images), num_images + 1)
+    return next(s for s in sizes if num_images % s == 0 or 2 * (num_images % s) >= s)
+
+
+def _token_shape(encoder: Encoder, subject: Subject) -> tuple[int, int]:
+    """Returns T and D of one image's tokens."""
+    with evaluation_mode(encoder):
+        one = _Frozen(encoder, subject, subject.train, torch.arange(1), keep=True).kept
+    return one.shape[1], one.shape[2]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    split: Literal["development", "test"]
+    fraction: float
+    init: str
+    seed: int
+    lr: float
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """What one encoder makes of both splits.
+
+    Args:
+        init: how its weights came about.
+        weights: digest of them.
+        width: D.
+        train: the images that give their labels.
+        test: the images to judge.
+    """
+
+    init: str
+    weights: str
+    width: int
+    train: _Frozen
+    test: _Frozen
+
+
+@dataclass(frozen=True)
+class _Table:
+    """The cells of one evaluation; each is measured once, also if the run is killed between."""
+
+    options: AttentiveProbe
+    subject: Subject
+    labels: Labels
+    cells: Cells
+
+    def probe(
+        self, init: str, encoder: Encoder, seeds: Sequence[int], chosen: dict[float, float]
+    ) -> list[Result]:
+        """Measures one encoder.
+
+        Args:
+            init: how its weights came about.
+            encoder: left in the mode it is in.
+            seeds: of label subsets and trainings.
+            chosen: fraction to learning rate; what lacks is searched, and noted here.
+        """
+        with evaluation_mode(encoder):
+            encoded = self._encoded(init, encoder, seeds)
+            results = []
+            for fraction in self.options.label_fractions:
+                if fraction not in chosen:
+                    chosen[fraction] = self._choose_lr(encoded, fraction)
+                for seed in seeds:
+                    results.append(self._result(encoded, fraction, seed, chosen[fraction]))
+            return results
+
+    def _encoded(self, init: str, encoder: Encoder, seeds: Sequence[int]) -> _Encoded:
+        options, subject, labels = self.options, self.subject, self.labels
+        subsets = [
+            stratified_subset(labels.train, fraction, seed)
+            for fraction in options.label_fractions
+            for seed in {subject.seed, *seeds}
+        ]
+        train = torch.cat(subsets).unique()  # type: ignore[no-untyped-call]
+        test = stratified_limit(labels.test, options.num_test_images)
+        num_tokens, width = _token_shape(encoder, subject)
+        gib = (len(train) + len(test)) * num_tokens * width * _FLOAT32_BYTES / 2**30
+        keep = gib <= options.cache_gib
+        if not keep:
+            subject.report(
+                f"{_NAME}: all tokens need {gib:.1f} GiB, more than cache_gib = "
+                f"{options.cache_gib:g}, so every batch is encoded anew"
+            )
+        return _Encoded(
+            init,
+            digest(encoder),
+            width,
+            _Frozen(encoder, subject, subject.train, train, keep),
+            _Frozen(encoder, subject, subject.test, test, keep),
+        )
+
+    def _choose_lr(self, encoded: _Encoded, fraction: float) -> float:
+        """Finds the learning rate that is best on the development split."""
+        lrs = self.options.lrs
+        if len(lrs) == 1:
+            return lrs[0]
+        seed = self.subject.seed
+        subset = stratified_subset(self.labels.train, fraction, seed)
+        fitted, held = development_split(self.labels.train, subset, seed)
+        scores = {
+            lr: self._measure(
+                encoded, _Cell("development", fraction, encoded.init, seed, lr), fitted, held
+            )
+            for lr in lrs
+        }
+        # Few development images often tie: then the smaller loss decides.
+        return max(lrs, key=lambda lr: (scores[lr].accuracy, -scores[lr].loss))
+
+    def _result(self, encoded: _Encoded, fraction: float, seed: int, lr: float) -> Result:
+        """Trains on all labelled images and classifies the test images."""
+        options = self.options
+        subset = stratified_subset(self.labels.train, fraction, seed)
+        test = encoded.test.index
+        score = self._measure(
+            encoded, _Cell("test", fraction, encoded.init, seed, lr), subset, test
+        )
+        return Result(
+            evaluator=_NAME,
+            metric="accuracy",
+            value=score.accuracy,
+            num_images=len(test),
+            seed=seed,
+            init=encoded.init,
+            protocol={
+                "label_fraction": fraction,
+                "num_labels": len(subset),
+                "num_test_images": len(test),
+                "num_heads": choose_heads(encoded.width, options.num_heads),
+                "batch_norm": options.batch_norm,
+                "total_steps": options.total_steps,
+                "batch_size": options.batch_size,
+                "warmup_steps": options.warmup_steps,
+                "lrs": ", ".join(f"{lr:g}" for lr in options.lrs),
+            },
+            chosen={"lr": lr},
+        )
+
+    def _measure(self, encoded: _Encoded, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
+        """Trains on ``fitted`` and classifies ``judged``, unless that was done before."""
+        subject, options = self.subject, self.options
+        key = cell_key(
+            weights=encoded.weights,
+            data=[subject.train.fingerprint, subject.test.fingerprint, asdict(subject.view)],
+            cell=[*asdict(cell).values(), options.num_test_images],
+            train=[options.total_steps, options.batch_size, options.warmup_steps],
+            model=[options.num_heads, options.batch_norm],
+        )
+        known = self.cells.get(key)
+        if known is not None:
+            return Score(known["accuracy"], known["loss"])
+        classifier = self._fresh(encoded.width, cell.seed)
+        self._train(classifier, encoded.train, cell, fitted)
+        score = self._judge(classifier, encoded, cell, judged)
+        subject.report(
+            f"{_NAME}, {100 * cell.fraction:g} % of the labels, {cell.init}, seed {cell.seed}, "
+            f"lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} {cell.split} images"
+            + ("" if math.isfinite(score.loss) else " (diverged)")
+        )
+        self.cells.add(key, {**asdict(cell), **asdict(score)})
+        return score
+
+    def _fresh(self, width: int, seed: int) -> AttentiveClassifier:
+        num_heads = choose_heads(width, self.options.num_heads)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            classifier = AttentiveClassifier(width, self.labels.num_classes, num_heads)
+        return classifier.to(self.subject.device)
+
+    def _train(
+        self, classifier: AttentiveClassifier, frozen: _Frozen, cell: _Cell, fitted: Tensor
+    ) -> None:
+        subject, options = self.subject, self.options
+        labels = self.labels.train.to(subject.device)
+        images = TrainingImages(
+            frozen.source,
+            fitted,
+            (subject.view,),
+            options.batch_size,
+            Augment.none(),
+            cell.seed,
+        )
+        optimizer = torch.optim.SGD(
+            classifier.parameters(), lr=cell.lr, momentum=_MOMENTUM, nesterov=True
+        )
+        for step, (index, tokens) in enumerate(frozen.stream(images, options.total_steps)):
+            lr = learning_rate(
+                step,
+                total=options.total_steps,
+                warmup=options.warmup_steps,
+                peak=cell.lr,
+                floor=0.0,
+            )
+            set_learning_rate(optimizer, lr)
+            loss = F.cross_entropy(classifier(tokens), labels[index.to(subject.device)])
+            optimizer.zero_grad()
+            torch.autograd.backward(loss)
+            optimizer.step()
+
+    @torch.no_grad()
+    def _judge(
+        self, classifier: AttentiveClassifier, encoded: _Encoded, cell: _Cell, judged: Tensor
+    ) -> Score:
+        subject = self.subject
+        on_test = cell.split == "test"
+        frozen = encoded.test if on_test else encoded.train
+        labels = self.labels.test if on_test else self.labels.train
+        size = FEATURE_BATCH
+        if self.options.batch_norm == "batch":
+            # Mixed, since sets often come sorted by class, and no batch much smaller than another.
+            order = torch.Generator().manual_seed(cell.seed)
+            judged = judged[torch.randperm(len(judged), generator=order)]
+            size = even_batch(len(judged), self.options.batch_size)
+        images = WholeImages(frozen.source, judged, (subject.view,), size)
+        accuracy = MulticlassAccuracy(self.labels.num_classes, average="micro")
+        accuracy = accuracy.to(subject.device)
+        total_loss = torch.zeros((), device=subject.device)
+        classifier.train(self.options.batch_norm == "batch")
+        for index, tokens in frozen.stream(images, len(images)):
+            truth = labels[index].to(subject.device)
+            logits = classifier(tokens)
+            accuracy.update(logits.argmax(1), truth)
+            total_loss += F.cross_entropy(logits, truth, reduction="sum")
+        loss = float(total_loss) / len(judged)
+        return Score(float(accuracy.compute()), loss if math.isfinite(loss) else math.inf)

@@ -1,0 +1,220 @@
+"""CAE's vision transformer (arXiv 2202.03026, section 3.1), on timm's blocks."""
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from timm.layers.norm import LayerNorm
+from timm.models.beit import Block
+from torch import Tensor, nn
+
+from mimkit import Backbone, Encoder, Geometry, Grid, RecipeError, TimmModel, Tokens, sincos, take
+from mimkit_cae.backbone import PooledCAE
+from mimkit_cae.initialisation import Init, initialise, rescale, special_token
+
+
+class CAEViT(Encoder):
+    """A vision transformer that only ever sees the visible patches, and a class token.
+
+    Its parameters are named as in the released checkpoints. Fixed 2-D sine-cosine positions, no
+    relative ones; patches that do not enter are not even projected.
+
+    Args:
+        geometry: grid and channels of the image.
+        embed_dim: width of the tokens.
+        depth: number of blocks.
+        num_heads: attention heads per block.
+        mlp_ratio: width of a block's MLP, as a multiple of ``embed_dim``.
+        layer_scale: initial value of the factors on each residual branch; None or 0 for no
+            factors. The paper's large model has 1e-5.
+        drop_path: rate of stochastic depth of the last block; rises linearly from 0.
+        init: start values, "xavier" as the base model or "beit" with rescaled branches.
+
+    Raises: RecipeError if ``num_heads`` does not divide ``embed_dim``, 4 does not, or there is no
+        block.
+    Source: CAE, arXiv 2202.03026, section 3.1 and appendix; start values as in the released code,
+        which has both. The class token is decayed like any weight, as released.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        layer_scale: float | None = 0.1,
+        drop_path: float = 0.1,
+        init: Init = "xavier",
+    ) -> None:
+        super().__init__()
+        if embed_dim % num_heads:
+            raise RecipeError(
+                f"encoder 'cae_vit', num_heads: must divide embed_dim = {embed_dim}, "
+                f"but is {num_heads}."
+            )
+        if depth < 1:
+            raise RecipeError(f"encoder 'cae_vit', depth: must be at least 1, but is {depth}.")
+        if embed_dim % 4:
+            raise RecipeError(
+                "encoder 'cae_vit', embed_dim: must be a multiple of 4 for sine-cosine positions, "
+                f"but is {embed_dim}."
+            )
+        self.grid = geometry.grid
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.layer_scale = layer_scale
+        self.drop_path = drop_path
+        self.patch_embed = PatchEmbedding(geometry, embed_dim)
+        self.cls_token = special_token(embed_dim)
+        self.register_buffer("pos_embed", positions(geometry.grid, embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(
+                embed_dim,
+                num_heads,
+                qkv_bias=True,
+                mlp_ratio=mlp_ratio,
+                drop_path=drop_path * number / max(depth - 1, 1),
+                init_values=layer_scale,
+            )
+            for number in range(depth)
+        )
+        self.norm: nn.Module = LayerNorm(embed_dim)  # eps 1e-6
+        initialise(self, init)
+        if init == "beit":
+            rescale(self.blocks, "attn.proj.weight", "mlp.fc2.weight")
+
+    def forward(
+        self, image: Tensor, context: Tensor | None = None, hidden: Tensor | None = None
+    ) -> Tokens:
+        """Encodes the patches at ``context``; there are no mask tokens, so none may be hidden.
+
+        Shape: patches (B, S, D), prefix (B, 1, D), index (B, S).
+        """
+        x, index = self._embed(image, context)
+        for block in self.blocks:
+            x = block(x)
+        return _tokens(self.norm(x), index)
+
+    def layers(self, image: Tensor) -> tuple[Tokens, ...]:
+        """Gives the tokens after each block; only the last are normalised.
+
+        Shape: ``depth`` times patches (B, N, D).
+        """
+        x, index = self._embed(image, None)
+        outputs = [x := block(x) for block in self.blocks]
+        outputs[-1] = self.norm(x)
+        return tuple(_tokens(output, index) for output in outputs)
+
+    def backbone(self, grid: Grid | None = None) -> Backbone:
+        """Returns a network that pools the patches' mean and normalises it.
+
+        That norm starts as a copy of the final norm, which is left out; every block gets a table
+        of relative positions that starts at zero. On another grid the fixed positions are made
+        anew.
+
+        Raises: RecipeError if the grid's patches are of another size.
+        """
+        grid = self.grid if grid is None else grid
+        if grid.patch_size != self.grid.patch_size:
+            raise RecipeError(
+                "encoder 'cae_vit': the patches of another grid must be "
+                f"{self.grid.patch_size} px, but are {grid.patch_size} px."
+            )
+        return PooledCAE(self, grid, positions(grid, self.embed_dim))
+
+    def timm_model(self) -> TimmModel:
+        """Says how timm's ``VisionTransformer`` gives the same tokens.
+
+        It adds a bias to the keys, which CAE has not: zero, and attention does not change with it.
+        """
+        options = {
+            "img_size": list(self.grid.image_size),
+            "patch_size": self.grid.patch_size,
+            "in_chans": self.patch_embed.proj.in_channels,
+            "embed_dim": self.embed_dim,
+            "depth": len(self.blocks),
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "init_values": self.layer_scale or None,
+            "class_token": True,
+            "global_pool": "avg",
+            "fc_norm": False,  # so that tokens are normalised, as here
+            "num_classes": 0,
+        }
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            stem, _, last = name.rpartition(".")
+            if last == "q_bias":
+                value = self.get_parameter(f"{stem}.v_bias").detach()
+                tensors[f"{stem}.qkv.bias"] = torch.cat([tensor, torch.zeros_like(value), value])
+            elif last in ("gamma_1", "gamma_2"):
+                tensors[f"{stem}.ls{last[-1]}.gamma"] = tensor
+            elif last != "v_bias":
+                tensors[name] = tensor
+        return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+
+    def _embed(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Gives what enters the blocks (B, 1 + S, D), and the positions (B, S)."""
+        x = self.patch_embed(image, context)  # (B, S, D)
+        if context is None:
+            context = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
+        # The class token stands nowhere: its position is zero.
+        x = x + F.embedding(context, self.pos_embed[0, 1:])
+        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1), context
+
+    if TYPE_CHECKING:
+        __call__ = forward
+        pos_embed: Tensor
+
+
+class PatchEmbedding(nn.Module):
+    """Projects patches to the width of the tokens, and only those that enter.
+
+    The pass over the visible patches and the one over the masked cost together what one
+    projection of the whole image does.
+
+    Args:
+        geometry: grid and channels of the image.
+        embed_dim: D.
+    """
+
+    def __init__(self, geometry: Geometry, embed_dim: int) -> None:
+        super().__init__()
+        patch_size = geometry.grid.patch_size
+        # Holds the weights in the shape in which they are published; it is applied as a matrix.
+        self.proj = nn.Conv2d(geometry.channels, embed_dim, patch_size, patch_size)
+
+    def forward(self, image: Tensor, context: Tensor | None) -> Tensor:
+        """Projects the patches at ``context``, or all.
+
+        Shape: image (B, C, H, W), context (B, S) int64; result (B, S, D).
+        """
+        weight = self.proj.weight  # (D, C, P, P)
+        patches = rearrange(
+            image,
+            "b c (rows p) (cols q) -> b (rows cols) (c p q)",
+            p=weight.shape[2],
+            q=weight.shape[3],
+        )
+        if context is not None:
+            patches = take(patches, context)  # (B, S, C * P * P)
+        return F.linear(patches, weight.flatten(1), self.proj.bias)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def positions(grid: Grid, embed_dim: int) -> Tensor:
+    """Gives the fixed positions of class token and patches, (1, 1 + N, D) float32.
+
+    Source: CAE's code; the quarters are [sin row, cos row, sin col, cos col].
+    """
+    return F.pad(sincos(grid, embed_dim), (0, 0, 1, 0))[None]
+
+
+def _tokens(x: Tensor, index: Tensor) -> Tokens:
+    return Tokens(patches=x[:, 1:], prefix=x[:, :1], index=index)
