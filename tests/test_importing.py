@@ -154,3 +154,20 @@ def test_mimkits_own_names_are_exported_as_they_are(plain, weights, tiny, tmp_pa
     own = load_encoder(tmp_path / "run").state_dict()
     exported = load_file(tmp_path / "run" / "safetensors.safetensors")
     assert exported.keys() == own.keys()
+
+
+def test_a_run_that_only_judges_features_asks_no_target(
+    plain, weights, tiny, tmp_path, monkeypatch
+):
+    def refuse(*_, **__):
+        raise AssertionError("the target was prepared")
+
+    monkeypatch.setattr("mimkit.builtin.targets.Pixels.prepare", refuse)
+    monkeypatch.setattr("mimkit.builtin.targets.Pixels.settle", refuse)
+    monkeypatch.setattr("mimkit.builtin.targets.Pixels.forward", refuse)
+    folder = tmp_path / "run"
+    import_here(weights, folder, tiny, "train.total_steps=0", 'evaluate=[{part="knn"}]')
+    run(load(str(folder / "recipe.toml")), folder=folder, device="cpu")
+    results = json.loads((folder / "results.json").read_text())["results"]
+    assert {result["evaluator"] for result in results} == {"knn"}
+    assert (folder / "report.html").is_file()

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
@@ -96,8 +96,11 @@ class Evaluator(Part):
 
     Attributes:
         every_steps: run also during training at this interval; None or 0 only at its end.
+        needs_targets: True if it repeats the pre-training task, so that targets are prepared also
+            for a run that trains nothing.
     """
 
+    needs_targets: ClassVar[bool] = False
     every_steps: int | None = None
 
     def check(self, subject: Subject) -> None:

@@ -24,6 +24,8 @@ class HeldOut(Evaluator):
         every_steps: also measure during training at this interval; None only at its end.
     """
 
+    needs_targets = True
+
     def __init__(
         self, geometry: Geometry, *, num_images: int = 2000, every_steps: int | None = None
     ) -> None:

@@ -27,12 +27,17 @@ def ledger(
     test: Source,
     train: TrainSection,
     device: torch.device,
-    trial: Trial,
+    trial: Trial | None,
+    earlier: Mapping[str, object],
     progress: Progress,
     seconds: Mapping[str, float],
     prepared: Mapping[str, Preparation],
 ) -> dict[str, object]:
-    """Returns the content of ``ledger.json``; see the docs' page on run folders."""
+    """Returns the content of ``ledger.json``; see the docs' page on run folders.
+
+    What a trial of the steps showed is taken over from the ``earlier`` ledger of a finished
+    training.
+    """
     grid = geometry.grid
     images = progress.step * train.batch_size
     return {
@@ -43,7 +48,7 @@ def ledger(
         "git_commit": _git_commit(),
         "device": _name(device),
         "precision": "bfloat16" if uses_bfloat16(device, train.precision) else "float32",
-        "compiled": trial.compiled,
+        "compiled": trial.compiled if trial else earlier.get("compiled", False),
         "dataset": {
             "name": training.name,
             "fingerprint": training.fingerprint,
@@ -74,7 +79,7 @@ def ledger(
         },
         "images_per_second": images / seconds["train"] if seconds.get("train") else None,
         "peak_memory_bytes": _peak_memory(device),
-        "flops_per_image": trial.flops_per_image,
+        "flops_per_image": trial.flops_per_image if trial else earlier.get("flops_per_image"),
         "skipped_steps": [asdict(item) for item in progress.skipped],
     }
 

@@ -155,7 +155,7 @@ def open_run(
     mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
     parts = build(recipe, mean=mean, std=std)
     start = time.perf_counter()
-    prepared = _prepare(parts, train, world, console)
+    prepared = _prepare(parts, train, world, console) if _needs_targets(recipe) else {}
     seconds = {"prepare": time.perf_counter() - start}
     pretrainer = Pretrainer(parts).to(world.device)
     if folder.writable:
@@ -178,6 +178,11 @@ def open_run(
     )
 
 
+def _needs_targets(recipe: Recipe) -> bool:
+    """Whether a run ever asks its targets: one that only judges features has no use for them."""
+    return recipe.train.total_steps != 0 or any(t.cls.needs_targets for t in recipe.evaluate)
+
+
 def _prepare(parts: Parts, train: Source, world: World, console: Console) -> dict[str, Preparation]:
     """Lets every target prepare itself: first in the leading process, which fills the cache."""
     found = {}
@@ -193,19 +198,16 @@ def _prepare(parts: Parts, train: Source, world: World, console: Console) -> dic
     return found
 
 
-def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
-    """Trains to the last step, from the last checkpoint if there is one."""
+def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
+    """Trains to the last step, from the last checkpoint if there is one.
+
+    Returns: what the steps cost in a trial, None if none was left to do, and how far it is.
+    """
     recipe, folder, world = current.recipe, current.folder, current.world
     batches = current.batches()
     evaluators = build_evaluators(current)
     for number, evaluator in enumerate(evaluators):
         evaluator.check(subject(current, number))
-    forward, trial = choose_forward(
-        current.pretrainer,
-        world.wrap(current.pretrainer),
-        batches[0].to(world.device),
-        recipe.train,
-    )
 
     def log(step: int, values: Mapping[str, float]) -> None:
         folder.log(step, values)
@@ -247,7 +249,6 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
 
     loop = Loop(
         current.pretrainer,
-        forward,
         train=recipe.train,
         num_images=len(current.train),
         seed=recipe.seed,
@@ -259,7 +260,15 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
     start = loop.progress.step
     if world.leads:
         folder.truncate(start)
-    _announce(current, trial, loop)
+    trial = None
+    if start < loop.total:
+        loop.forward, trial = choose_forward(
+            current.pretrainer,
+            world.wrap(current.pretrainer),
+            batches[0].to(world.device),
+            recipe.train,
+        )
+        _announce(current, trial, loop)
     if start == 0:
         evaluate(0)
     workers = default_workers(recipe.data, current.train)
@@ -276,14 +285,15 @@ def pretrain(current: Run) -> tuple[Trial, TrainingProgress]:
     return trial, loop.progress
 
 
-def finish(current: Run, trial: Trial, progress: TrainingProgress) -> None:
+def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:
     """Keeps the encoder, evaluates, draws, reports."""
     recipe, folder = current.recipe, current.folder
     view = current.parts.views[0]
     save_encoder(
         folder.path, current.pretrainer.encoder, recipe.encoder, current.parts.geometry, view
     )
-    draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
+    if _needs_targets(recipe):
+        draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
     start = time.perf_counter()
     results: list[Result] = []
     for number, evaluator in enumerate(build_evaluators(current)):
@@ -339,7 +349,7 @@ def _adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> 
     """
     if fresh:
         folder.clear()
-    settled = settle(recipe, console.print)
+    settled = settle(recipe, console.print) if _needs_targets(recipe) else recipe
     if not folder.recipe.is_file():
         write_text(folder.recipe, resolved(settled))
         return settled
@@ -357,7 +367,7 @@ def _adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> 
     return settled
 
 
-def _write_ledger(current: Run, trial: Trial, progress: TrainingProgress) -> None:
+def _write_ledger(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:
     if not current.world.leads:
         return
     current.folder.write_ledger(
@@ -370,6 +380,7 @@ def _write_ledger(current: Run, trial: Trial, progress: TrainingProgress) -> Non
             train=current.recipe.train,
             device=current.world.device,
             trial=trial,
+            earlier=current.folder.read_ledger(),
             progress=progress,
             seconds={**current.seconds, "train": progress.seconds},
             prepared=current.prepared,

@@ -89,7 +89,6 @@ class Loop:
 
     Args:
         pretrainer: the module.
-        forward: what computes a step from a batch: the module itself, compiled or wrapped.
         train: the recipe's section.
         num_images: size of the training split.
         seed: of the run.
@@ -101,7 +100,6 @@ class Loop:
     def __init__(
         self,
         pretrainer: Pretrainer,
-        forward: nn.Module,
         *,
         train: TrainSection,
         num_images: int,
@@ -111,7 +109,8 @@ class Loop:
         hooks: Hooks,
     ) -> None:
         self.pretrainer = pretrainer
-        self.forward = forward
+        # What computes a step from a batch; may be set to the module compiled or wrapped.
+        self.forward: nn.Module = pretrainer
         self.train = train
         self.total = total_steps(train, num_images)
         self.warmup = warmup_steps(train, num_images)

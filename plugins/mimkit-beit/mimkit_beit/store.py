@@ -1,5 +1,6 @@
 """Tensors and facts on disk, whole or not at all: a safetensors file and a JSON file beside it."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -58,4 +59,5 @@ def write(file: Path, fill: Callable[[Path], object]) -> None:
             "space or name another folder (MIMKIT_CACHE, --out), then repeat the same command."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # it may never have come about
+            temporary.unlink()
