@@ -216,9 +216,7 @@ def test_fixed_positions_of_another_grid_are_those_of_an_encoder_made_for_it():
     encoder = vit()
     other.load_state_dict({**encoder.state_dict(), "pos_embed": other.pos_embed})
     image = torch.randn(2, 3, 24, 20)
-    torch.testing.assert_close(
-        encoder.backbone(Grid(6, 5, 4))(image), other(image).patches.mean(1)
-    )
+    torch.testing.assert_close(encoder.backbone(Grid(6, 5, 4))(image), other(image).patches.mean(1))
 
 
 def test_a_grid_of_other_patches_is_refused():

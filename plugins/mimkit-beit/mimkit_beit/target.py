@@ -208,6 +208,11 @@ class DVAETokens(Target):
                 device=device,
                 say=say,
             )
+        facts = preparation.facts
+        say(
+            f"dvae: {facts['codes used']:,} of {facts['codes']:,} codes are used, perplexity "
+            f"{facts['perplexity of the codes']}"
+        )
         freeze(tokenizer)
         self.tokenizer = tokenizer
         return preparation
