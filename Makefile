@@ -22,7 +22,7 @@ demo: install  ## Selfie on embedded data, about 2 minutes on 2 cores; ends with
 	$(BIN)/mimkit run recipes/selfie_cifar.toml --preset demo --out runs/demo --fresh
 
 test: install  ## the quick suite
-	$(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not download and not browser'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m 'not slow and not gpu and not download and not browser'
 
 slow: install  ## the tests that take minutes
 	$(BIN)/python -m pytest -m 'slow and not gpu'

@@ -72,7 +72,8 @@ class DVAETokens(Target):
         it: the absolute error of the pixels instead of logit-Laplace; a codebook from k-means
         after a phase without codes; even use over a batch instead of a divergence of each token
         (there 0 to 6.6); residual gain 1 / num_blocks instead of 1 / n^2; learning rate and
-        temperature (there from 1 to 1/16 too) follow cosines over the whole, short run.
+        temperature (there from 1 to 1/16 too) follow cosines over the whole, short run; betas 0.9
+        and 0.99; weights are not averaged.
     """
 
     ragged = True
