@@ -100,9 +100,15 @@ def test_the_module_is_the_same_program():
 def test_the_commands_and_options_are_these():
     # An option more or less is a decision: change this list, the docs and the changelog.
     listed = mimkit("--help").output
-    assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == ["list", "check", "run", "bench"]
-    check = mimkit("check", "--help").output
-    assert re.findall(r"--\w+", check) == ["--preset", "--set", "--help"]
+    commands = ["list", "check", "run", "bench", "import", "export"]
+    assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == commands
+    for command, options in {
+        "check": ["--preset", "--set"],
+        "import": ["--out", "--recipe", "--preset", "--set", "--data"],
+        "export": ["--format", "--out"],
+    }.items():
+        shown = mimkit(command, "--help").output
+        assert [*dict.fromkeys(re.findall(r"--[a-z]+", shown))] == [*options, "--help"], command
 
 
 def test_all_kinds_are_listed_with_what_offers_them(register):
