@@ -407,7 +407,6 @@ def test_right_predictions_decode_to_the_true_picture(target, decoder):
     ids = target(every(Noise().pixels[:2]), None).view(2, 3, 5)
     expected = decoder(scores(ids).movedim(-1, 1))[:, :3].sigmoid()
     torch.testing.assert_close(true.image, expected)
-    assert predicted.correct[VALID].all()
 
 
 def test_predictions_are_put_at_valid_targets_only(target, decoder):
@@ -421,7 +420,6 @@ def test_predictions_are_put_at_valid_targets_only(target, decoder):
     grid[1, [2, 3]] = wrong[1, 0, :2]  # the third is padding: position 0 keeps its own
     expected = decoder(scores(grid.view(2, 3, 5)).movedim(-1, 1))[:, :3].sigmoid()
     torch.testing.assert_close(predicted.image, expected)
-    assert not predicted.correct[VALID].any()
 
 
 def test_the_pictures_have_the_size_of_their_view(target):
