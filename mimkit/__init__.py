@@ -33,6 +33,7 @@ _HOMES = {
         "Target",
     ),
     "mimkit.parts.checkpoints": ("Checkpoint", "read_checkpoint"),
+    "mimkit.parts.depth": ("set_drop_path",),
     "mimkit.parts.frozen": ("freeze",),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
@@ -92,6 +93,7 @@ __all__ = [
     "patchify",
     "read_checkpoint",
     "scatter",
+    "set_drop_path",
     "sincos",
     "take",
     "unpatchify",
@@ -121,6 +123,7 @@ if TYPE_CHECKING:
         Target,
     )
     from mimkit.parts.checkpoints import Checkpoint, read_checkpoint
+    from mimkit.parts.depth import set_drop_path
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (

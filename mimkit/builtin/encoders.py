@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from timm.layers.drop import DropPath
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
 from mimkit.parts.base import Backbone, Encoder
+from mimkit.parts.depth import set_drop_path
 from mimkit.parts.patches import take
 from mimkit.parts.records import Geometry, Grid, TimmModel, Tokens
 
@@ -228,10 +228,7 @@ class _PooledViT(Backbone):
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
-        last = max(len(self.vit.blocks) - 1, 1)
-        for number, block in enumerate(self.vit.blocks):
-            block.drop_path1 = DropPath(rate * number / last)
-            block.drop_path2 = DropPath(rate * number / last)
+        set_drop_path(self.vit.blocks, rate)
 
     def no_weight_decay(self) -> frozenset[str]:
         return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
-from mimkit import Backbone, Grid
+from mimkit import Backbone, Grid, set_drop_path
 from mimkit_beit.positions import resample_absolute, resample_relative
 
 if TYPE_CHECKING:
@@ -52,10 +51,7 @@ class PooledBEiT(Backbone):
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
-        last = max(len(self.vit.blocks) - 1, 1)
-        for number, block in enumerate(self.vit.blocks):
-            block.drop_path1 = DropPath(rate * number / last)
-            block.drop_path2 = DropPath(rate * number / last)
+        set_drop_path(self.vit.blocks, rate)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Those of the encoder."""

@@ -70,10 +70,9 @@ class DVAETokens(Target):
     Source: BEiT, section 2.1 and appendix (112 px for 14 x 14 patches; argmax); the tokenizer is
         that of DALL·E, arXiv 2102.12092, section 2.1 and appendix A. A trained one departs from
         it: the absolute error of the pixels instead of logit-Laplace; a codebook from k-means
-        after a phase without codes; even use over a batch instead of a divergence of each token
-        (there 0 to 6.6); residual gain 1 / num_blocks instead of 1 / n^2; learning rate and
-        temperature (there from 1 to 1/16 too) follow cosines over the whole, short run; betas 0.9
-        and 0.99; weights are not averaged.
+        after a phase without codes; even use over a batch instead of a divergence of each token;
+        residual gain 1 / num_blocks instead of 1 / n^2; learning rate and temperature follow
+        cosines over the whole, short run; betas 0.9 and 0.99; weights are not averaged.
     """
 
     ragged = True

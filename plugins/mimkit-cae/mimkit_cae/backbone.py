@@ -6,11 +6,10 @@ import copy
 from typing import TYPE_CHECKING, cast
 
 import torch
-from timm.layers.drop import DropPath
 from timm.models.beit import Attention
 from torch import Tensor, nn
 
-from mimkit import Backbone, Grid
+from mimkit import Backbone, Grid, set_drop_path
 
 if TYPE_CHECKING:
     from mimkit_cae.encoder import CAEViT
@@ -60,10 +59,7 @@ class PooledCAE(Backbone):
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
-        last = max(len(self.vit.blocks) - 1, 1)
-        for number, block in enumerate(self.vit.blocks):
-            block.drop_path1 = DropPath(rate * number / last)
-            block.drop_path2 = DropPath(rate * number / last)
+        set_drop_path(self.vit.blocks, rate)
 
     def no_weight_decay(self) -> frozenset[str]:
         """The class token; tables of relative positions are decayed."""
