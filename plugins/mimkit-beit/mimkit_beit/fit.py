@@ -56,6 +56,8 @@ class Plan:
         lr: highest learning rate of the first phase.
         temperature: of the Gumbel-softmax, from and to.
         balance_weight: of the divergence between how often codes are used and even use.
+        kl_weight: of the divergence between each token's likely codes and all codes alike, from
+            and to.
         seed: of first weights, batches and noise.
     """
 
@@ -65,6 +67,7 @@ class Plan:
     lr: float
     temperature: tuple[float, float]
     balance_weight: float
+    kl_weight: tuple[float, float]
     seed: int
 
 
@@ -170,10 +173,10 @@ class _Training:
         relaxed = ((scores + gumbel) / _cosine(*self.plan.temperature, progress)).softmax(-1)
         output = self.decoder(rearrange(relaxed, "b rows cols k -> b k rows cols"))
         error = (picture(output) - view).abs().mean()
-        use = scores.softmax(-1).mean((0, 1, 2))  # (K,)
-        # A share may round to 0, where a logarithm has no gradient.
-        divergence = (use * (use.clamp(min=1e-9) * len(use)).log()).sum()
-        return error + self.plan.balance_weight * divergence, error
+        shares = scores.softmax(-1)  # (B, rows, cols, K)
+        unevenness = self.plan.balance_weight * _from_uniform(shares.mean((0, 1, 2)))
+        decidedness = _cosine(*self.plan.kl_weight, progress) * _from_uniform(shares).mean()
+        return error + unevenness + decidedness, error
 
     def _features(self, view: Tensor) -> Tensor:
         features: Tensor = self.encoder[:-1](view)
@@ -227,6 +230,12 @@ def _gain_ratio(size: Size) -> float:
     The classes of DALL·E add 1 / n^2 of it, n being the number of all blocks.
     """
     return (4 * size.num_blocks) ** 2 / size.num_blocks
+
+
+def _from_uniform(shares: Tensor) -> Tensor:
+    """Gives the divergence of shares (..., K) from 1 / K each: (...)."""
+    # A share may round to 0, where a logarithm has no gradient.
+    return (shares * (shares.clamp(min=1e-9) * shares.shape[-1]).log()).sum(-1)
 
 
 def _cosine(start: float, end: float, progress: float) -> float:

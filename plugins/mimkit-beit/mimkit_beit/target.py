@@ -62,6 +62,8 @@ class DVAETokens(Target):
         lr: when trained: highest learning rate.
         temperature: when trained: of the Gumbel-softmax, from and to, by a cosine.
         balance_weight: when trained: weight of uneven use of the codes in the loss.
+        kl_weight: when trained: weight of the divergence of each token's codes from uniform ones,
+            from and to, by a cosine.
         num_images: when trained: at most so many images are used.
         seed: when trained: of first weights, batches and noise; the run's own seed has no
             influence, so that all runs share one tokenizer.
@@ -70,9 +72,10 @@ class DVAETokens(Target):
     Source: BEiT, section 2.1 and appendix (112 px for 14 x 14 patches; argmax); the tokenizer is
         that of DALL·E, arXiv 2102.12092, section 2.1 and appendix A. A trained one departs from
         it: the absolute error of the pixels instead of logit-Laplace; a codebook from k-means
-        after a phase without codes; even use over a batch instead of a divergence of each token;
-        residual gain 1 / num_blocks instead of 1 / n^2; learning rate and temperature follow
-        cosines over the whole, short run; betas 0.9 and 0.99; weights are not averaged.
+        after a phase without codes; even use over a batch beside the divergence of each token,
+        which alone left most codes dead; residual gain 1 / num_blocks instead of 1 / n^2;
+        learning rate, temperature and the weight of that divergence follow cosines over the
+        whole, short run; betas 0.9 and 0.99; weights are not averaged.
     """
 
     ragged = True
@@ -93,12 +96,13 @@ class DVAETokens(Target):
         lr: float = 3e-3,
         temperature: tuple[float, float] = (1.0, 1 / 16),
         balance_weight: float = 1e-3,
+        kl_weight: tuple[float, float] = (0.0, 1e-3),
         num_images: int = 10_000,
         seed: int = 0,
     ) -> None:
         super().__init__()
         _check_weights(weights, sha256, codebook_size)
-        _check_training(hidden_dim, first_ratio, temperature)
+        _check_training(hidden_dim, first_ratio, temperature, balance_weight, kl_weight)
         _check_counts(
             num_blocks=num_blocks,
             code_dim=code_dim,
@@ -123,6 +127,7 @@ class DVAETokens(Target):
             lr=lr,
             temperature=temperature,
             balance_weight=balance_weight,
+            kl_weight=kl_weight,
             seed=seed,
         )
         self.width = Width("class", self.size.codebook_size)
@@ -319,7 +324,13 @@ def _check_weights(weights: str, sha256: str | None, codebook_size: int | None) 
         )
 
 
-def _check_training(hidden_dim: int, first_ratio: float, temperature: tuple[float, float]) -> None:
+def _check_training(
+    hidden_dim: int,
+    first_ratio: float,
+    temperature: tuple[float, float],
+    balance_weight: float,
+    kl_weight: tuple[float, float],
+) -> None:
     if hidden_dim < 4 or hidden_dim % 4:
         raise RecipeError(
             f"target 'dvae', hidden_dim: must be a positive multiple of 4, but is {hidden_dim}."
@@ -327,6 +338,11 @@ def _check_training(hidden_dim: int, first_ratio: float, temperature: tuple[floa
     if not 0 < first_ratio < 1:
         raise RecipeError(
             f"target 'dvae', first_ratio: must lie between 0 and 1, but is {first_ratio}."
+        )
+    if min(balance_weight, *kl_weight) < 0:
+        raise RecipeError(
+            "target 'dvae', balance_weight and kl_weight: must not be negative, but are "
+            f"{balance_weight} and {list(kl_weight)}."
         )
     if min(temperature) <= 0:
         raise RecipeError(

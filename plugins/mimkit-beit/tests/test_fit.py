@@ -24,6 +24,7 @@ PLAN = Plan(
     lr=5e-3,
     temperature=(1.0, 0.1),
     balance_weight=1e-3,
+    kl_weight=(0.0, 1e-3),
     seed=0,
 )
 VIEW = View("tokens", (24, 16), mean=(-0.125,) * 3, std=(1.25,) * 3, interpolation="lanczos")
@@ -232,6 +233,33 @@ def test_first_scores_are_distances_to_the_codes_of_k_means():
     expected, distance = nearest(flat, every)
     assert (ids.flatten() == expected).float().mean() > 0.99
     torch.testing.assert_close((vectors - codes).square().sum(1).mean(), distance.mean())
+
+
+def test_the_weight_of_the_divergence_leaves_tokens_less_decided():
+    def entropy(kl_weight):
+        plan = Plan(**{**vars(PLAN), "total_steps": 120, "kl_weight": kl_weight})
+        encoder, decoder = fit(pixels(), SIZE, plan, CPU, say=lambda _: None)
+        view = map_pixels(pixels(16).float() / 255)
+        with torch.no_grad():
+            scores = Tokenizer(SIZE, encoder, decoder).encoder(view)
+        return torch.distributions.Categorical(logits=scores.movedim(1, -1)).entropy().mean()
+
+    assert entropy((1.0, 1.0)) > entropy((0.0, 0.0)) + 0.1
+
+
+def test_the_weight_of_the_divergence_follows_its_schedule():
+    training = _Training(
+        pixels(), SIZE, Plan(**{**vars(PLAN), "kl_weight": (0.0, 1.0)}), CPU, print
+    )
+    training.choose_codebook()
+    view = map_pixels(pixels(8).float() / 255)
+
+    def added(progress):
+        training.noise.manual_seed(0)
+        total, error = training.discrete(view, progress)
+        return float((total - error).detach())
+
+    assert added(0.0) < 0.01 < added(0.5) < added(0.999)
 
 
 def test_an_error_that_is_not_finite_stops_training():

@@ -446,6 +446,7 @@ def test_the_pictures_have_the_size_of_their_view(target):
         ({"hidden_dim": 6}, "hidden_dim: must be a positive multiple of 4, but is 6"),
         ({"first_ratio": 1.0}, "first_ratio: must lie between 0 and 1, but is 1.0"),
         ({"temperature": (1.0, 0.0)}, "temperature: must be above 0, but is [1.0, 0.0]"),
+        ({"kl_weight": (0.0, -1.0)}, "must not be negative, but are 0.001 and [0.0, -1.0]"),
         ({"total_steps": 0}, "total_steps: must be at least 1, but is 0"),
         ({"num_images": 0}, "num_images: must be at least 1, but is 0"),
     ],
