@@ -1,23 +1,25 @@
 """Blockwise masking (BEiT, arXiv 2106.08254): rectangles until a share of the grid is covered."""
 
-import functools
 import math
 from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Generator, Tensor
+from torch import Generator
 
 from mimkit import Geometry, Mask, Masker, RecipeError
 
 Reals = NDArray[np.float32]
-Integers = NDArray[np.int32]
 Booleans = NDArray[np.bool_]
+Words = NDArray[np.uint64]
+"""Sets of patches, a bit each: (..., words), where a word has 64 patches."""
 
 ATTEMPTS: Final = 10
 """Rectangles that are tried in one round, of which the first that fits is masked."""
-CHUNK: Final = 256
+ROUNDS: Final = 3
+"""Rounds that are made at a stretch; only then are finished images set aside."""
+CHUNK: Final = 512
 """Images that are masked at once: more would leave the processor's cache."""
 SPARE_ROUNDS: Final = 100
 """Rounds beyond one for each patch, after which missing patches are drawn singly."""
@@ -31,7 +33,7 @@ class BlockMasker(Masker):
     rectangle ends the mask, short of ``num_targets`` in every third image at the published
     settings. With ``exact`` the rounds go on until the count is reached.
 
-    No mask is empty: as long as nothing is masked, the rounds go on in any case. Should
+    No mask is empty: as long as nothing is masked, the rounds go on in any case. Should about
     ``num_targets`` + 100 rounds not do, what still lacks (with ``exact`` up to ``num_targets``,
     else up to one) is drawn patch by patch, every unmasked one being equally likely. At the
     published settings that does not happen.
@@ -104,6 +106,11 @@ class BlockMasker(Masker):
                 "masker 'block', aspect: must be two ascending numbers above 0, but is "
                 f"{list(aspect)}."
             )
+        # How many patches a mask may lack when a round fails.
+        self._optional = 0 if exact else self.num_masked - 1
+        self._lines = _lines(self.grid.rows, self.grid.cols)
+        self._first_lines = np.array([0, self.grid.rows + 1]).reshape(2, 1, 1)
+        self._ends = np.array([self.grid.rows, self.grid.cols], dtype=np.float32).reshape(2, 1, 1)
         self._refuse_if_nothing_fits(largest)
 
     def sample(self, batch_size: int, generator: Generator) -> Mask:
@@ -113,76 +120,84 @@ class BlockMasker(Masker):
             for mode "replace", (B, N - M) for "drop".
         """
         sizes = [min(CHUNK, batch_size - start) for start in range(0, batch_size, CHUNK)]
-        masked = torch.cat([self._cover(size, generator) for size in sizes])
+        masked = torch.from_numpy(np.concatenate([self._cover(n, generator) for n in sizes]))
         if self.predict == "all":
             return Mask.replace_predicting_all(masked, self.grid)
         if self.hides:
             return Mask.replace(masked, self.grid, self.num_targets)
         return Mask.drop(masked, self.grid)
 
-    def _cover(self, num_images: int, generator: Generator) -> Tensor:
-        """Says which patches are masked.
-
-        Shape: (n, N) bool. In here images are the last axis, where numpy is fastest.
-        """
-        rows, cols = self.grid.rows, self.grid.cols
-        needed = self.num_masked if self.exact else 1
-        finished = np.zeros((rows, cols, num_images), dtype=np.bool_)
-        masked, counts = finished, np.zeros(num_images, dtype=np.int32)
+    def _cover(self, num_images: int, generator: Generator) -> Booleans:
+        """Says which patches are masked, (n, N) bool."""
+        unmasked = ~np.zeros((num_images, self._lines.shape[1]), dtype=np.uint64)
+        free, missing = unmasked, np.full(num_images, self.num_masked, dtype=np.float32)
         images = np.arange(num_images)
-        for _ in range(self.num_masked + SPARE_ROUNDS):
-            masked, added = self._round(masked, counts, generator)
-            counts = counts + added
-            goes_on = (counts < self.num_masked) & ((added > 0) | (counts < needed))
-            if goes_on.all():
-                continue
-            finished[:, :, images[~goes_on]] = masked[:, :, ~goes_on]
-            masked, counts, images = masked[:, :, goes_on], counts[goes_on], images[goes_on]
+        for _ in range(0, self.num_masked + SPARE_ROUNDS, ROUNDS):
+            free, missing = self._rounds(free, missing, generator)
+            unmasked[images] = free
+            goes_on = missing > 0
+            free, missing, images = free[goes_on], missing[goes_on], images[goes_on]
             if not len(images):
                 break
-        else:
-            finished[:, :, images] = _top_up(masked, needed - counts, generator)
-        return torch.from_numpy(finished.reshape(-1, num_images).T.copy())
+        octets = (~unmasked).view(np.uint8)
+        masked = np.unpackbits(octets, axis=1, count=self.grid.num_patches).view(np.bool_)
+        if len(images):
+            masked[images] = _top_up(masked[images], missing - self._optional, generator)
+        return masked
 
-    def _round(
-        self, masked: Booleans, counts: Integers, generator: Generator
-    ) -> tuple[Booleans, Integers]:
-        """Masks the first fitting rectangle of each image; also says how many patches that adds.
+    def _rounds(self, free: Words, missing: Reals, generator: Generator) -> tuple[Words, Reals]:
+        """Makes the next `ROUNDS` rounds of all images at once.
 
-        Shape: masked (rows, cols, n), counts and added (n,).
+        Shape: free (n, words), the unmasked patches; missing (n,), how many of them are still to be
+            masked, 0 where the mask has ended.
         """
-        rows, cols, num_images = masked.shape
-        # The attempts of a round do not depend on each other, so all are made at once.
-        u: Reals = torch.rand(4, ATTEMPTS, num_images, generator=generator).numpy()
-        missing = np.minimum(self.num_masked - counts, self.max_block)
-        height, width = self._extent(missing, u[0], u[1])  # (attempts, n)
-        inside = (height < rows) & (width < cols)
-        height, width = height * inside, width * inside
-        top = (u[2] * (rows + 1 - height)).astype(np.int32)
-        left = (u[3] * (cols + 1 - width)).astype(np.int32)
-        added = height * width - _count(masked, top, left, height, width)
-        fits = (added > 0) & (added <= missing)
-        first = fits.argmax(0), np.arange(num_images)
-        success, top, left = fits[first], top[first], left[first]
-        row, col = np.arange(rows)[:, None], np.arange(cols)[:, None]
-        in_rows = success & (row >= top) & (row < top + height[first])  # (rows, n)
-        in_cols = (col >= left) & (col < left + width[first])  # (cols, n)
-        return masked | (in_rows[:, None] & in_cols), added[first] * success
+        num_images, num_words = free.shape
+        u: Reals = torch.rand(ROUNDS, 4, ATTEMPTS, num_images, generator=generator).numpy()
+        ones, images = np.ones(num_words, dtype=np.float32), np.arange(num_images)
+        for u_area, stretch, u_place in zip(u[:, 0], self._stretch(u[:, 1]), u[:, 2:], strict=True):
+            # The attempts of a round do not depend on each other, so all are made at once.
+            largest = np.minimum(missing, self.max_block)
+            block = self._place(self._sides(largest, u_area, stretch), u_place) & free
+            added = np.bitwise_count(block) @ ones  # (attempts, n); exact, and faster than a sum
+            added *= added <= largest
+            first = (added > 0).argmax(0) * num_images + images
+            gained = added.ravel().take(first)
+            success = gained > 0
+            free = free ^ block.reshape(-1, num_words).take(first, axis=0) * success[:, None]
+            missing = (missing - gained) * (success | (missing > self._optional))
+        return free, missing
 
-    def _extent(
-        self, largest: Integers, u_area: Reals, u_aspect: Reals
-    ) -> tuple[Integers, Integers]:
-        """Gives whole heights and widths for numbers in [0, 1]."""
-        side = np.sqrt(self.min_block + (largest - self.min_block).astype(np.float32) * u_area)
+    def _stretch(self, u: Reals) -> Reals:
+        """Gives the roots of aspects, and their inverses, for numbers in [0, 1].
+
+        Shape: u (..., attempts, n), the result (..., 2, attempts, n).
+        """
         low, high = math.log(self.aspect[0]) / 2, math.log(self.aspect[1]) / 2
-        stretch = np.exp(low + (high - low) * u_aspect)
-        return np.rint(side * stretch).astype(np.int32), np.rint(side / stretch).astype(np.int32)
+        signs = np.array([1, -1], dtype=np.float32).reshape(2, 1, 1)
+        return np.exp(signs * (low + (high - low) * u)[..., None, :, :])
+
+    def _sides(self, largest: Reals, u: Reals, stretch: Reals) -> Reals:
+        """Gives whole heights and widths, (2, attempts, n), for numbers in [0, 1]."""
+        side = np.sqrt(self.min_block + (largest - self.min_block) * u)
+        sides: Reals = np.rint(side * stretch)
+        return sides
+
+    def _place(self, sides: Reals, u: Reals) -> Words:
+        """Gives the patches of rectangles, none of those that are not smaller than the grid.
+
+        Shape: sides and u (2, attempts, n), the result (attempts, n, words).
+        """
+        sides = sides * (sides < self._ends)
+        start = (u * (self._ends + 1 - sides)).astype(np.intp) + self._first_lines
+        stop = start + sides.astype(np.intp)
+        in_rows, in_cols = self._lines.take(start, axis=0) ^ self._lines.take(stop, axis=0)
+        block: Words = in_rows & in_cols
+        return block
 
     def _refuse_if_nothing_fits(self, largest: int) -> None:
         u = np.linspace(0, 1, 65, dtype=np.float32)
-        height, width = self._extent(np.array(largest, dtype=np.int32), u[:, None], u)
-        fits = (height > 0) & (height < self.grid.rows) & (width > 0) & (width < self.grid.cols)
-        if not fits.any():
+        sides = self._sides(np.array(largest, dtype=np.float32), u[:, None], self._stretch(u[None]))
+        if not ((sides > 0) & (sides < self._ends)).all(0).any():
             raise RecipeError(
                 f"masker 'block': rectangles must be smaller than the grid of {self.grid.rows} x "
                 f"{self.grid.cols} patches in both directions, but none of {self.min_block} to "
@@ -211,36 +226,24 @@ def _num_masked(num_patches: int, mask_ratio: float | None, num_targets: int | N
     return num_targets
 
 
-def _count(
-    masked: Booleans, top: Integers, left: Integers, height: Integers, width: Integers
-) -> Integers:
-    """Counts the masked patches inside rectangles, by a table of sums above and left of a corner.
+def _lines(rows: int, cols: int) -> Words:
+    """Gives the patches above each row, then those left of each column; ends included.
 
-    Shape: masked (rows, cols, n), the others and the result (attempts, n).
+    Two entries differ in the patches of the rows, or columns, between them.
+
+    Shape: (rows + 1 + cols + 1, words).
     """
-    rows, cols, num_images = masked.shape
-    # Products with a triangle of ones: several times faster than cumsum, exact in float32, and too
-    # small each to start threads, which would get in the way of other loader processes.
-    above = _triangle(rows) @ masked.transpose(1, 0, 2).astype(np.float32)  # (cols, rows + 1, n)
-    sums = (_triangle(cols) @ above.transpose(1, 0, 2)).ravel()  # (rows + 1, cols + 1, n)
-    row, col = (cols + 1) * num_images, num_images  # steps in the flat table
-    corner = top * row + left * col + np.arange(num_images, dtype=np.int32)
-    down, aside = height * row, width * col
-    counts = sums[corner + down + aside] - sums[corner + down] - sums[corner + aside] + sums[corner]
-    return np.asarray(counts, dtype=np.int32)
+    above = np.tri(rows + 1, rows, -1, dtype=np.bool_).repeat(cols, axis=1)
+    left = np.tile(np.tri(cols + 1, cols, -1, dtype=np.bool_), rows)
+    patches = np.pad(np.concatenate([above, left]), ((0, 0), (0, -rows * cols % 64)))
+    return np.packbits(patches, axis=1).view(np.uint64)
 
 
-@functools.cache
-def _triangle(size: int) -> Reals:
-    return np.tri(size + 1, size, -1, dtype=np.float32)
-
-
-def _top_up(masked: Booleans, missing: Integers, generator: Generator) -> Booleans:
+def _top_up(masked: Booleans, missing: Reals, generator: Generator) -> Booleans:
     """Masks as many more patches as are ``missing``, if any, all equally likely.
 
-    Shape: masked (rows, cols, n), missing (n,).
+    Shape: masked (n, N), missing (n,).
     """
     keys = torch.rand(masked.shape, generator=generator).numpy()
     keys[masked] = 1.0  # the numbers are below 1, so masked patches rank last
-    rank = keys.reshape(-1, len(missing)).argsort(0).argsort(0).reshape(masked.shape)
-    return masked | (rank < missing)
+    return masked | (keys.argsort(1).argsort(1) < missing[:, None])
