@@ -19,7 +19,8 @@ _HOMES = {
         "RecipeError",
         "TrainingError",
     ),
-    "mimkit.evaluate.base": ("Evaluator", "Result", "Subject"),
+    "mimkit.evaluate.base": ("Evaluator", "Result", "Subject", "Work"),
+    "mimkit.parts.attention": ("patch_attention",),
     "mimkit.parts.base": (
         "Backbone",
         "Encoder",
@@ -88,8 +89,10 @@ __all__ = [
     "TrainingError",
     "View",
     "Width",
+    "Work",
     "freeze",
     "paste",
+    "patch_attention",
     "patchify",
     "read_checkpoint",
     "scatter",
@@ -109,7 +112,8 @@ if TYPE_CHECKING:
         RecipeError,
         TrainingError,
     )
-    from mimkit.evaluate.base import Evaluator, Result, Subject
+    from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+    from mimkit.parts.attention import patch_attention
     from mimkit.parts.base import (
         Backbone,
         Encoder,

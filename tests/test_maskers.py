@@ -90,6 +90,36 @@ def test_it_says_whether_it_hides(geometry, mode):
 
 
 @pytest.mark.parametrize(
+    "options", [{"mode": "drop"}, {"mode": "replace"}, {"mode": "replace", "predict": "all"}]
+)
+def test_the_mask_of_chosen_patches_is_the_one_that_is_drawn_when_they_are(any_grid, options):
+    masker = RandomMasker(Geometry(any_grid), mask_ratio=0.4, **options)
+    drawn = masker.sample(3, generator())
+    masked = torch.ones(3, any_grid.num_patches, dtype=torch.bool)
+    masked.scatter_(1, drawn.context, drawn.hidden)
+    made = masker.mask_of(masked)
+    assert made.grid == any_grid
+    for name in ("context", "hidden", "target", "valid"):
+        assert torch.equal(getattr(made, name), getattr(drawn, name)), name
+
+
+@pytest.mark.parametrize("mode", ["drop", "replace"])
+def test_a_masker_takes_more_or_fewer_patches_than_it_draws(geometry, mode):
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, [1, 5, 6]] = masked[1, [0, 14, 15]] = True
+    mask = RandomMasker(geometry, mask_ratio=0.5, mode=mode).mask_of(masked)
+    assert mask.target[:, 0].tolist() == [[1, 5, 6], [0, 14, 15]]
+    assert mask.valid.all()
+
+
+def test_an_image_that_drops_more_patches_than_another_is_refused(geometry):
+    masked = torch.zeros(2, 16, dtype=torch.bool)
+    masked[0, :3] = masked[1, :4] = True
+    with pytest.raises(RecipeError, match="counts range from 3 to 4"):
+        RandomMasker(geometry, mask_ratio=0.5).mask_of(masked)
+
+
+@pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"mask_ratio": 0.01}, "mask_ratio: must mask at least one .* of 16 units"),

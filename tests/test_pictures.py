@@ -144,6 +144,31 @@ def test_many_images_of_few_columns_go_side_by_side(tmp_path):
         assert few.width < many.width
 
 
+@pytest.mark.parametrize("size", [2, 150])
+def test_sheets_with_columns_of_one_width_have_a_row_for_every_image(tmp_path, size):
+    grid = Grid(4, 6, size)
+    contact_sheet(
+        tmp_path / "sheet.png",
+        [Column("x", black(grid, batch_size=12))] * 2,
+        mask_at([0], grid, batch_size=12),
+        column_width=180,
+    )
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width == 24 + 2 * (180 + 12) + 24 - 12
+        pixels = sheet.convert("L")
+        rows = [y for y in range(pixels.height) if pixels.getpixel((24 + 90, y)) == 0]
+    assert len(rows) == 12 * 120
+
+
+def test_images_that_are_larger_than_their_column_are_averaged(tmp_path):
+    stripes = torch.zeros(1, 3, 8, 400)
+    stripes[..., ::2] = 1
+    contact_sheet(tmp_path / "sheet.png", [Column("", stripes)], None, column_width=200)
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        grey = {pixel for _, pixel in sheet.convert("L").getcolors()} - {255}
+    assert grey == {128}
+
+
 def test_grey_images_and_other_shapes_are_drawn(tmp_path):
     grid = Grid(3, 5, 2)
     columns = [Column("grey", black(grid, channels=1)), Column("a long title " * 5, black(grid))]

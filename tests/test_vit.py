@@ -256,3 +256,22 @@ def test_timm_loads_the_export_strictly_and_computes_the_same(options):
     theirs = VisionTransformer(**exported.options).eval()
     theirs.load_state_dict(dict(exported.tensors), strict=True)
     torch.testing.assert_close(theirs(image), encoder.backbone()(image), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{"positions": "learned"}, {"class_token": False}])
+def test_attention_is_that_of_timms_last_block(options):
+    encoder, image = vit(depth=3, **options), torch.randn(2, 3, 16, 16)
+    torch.nn.init.normal_(encoder.blocks[-1].attn.qkv.weight)  # so that attention is not even
+    exported = encoder.timm_model()
+    theirs = VisionTransformer(**exported.options).eval()
+    theirs.load_state_dict(dict(exported.tensors), strict=True)
+    last, seen = theirs.blocks[-1].attn, []
+    last.fused_attn = False
+    last.attn_drop.register_forward_hook(lambda module, args, weights: seen.append(weights))
+    theirs(image)
+    weights = seen[0].mean(dim=1)
+    expected = weights[:, 0, 1:] if encoder.num_prefix else weights.mean(dim=1)
+    found = encoder.attention(image)
+    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+    assert found.std() > 1e-2

@@ -1,10 +1,11 @@
 """The plain vision transformer, on timm's blocks."""
 
 import copy
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed import resample_abs_pos_embed
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
+from mimkit.parts.attention import patch_attention
 from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.depth import set_drop_path
 from mimkit.parts.patches import take
@@ -123,6 +125,21 @@ class ViT(Encoder):
         outputs = [x := block(x) for block in self.blocks]
         outputs[-1] = self.norm(x)
         return tuple(self._tokens(output, index) for output in outputs)
+
+    def attention(self, image: Tensor) -> Tensor:
+        """Gives what the last block's class token, or the mean over patches, looks at.
+
+        Shape: (B, N) float32.
+        """
+        x, _ = self._embed(image, None, None)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        last: Any = self.blocks[-1]
+        joined = last.attn.qkv(last.norm1(x))  # (B, T, 3 D)
+        query, key, _ = rearrange(
+            joined, "b t (three h d) -> three b h t d", three=3, h=self.num_heads
+        )
+        return patch_attention(query, key, self.num_prefix)
 
     def _embed(
         self, image: Tensor, context: Tensor | None, hidden: Tensor | None

@@ -61,26 +61,30 @@ class CrossEntropy(Loss):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps one tensor of the logits' size and makes one for the gradient, and no copy between.
+    """Makes one tensor of the logits' size, which becomes the gradient in place.
 
     Its own function, because blanking the padding costs `torch.nn.functional.cross_entropy` a
-    copy each way, and ``ignore_index`` lets a NaN of the padding into the gradient.
+    copy each way, and ``ignore_index`` lets a NaN of the padding into the gradient. It can be
+    differentiated once: torch refuses a second backward pass through the same graph.
     """
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, classes: Tensor, valid: Tensor) -> Tensor:
-        log_shares = torch.log_softmax(logits, dim=-1, dtype=torch.float32)
-        log_shares.masked_fill_(~valid[..., None], 0.0)
-        ctx.save_for_backward(log_shares, classes, valid)
+        shares = torch.softmax(logits, dim=-1, dtype=torch.float32)
+        # The highest share is at least 1 / K: its logarithm is exact where others underflow.
+        lead = logits.amax(dim=-1).float() - logits.gather(-1, classes[..., None])[..., 0].float()
+        loss = lead - shares.amax(dim=-1).log()  # (B, G, M)
+        shares.masked_fill_(~valid[..., None], 0.0)
+        ctx.save_for_backward(shares, classes, valid)
         ctx.dtype = logits.dtype
-        return -log_shares.gather(-1, classes[..., None]).squeeze(-1)
+        return torch.where(valid, loss, 0.0)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        log_shares, classes, valid = ctx.saved_tensors
+        shares, classes, valid = ctx.saved_tensors
         scale = torch.where(valid, gradient, 0.0)[..., None]
-        result = log_shares.exp().mul_(scale)
+        result = shares.mul_(scale)
         result.scatter_add_(-1, classes[..., None], -scale)
         return result.to(ctx.dtype), None, None
 

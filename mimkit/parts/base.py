@@ -97,6 +97,23 @@ class Masker(Part):
         Shape: see `Mask`; the first axis is ``batch_size``.
         """
 
+    def mask_of(self, masked: Tensor) -> Mask:
+        """Gives the mask that would have been drawn, had just these patches been chosen.
+
+        With it several methods are shown the same hidden region. By default it follows from what
+        this masker declares: dropped patches, or mask tokens if it ``hides``; then all patches
+        are targets if ``num_targets`` says so, else the masked ones, in one group, not padded.
+
+        Shape: masked (B, N) bool with equally many in every image; the mask as `sample` gives it.
+        Raises: RecipeError if this kind of mask does not allow their number.
+        """
+        grid = self.sample(1, torch.Generator().manual_seed(0)).grid
+        if not self.hides:
+            return Mask.drop(masked, grid)
+        if self.num_targets == grid.num_patches:
+            return Mask.replace_predicting_all(masked, grid)
+        return Mask.replace(masked, grid)
+
 
 class Backbone(Module, ABC):
     """The network that a downstream task trains end to end.
@@ -169,6 +186,16 @@ class Encoder(Part, Module):
         The last element is what `features` gives.
         """
         return (self.features(image),)
+
+    def attention(self, image: Tensor) -> Tensor | None:
+        """Says which patches of a whole image the last block looks at, for pictures.
+
+        Of the class token, or the mean over all patches that look where there is none; the mean
+        over heads (`mimkit.patch_attention`). None if there is no such thing, which is the default.
+
+        Shape: (B, N) float, summing to 1 over the patches.
+        """
+        return None
 
     @abstractmethod
     def backbone(self, grid: Grid | None = None) -> Backbone:

@@ -12,14 +12,13 @@ from mimkit.train.step import Pretrainer
 
 
 @torch.no_grad()
-def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: Path) -> None:
-    """Writes ``predictions.png``: one row an image, one column a picture that a part offers.
+def prediction_columns(pretrainer: Pretrainer, batch: Batch, view: View) -> list[Column]:
+    """Gives the original, what the encoder receives, and every picture that a part offers.
 
     Args:
         pretrainer: left in the mode it was in.
         batch: a few held-out images with their masks.
         view: the encoder's view, for undoing its normalisation.
-        folder: where pictures go.
     """
     training = pretrainer.training
     pretrainer.eval()
@@ -35,10 +34,19 @@ def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: P
         Column("image", image),
         Column("what the encoder sees", masked_input(image, batch.mask)),
     ]
-    columns += [Column(p.title, denormalise(p.image, p.view or view), p.correct) for p in pictures]
+    return columns + [
+        Column(p.title, denormalise(p.image, p.view or view), p.correct) for p in pictures
+    ]
+
+
+def draw_predictions(pretrainer: Pretrainer, batch: Batch, view: View, folder: Path) -> None:
+    """Writes ``predictions.png``: one row an image, one column a way of looking at it.
+
+    Args: see `prediction_columns`; pictures go into ``folder``.
+    """
     contact_sheet(
         folder / "predictions.png",
-        columns,
+        prediction_columns(pretrainer, batch, view),
         batch.mask,
         description="Held-out images: the original, what the encoder receives, and what was "
         "predicted; green is right, orange with a cross is wrong.",

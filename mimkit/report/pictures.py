@@ -70,7 +70,12 @@ def masked_input(image: Tensor, mask: Mask) -> Tensor:
 
 
 def contact_sheet(
-    path: Path, columns: Sequence[Column], mask: Mask | None, *, description: str = ""
+    path: Path,
+    columns: Sequence[Column],
+    mask: Mask | None,
+    *,
+    description: str = "",
+    column_width: int | None = None,
 ) -> None:
     """Writes a PNG with the columns side by side, atomically.
 
@@ -80,13 +85,21 @@ def contact_sheet(
             patches are framed in green or red.
         mask: the masks of these images; None for a sheet that frames no targets.
         description: what the sheet shows, in a sentence; kept in the file, for the report.
+        column_width: in pixels, with every image in a row of its own, so that sheets can be read
+            side by side. None: a multiple of the images' width, and many images of few columns
+            go in two blocks.
     """
-    largest = max(max(column.image.shape[-2:]) for column in columns)
-    height, width = (size * max(1, CELL // largest) for size in columns[0].image.shape[-2:])
+    height, width = columns[0].image.shape[-2:]
+    if column_width is None:
+        scale: float = max(1, CELL // max(max(column.image.shape[-2:]) for column in columns))
+    else:
+        scale = column_width / width
+    height, width = round(height * scale), round(width * scale)
     titles = [_wrap(column.title, width) for column in columns]
     num_images = columns[0].image.shape[0]
     # Many images of few columns go side by side, so that the sheet fits a screen.
-    num_blocks = 2 if num_images > MAX_ROWS and 2 * len(columns) <= MAX_COLUMNS else 1
+    wide = column_width is None and num_images > MAX_ROWS and 2 * len(columns) <= MAX_COLUMNS
+    num_blocks = 2 if wide else 1
     num_rows = -(-num_images // num_blocks)
     block_width = len(columns) * (width + GAP) + MARGIN
     top = MARGIN + FONT_SIZE * 5 // 4 * max(len(lines) for lines in titles) + GAP
@@ -107,8 +120,7 @@ def contact_sheet(
         for row in range(min(num_rows, num_images - block * num_rows)):
             image = block * num_rows + row
             upper = top + row * (height + GAP)
-            cell = _pixels(column.image[image]).resize((width, height), Image.Resampling.NEAREST)
-            sheet.paste(cell, (left, upper))
+            sheet.paste(_resized(_pixels(column.image[image]), width, height), (left, upper))
             if column.correct is not None:
                 assert mask is not None, f"column {column.title!r} frames targets without a mask"
                 for patch in _framed(column.correct[image], mask, image):
@@ -177,6 +189,13 @@ def _pixels(image: Tensor) -> Image.Image:
     if values.shape[0] == 1:
         values = values.expand(3, -1, -1)
     return Image.fromarray(rearrange(values, "c h w -> h w c").numpy())
+
+
+def _resized(picture: Image.Image, width: int, height: int) -> Image.Image:
+    shrinks = picture.width > width
+    return picture.resize(
+        (width, height), Image.Resampling.BOX if shrinks else Image.Resampling.NEAREST
+    )
 
 
 def _wrap(title: str, width: int) -> list[str]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -74,17 +75,17 @@ def latest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
     return None
 
 
-def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Loads a checkpoint into a module and an optimizer of the same recipe.
+def restore_weights(checkpoint: Checkpoint, module: nn.Module) -> None:
+    """Loads a checkpoint into a module of the same recipe.
 
     Raises: DataError if names or shapes do not match.
     """
-    tensors = load_file(checkpoint.tensors)
-    model = {
-        name.removeprefix("model."): value
-        for name, value in tensors.items()
-        if name.startswith("model.")
-    }
+    with safe_open(checkpoint.tensors, "pt") as file:
+        model = {
+            name.removeprefix("model."): file.get_tensor(name)
+            for name in file.keys()  # noqa: SIM118 -- it is no dictionary
+            if name.startswith("model.")
+        }
     try:
         module.load_state_dict(model)
     except RuntimeError as error:
@@ -92,6 +93,15 @@ def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Op
             f"{checkpoint.tensors}: this checkpoint does not fit the recipe's parts; a part has "
             f"changed since it was written. Start anew with --fresh. Details: {error}"
         ) from error
+
+
+def restore(checkpoint: Checkpoint, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Loads a checkpoint into a module and an optimizer of the same recipe.
+
+    Raises: DataError if names or shapes do not match.
+    """
+    restore_weights(checkpoint, module)
+    tensors = load_file(checkpoint.tensors)
     state = optimizer.state_dict()
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     number = 0

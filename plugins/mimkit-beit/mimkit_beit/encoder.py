@@ -1,13 +1,15 @@
 """BEiT's vision transformer (arXiv 2106.08254), on timm's blocks."""
 
 import math
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
+import torch.nn.functional as F
+from einops import rearrange
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.weight_init import trunc_normal_
-from timm.models.beit import Block, RelativePositionBias
+from timm.models.beit import RelativePositionBias
 from torch import Tensor, nn
 
 from mimkit import (
@@ -19,9 +21,11 @@ from mimkit import (
     RecipeError,
     TimmModel,
     Tokens,
+    patch_attention,
     take,
 )
 from mimkit_beit.backbone import PooledBEiT, to_grid
+from mimkit_beit.block import Block
 from mimkit_beit.positions import absolute_at, relative_at
 
 # Also the bound of the truncation, so that the true deviation is 0.0108.
@@ -214,7 +218,7 @@ class BEiTViT(Encoder):
         x = self.patch_embed(image)  # (B, N, D)
         batch_size, num_patches, _ = x.shape
         index = torch.arange(num_patches, device=x.device).expand(batch_size, -1)
-        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()  # (heads, 1 + N, 1 + N)
+        bias = None if self.rel_pos_bias is None else self.rel_pos_bias()[None]
         places: Tensor | None = self.pos_embed
         if context is not None and context.shape[1] == num_patches:
             if hidden is not None:
@@ -241,6 +245,25 @@ class BEiTViT(Encoder):
         table = self.rel_pos_bias.relative_position_bias_table
         rows = self.rel_pos_bias.get_buffer("relative_position_index")
         return relative_at(table, rows, context), places
+
+    def attention(self, image: Tensor) -> Tensor:
+        """Gives what the last block's class token looks at, relative positions included.
+
+        Shape: (B, N) float32.
+        """
+        x, bias, _ = self._embed(image, None, None)
+        for block in self.blocks[:-1]:
+            x = block(x, bias)
+        last: Any = self.blocks[-1]
+        attn, rows = last.attn, 2 * self.embed_dim  # of query and key
+        joined = F.linear(
+            last.norm1(x), attn.qkv.weight[:rows], torch.cat([attn.q_bias, attn.k_bias])
+        )
+        query, key = rearrange(joined, "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
+        if attn.relative_position_bias_table is not None:
+            own = attn.relative_position_bias_table[attn.relative_position_index]
+            bias = rearrange(own, "query key h -> 1 h query key")
+        return patch_attention(query, key, 1, bias)
 
     @torch.no_grad()
     def _init_weights(self) -> None:

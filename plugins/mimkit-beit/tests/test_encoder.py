@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from mimkit_beit.encoder import BEiTViT
+from timm.models.beit import Beit
 
 from mimkit import BoundaryError, Geometry, Grid, RecipeError, patchify, take, unpatchify
 
@@ -240,3 +241,27 @@ def test_the_step_is_one_graph(options):
 def test_heads_must_divide_the_width():
     with pytest.raises(RecipeError, match="num_heads: must divide embed_dim = 16, but is 3"):
         beit(num_heads=3)
+
+
+# ------------------------------------------------------------------------------------- attention
+
+
+@pytest.mark.parametrize("positions", POSITIONS)
+@pytest.mark.parametrize("grid", [SQUARE, OBLONG], ids=["4x4", "3x5"])
+def test_attention_is_that_of_timms_last_block(positions, grid):
+    encoder = beit(grid, positions=positions, layer_scale=0.1)
+    torch.nn.init.normal_(encoder.blocks[-1].attn.q_bias)
+    image = torch.randn(2, 3, *grid.image_size)
+    torch.nn.init.normal_(encoder.blocks[-1].attn.qkv.weight)  # so that attention is not even
+    exported = encoder.timm_model()
+    theirs = Beit(**exported.options).eval()
+    theirs.load_state_dict(dict(exported.tensors), strict=True)
+    last, seen = theirs.blocks[-1].attn, []
+    last.fused_attn = False
+    last.attn_drop.register_forward_hook(lambda module, args, weights: seen.append(weights))
+    theirs(image)
+    expected = seen[0].mean(dim=1)[:, 0, 1:]
+    found = encoder.attention(image)
+    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+    assert found.std() > 1e-2

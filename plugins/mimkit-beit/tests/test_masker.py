@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mimkit_beit import masker as module
-from mimkit_beit.masker import ATTEMPTS, BlockMasker
+from mimkit_beit.masker import ATTEMPTS, ROUNDS, BlockMasker
 
 from mimkit import Geometry, Grid, Mask, RecipeError
 
@@ -94,6 +94,7 @@ class Loops:
         (14, 14, {"num_targets": 75, "min_block": 16}),
         (14, 14, {"num_targets": 98, "min_block": 16, "exact": True}),
         (8, 8, {"num_targets": 25, "min_block": 5, "max_block": 9}),
+        (6, 20, {"num_targets": 60, "min_block": 9}),
         (3, 5, {"num_targets": 7, "min_block": 2}),
         (5, 3, {"num_targets": 9, "min_block": 2, "exact": True}),
         (2, 2, {"num_targets": 2, "min_block": 2}),
@@ -102,16 +103,19 @@ class Loops:
 def test_the_same_random_numbers_give_the_masks_of_plain_loops(rows, cols, options):
     loops, masker = Loops(rows, cols, **options), build(rows, cols, **options)
     num_images, images = 16, list(range(16))
-    masks, before = [loops.empty() for _ in images], [0] * num_images
+    masks, count = [loops.empty() for _ in images], [0] * num_images
     state = generator(3)
     while images:
-        u = torch.rand(4, ATTEMPTS, len(images), generator=state).double()
-        after = {
-            image: loops.round(masks[image], before[image], iter(u[:, :, place].T.tolist()))
-            for place, image in enumerate(images)
-        }
-        images = [image for image in images if loops.goes_on(before[image], after[image])]
-        before = [after.get(image, before[image]) for image in range(num_images)]
+        u = torch.rand(ROUNDS, 4, ATTEMPTS, len(images), generator=state).double()
+        ended = set()
+        for image, rounds in zip(images, u.permute(3, 0, 2, 1).tolist(), strict=True):
+            for attempts in rounds:
+                before = count[image]
+                count[image] = loops.round(masks[image], before, iter(attempts))
+                if not loops.goes_on(before, count[image]):
+                    ended.add(image)
+                    break
+        images = [image for image in images if image not in ended]
     assert torch.equal(
         masker.sample(num_images, generator(3)).target,
         Mask.replace(torch.tensor(masks).flatten(1), masker.grid, masker.num_targets).target,
@@ -295,3 +299,25 @@ def test_all_patches_can_be_predicted_from_the_masked_image():
     assert torch.equal(mask.hidden, usual.hidden)
     with pytest.raises(RecipeError, match="predict: 'all' needs mode = 'replace'"):
         BlockMasker(geometry, num_targets=25, predict="all", mode="drop", exact=True)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"exact": True}, {"exact": True, "mode": "drop"}, {"exact": True, "predict": "all"}],
+)
+def test_the_mask_of_chosen_patches_is_the_one_that_is_drawn_when_they_are(options):
+    masker = BlockMasker(Geometry(Grid(8, 8, 4)), num_targets=25, **options)
+    drawn = masker.sample(4, torch.Generator().manual_seed(0))
+    masked = torch.ones(4, 64, dtype=torch.bool).scatter(1, drawn.context, drawn.hidden)
+    made = masker.mask_of(masked)
+    for name in ("context", "hidden", "target", "valid"):
+        assert torch.equal(getattr(made, name), getattr(drawn, name)), name
+
+
+def test_the_mask_of_chosen_patches_is_not_padded():
+    masked = torch.zeros(2, 64, dtype=torch.bool)
+    masked[0, 3:9] = masked[1, 40:46] = True
+    mask = BlockMasker(Geometry(Grid(8, 8, 4)), num_targets=25).mask_of(masked)
+    assert mask.target[:, 0].tolist() == [list(range(3, 9)), list(range(40, 46))]
+    assert mask.valid.all()
+    assert torch.equal(mask.hidden, masked)

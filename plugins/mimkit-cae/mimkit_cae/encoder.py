@@ -1,6 +1,6 @@
 """CAE's vision transformer (arXiv 2202.03026, section 3.1), on timm's blocks."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -9,7 +9,18 @@ from timm.layers.norm import LayerNorm
 from timm.models.beit import Block
 from torch import Tensor, nn
 
-from mimkit import Backbone, Encoder, Geometry, Grid, RecipeError, TimmModel, Tokens, sincos, take
+from mimkit import (
+    Backbone,
+    Encoder,
+    Geometry,
+    Grid,
+    RecipeError,
+    TimmModel,
+    Tokens,
+    patch_attention,
+    sincos,
+    take,
+)
 from mimkit_cae.backbone import PooledCAE
 from mimkit_cae.initialisation import Init, initialise, rescale, special_token
 
@@ -165,6 +176,21 @@ class CAEViT(Encoder):
         # The class token stands nowhere: its position is zero.
         x = x + F.embedding(context, self.pos_embed[0, 1:])
         return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1), context
+
+    def attention(self, image: Tensor) -> Tensor:
+        """Gives what the last block's class token looks at.
+
+        Shape: (B, N) float32.
+        """
+        x, _ = self._embed(image, None)
+        for block in self.blocks[:-1]:
+            x = block(x)
+        last: Any = self.blocks[-1]
+        attn, rows = last.attn, 2 * self.embed_dim  # of query and key, which has no bias
+        bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias)])
+        joined = F.linear(last.norm1(x), attn.qkv.weight[:rows], bias)
+        query, key = rearrange(joined, "b t (two h d) -> two b h t d", two=2, h=self.num_heads)
+        return patch_attention(query, key, 1)
 
     if TYPE_CHECKING:
         __call__ = forward

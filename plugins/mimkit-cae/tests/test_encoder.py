@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mimkit_cae.encoder import CAEViT
+from timm.models.vision_transformer import VisionTransformer
 
 from mimkit import Geometry, Grid, RecipeError, patchify, unpatchify
 
@@ -200,6 +201,23 @@ def test_timm_computes_the_same_features(image, layer_scale):
     torch.testing.assert_close(theirs.forward_features(image), ours, atol=1e-5, rtol=1e-5)
     pooled = tokens.patches.mean(dim=1)
     torch.testing.assert_close(theirs(image), pooled, atol=1e-5, rtol=1e-5)
+
+
+def test_attention_is_that_of_timms_last_block(encoder, image):
+    torch.nn.init.normal_(encoder.blocks[-1].attn.q_bias)
+    torch.nn.init.normal_(encoder.blocks[-1].attn.qkv.weight)  # so that attention is not even
+    exported = encoder.timm_model()
+    theirs = VisionTransformer(**exported.options).eval()
+    theirs.load_state_dict(dict(exported.tensors), strict=True)
+    last, seen = theirs.blocks[-1].attn, []
+    last.fused_attn = False
+    last.attn_drop.register_forward_hook(lambda module, args, weights: seen.append(weights))
+    theirs(image)
+    expected = seen[0].mean(dim=1)[:, 0, 1:]
+    found = encoder.attention(image)
+    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
+    torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
+    assert found.std() > 1e-2
 
 
 # ------------------------------------------------------------------------------------- refusals
