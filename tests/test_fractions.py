@@ -1,10 +1,23 @@
+import dataclasses
+from functools import partial
 from itertools import pairwise
 
 import pytest
 import torch
 
-from mimkit.errors import RecipeError
-from mimkit.evaluate.fractions import development_split, stratified_limit, stratified_subset
+from mimkit.errors import DataError, RecipeError
+from mimkit.evaluate.attentive import AttentiveProbe
+from mimkit.evaluate.finetune import FineTune
+from mimkit.evaluate.fractions import (
+    Labels,
+    development_split,
+    labels_of,
+    stratified_limit,
+    stratified_subset,
+    tell_gaps,
+)
+from mimkit.evaluate.knn import KNN
+from mimkit.evaluate.linear import LinearProbe
 
 
 def balanced(classes=10, each=100):
@@ -93,3 +106,104 @@ def test_the_development_split_is_not_the_smaller_subset():
     labels = balanced()
     _, development = development_split(labels, torch.arange(1000), 0)
     assert not development.equal(stratified_subset(labels, 0.1, 0))
+
+
+@pytest.fixture
+def gappy(subject):
+    """Twelve images a class to train on and four to judge, but of some classes fewer or none."""
+
+    def make(train=None, test=None):
+        counts = {"train": [12] * 10, "test": [4] * 10}
+        for split, change in (("train", train), ("test", test)):
+            for label, count in (change or {}).items():
+                counts[split][label] = count
+        sources = {}
+        for split, each in counts.items():
+            labels = torch.full((len(getattr(subject, split)),), -1)
+            known = torch.arange(10).repeat_interleave(torch.tensor(each))
+            labels[: len(known)] = known
+            sources[split] = dataclasses.replace(getattr(subject, split), labels=labels)
+        said = []
+        changed = dataclasses.replace(subject, report=said.append, **sources)
+        return changed, said
+
+    return make
+
+
+def test_classes_without_gaps_are_not_mentioned(gappy):
+    whole, said = gappy()
+    tell_gaps(whole, "knn", labels_of(whole, "knn"), (0.25, 1.0), searches=True)
+    assert said == []
+
+
+def test_classes_without_images_of_a_split_are_named(gappy):
+    some, said = gappy(train={2: 0, 5: 0}, test={3: 0, 5: 0})
+    tell_gaps(some, "knn", labels_of(some, "knn"))
+    names = some.train.classes
+    assert said == [
+        f"knn: 1 of 10 classes ({names[2]}) have no labelled training image, so their test images "
+        "count as wrong",
+        f"knn: 1 of 10 classes ({names[5]}) have no labelled image at all",
+        f"knn: 1 of 10 classes ({names[3]}) have no test image, so they are not judged",
+    ]
+
+
+def test_classes_with_fewer_labels_than_a_fraction_asks_for_are_named(gappy):
+    some, said = gappy(train={1: 4, 7: 1})
+    labels = labels_of(some, "finetune")
+    tell_gaps(some, "finetune", labels, (0.1, 1.0), searches=True)
+    names = some.train.classes
+    assert said[0] == (
+        f"finetune: 2 of 10 classes ({names[1]}, {names[7]}) have less than half an image at 10 % "
+        "of the labels, and give one"
+    )
+    assert "8 of 10 classes" in said[1]
+    assert "one image at 10 % of the labels, and none to choose hyper-parameters on" in said[1]
+    assert f"1 of 10 classes ({names[7]}) have one image at 100 % of the labels" in said[2]
+    assert len(said) == 3
+    for fraction in (0.1, 1.0):  # and they do give one
+        subset = stratified_subset(labels.train, fraction, 0)
+        assert set(labels.train[subset].tolist()) == set(range(10))
+
+
+def test_of_many_classes_the_first_are_named(gappy):
+    some, said = gappy(test=dict.fromkeys(range(9), 0))
+    many = dataclasses.replace(
+        some,
+        train=dataclasses.replace(some.train, classes=tuple(f"c{n:02}" for n in range(30))),
+    )
+    labels = Labels(some.train.labels, some.test.labels, 30)
+    tell_gaps(many, "knn", labels)
+    assert said[0].startswith("knn: 20 of 30 classes (c10, c11,")
+    assert "c19, ...) have no labelled image at all" in said[0]
+
+
+def test_one_class_with_labels_is_refused_by_its_name(gappy):
+    one, _ = gappy(train=dict.fromkeys(range(1, 10), 0))
+    with pytest.raises(DataError, match=rf"'knn'.*only '{one.train.classes[0]}' has any"):
+        labels_of(one, "knn")
+
+
+@pytest.mark.parametrize(
+    "evaluator",
+    [
+        KNN,
+        partial(LinearProbe, label_fractions=(0.3,), weight_decays=(1e-2, 1e-1)),
+        partial(
+            AttentiveProbe, label_fractions=(0.3,), total_steps=3, batch_size=8, warmup_steps=1
+        ),
+        partial(FineTune, label_fractions=(0.3,), total_steps=3, batch_size=8, seeds=1),
+    ],
+    ids=["knn", "linear_probe", "attentive_probe", "finetune"],
+)
+def test_every_evaluator_names_the_gaps_and_measures_all_the_same(gappy, geometry, evaluator):
+    some, said = gappy(train={2: 0, 4: 1}, test={3: 0})
+    made = evaluator(geometry)
+    made.check(some)
+    names = some.train.classes
+    assert any(f"({names[2]}) have no labelled training image" in line for line in said)
+    assert any(f"({names[3]}) have no test image" in line for line in said)
+    assert isinstance(made, KNN) or any(f"({names[4]}) have less than" in line for line in said)
+    for result in made.run(some):
+        assert 0 <= result.value <= 1
+        assert result.num_images == 36

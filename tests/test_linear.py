@@ -69,8 +69,8 @@ def test_every_result_has_its_baseline_with_the_same_labels(subject, geometry):
         geometry, label_fractions=(0.5, 1.0), seeds=2, weight_decays=(1e-3, 1e-1)
     ).run(subject)
     keys = {(r.init, r.seed, r.protocol["label_fraction"]) for r in results}
-    assert len(results) == len(keys) == 8
-    assert {r.init for r in results} == {"pretrained", "random"}
+    assert len(results) == len(keys) == 12
+    assert {r.init for r in results} == {"pretrained", "random", "pixels"}
     for result in results:
         assert result.protocol["num_labels"] == 120 * result.protocol["label_fraction"]
         assert result.chosen["weight_decay"] in (1e-3, 1e-1)
@@ -136,14 +136,17 @@ def test_features_and_labels_are_those_of_the_same_images(subject, geometry, mon
         return fit(features, labels, num_classes, **options)
 
     monkeypatch.setattr("mimkit.evaluate.linear.extract_layers", numbered)
+    monkeypatch.setattr(
+        "mimkit.evaluate.linear.pixels", lambda _, source, index, side: index.float()[:, None]
+    )
     monkeypatch.setattr("mimkit.evaluate.linear.fit", watched)
     some = dataclasses.replace(subject, train=dataclasses.replace(subject.train, labels=known))
     evaluator = LinearProbe(geometry, label_fractions=(0.5,), seeds=2, weight_decays=(1e-2, 1e-1))
     evaluator.run(some)
     final = fitted[2::3]
-    for seed, images in enumerate(final[:2]):
-        assert torch.equal(images, stratified_subset(known, 0.5, seed))  # as in fine-tuning
-    assert len(final) == 4
+    for number, images in enumerate(final):  # pre-trained, random, pixels
+        assert torch.equal(images, stratified_subset(known, 0.5, number % 2))  # as in fine-tuning
+    assert len(final) == 6
 
 
 def test_images_of_no_subset_are_not_encoded(subject, geometry, monkeypatch):
@@ -192,7 +195,7 @@ def by_layer(results, init="pretrained", pool="mean"):
 
 def test_every_layer_and_pool_has_a_result_and_one_is_chosen(subject, geometry):
     results = every_layer(geometry, weight_decays=(0.1,)).run(subject)
-    assert len(results) == 2 * 2 * 3
+    assert len(results) == 2 * 2 * 3 + 2
     for init in ("pretrained", "random"):
         for pool in ("mean", "cls"):
             found = by_layer(results, init, pool)
@@ -236,7 +239,7 @@ def test_both_pools_side_by_side_are_one_feature_vector(subject, geometry, monke
 
     monkeypatch.setattr("mimkit.evaluate.linear.fit", watched)
     LinearProbe(geometry, pools=("cls_mean",), weight_decays=(0.1,)).run(subject)
-    assert set(widths) == {2 * 16}
+    assert widths == [2 * 16, 2 * 16, 3 * 16 * 16]  # the last of pixels, which nothing pools
 
 
 def test_every_image_is_encoded_once_for_all_layers_pools_seeds_and_fractions(
@@ -275,9 +278,9 @@ def test_a_killed_run_repeats_no_finished_layer(subject, geometry, monkeypatch):
         evaluator.run(dataclasses.replace(subject, report=killed))
     monkeypatch.setattr("mimkit.evaluate.linear.fit", counted)
     assert evaluator.run(subject) == whole
-    assert len(trained) == 3 * (8 - 3 + 1)  # the killed one had not been written down
+    assert len(trained) == 3 * (9 - 3 + 1)  # the killed one had not been written down
     assert evaluator.run(subject) == whole
-    assert len(trained) == 3 * (8 - 3 + 1)
+    assert len(trained) == 3 * (9 - 3 + 1)
 
 
 def test_finished_cells_of_an_encoder_need_no_features(subject, geometry, monkeypatch):
@@ -293,6 +296,50 @@ def test_finished_cells_of_an_encoder_need_no_features(subject, geometry, monkey
     monkeypatch.setattr(encoder, "features", features)
     assert evaluator.run(subject) == before
     assert set(sizes) == {1}
+
+
+@pytest.mark.parametrize("layers", ["last", "all"])
+def test_raw_pixels_stand_beside_every_pool_and_are_fitted_once(
+    subject, geometry, monkeypatch, layers
+):
+    fitted = []
+
+    def counted(features, labels, num_classes, **options):
+        fitted.append(features.shape[1])
+        return fit(features, labels, num_classes, **options)
+
+    monkeypatch.setattr("mimkit.evaluate.linear.fit", counted)
+    options = {"pools": ("mean", "cls"), "weight_decays": (1e-2, 1e-1), "seeds": 2}
+    results = LinearProbe(geometry, layers=layers, **options).run(subject)
+    found = [result for result in results if result.init == "pixels"]
+    assert fitted.count(3 * 16 * 16) == 3 * 2
+    for result in found:
+        beside = [r.init for r in results if (r.seed, r.protocol) == (result.seed, result.protocol)]
+        assert sorted(beside) == ["pixels", "pretrained", "random"]
+    for seed in (0, 1):
+        mean, cls = (r for r in found if r.seed == seed)
+        assert (mean.value, mean.chosen) == (cls.value, cls.chosen)
+        assert "layer" not in mean.chosen
+
+
+def test_pixels_are_averaged_to_a_small_size_and_tell_what_they_show(subject, geometry):
+    """Bright images are one class, dark ones the other."""
+
+    def shade(source):
+        labels = torch.arange(len(source)) % 2
+        pixels = (60 + 120 * labels.to(torch.uint8))[:, None, None, None].expand(-1, 3, 48, 48)
+        sizes = torch.full((len(source), 2), 48, dtype=torch.int32)
+        return dataclasses.replace(
+            source,
+            pixels=pixels.contiguous(),
+            sizes=sizes,
+            labels=labels,
+            classes=("dark", "bright"),
+        )
+
+    shaded = dataclasses.replace(subject, train=shade(subject.train), test=shade(subject.test))
+    results = LinearProbe(geometry, weight_decays=(0.1,)).run(shaded)
+    assert {r.init: r.value for r in results}["pixels"] == 1.0
 
 
 def test_other_weights_are_measured_anew(subject, geometry):

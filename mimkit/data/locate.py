@@ -32,7 +32,9 @@ def registered(name: str) -> DataSet | None:
     return found
 
 
-def locate(name: str, path: str | None, dataset: DataSet | None, split: Split) -> Listing:
+def locate(
+    name: str, path: str | None, dataset: DataSet | None, split: Split, key: str = "data.name"
+) -> Listing:
     """Looks in ``path``, then in ``$MIMKIT_DATA``, then downloads.
 
     Args:
@@ -41,6 +43,7 @@ def locate(name: str, path: str | None, dataset: DataSet | None, split: Split) -
         path: a folder to look in first, or None.
         dataset: what is registered under the name, if anything is.
         split: which part of it.
+        key: of the recipe, which names it.
 
     Raises: DataError with the ways to get the data, if it is nowhere.
     """
@@ -49,14 +52,16 @@ def locate(name: str, path: str | None, dataset: DataSet | None, split: Split) -
     roots = [Path(root).expanduser() for root in (path, os.environ.get("MIMKIT_DATA")) if root]
     for root in roots if dataset else [*roots, Path()]:
         for candidate in _candidates(root, name, dataset):
-            if listing := _open(candidate, split, dataset):
+            if listing := _open(candidate, split, dataset, key):
                 return listing
     hub = dataset.hub if dataset else name
     if hub is None or not _HUB_ID.fullmatch(hub):
-        raise DataError(_advice(name, roots, dataset, "it is no registered name and no path"))
-    listing = _open([_download(hub, name, roots, dataset)], split, dataset)
+        reason = "it is no registered name and no path"
+        raise DataError(_advice(key, name, roots, dataset, reason))
+    listing = _open([_download(hub, name, roots, dataset, key)], split, dataset, key)
     if listing is None:
-        raise DataError(_advice(name, roots, dataset, f"'{hub}' has no parquet files of it"))
+        reason = f"'{hub}' has no parquet files of it"
+        raise DataError(_advice(key, name, roots, dataset, reason))
     return listing
 
 
@@ -72,13 +77,13 @@ def _candidates(root: Path, name: str, dataset: DataSet | None) -> list[list[Pat
     return [[folder] for folder in ([*below, root] if itself or _parquet(root, 1) else below)]
 
 
-def _open(paths: list[Path], split: Split, dataset: DataSet | None) -> Listing | None:
+def _open(paths: list[Path], split: Split, dataset: DataSet | None, key: str) -> Listing | None:
     folders = [path for path in paths if path.is_dir()]
     if not folders:
         return list_parquet(paths, split, dataset)
     if len(paths) > 1:
         raise DataError(
-            f"data.name: must be one folder, or parquet files, but the pattern matches "
+            f"{key}: must be one folder, or parquet files, but the pattern matches "
             f"{len(paths)} paths, '{folders[0]}' among them."
         )
     files = _parquet(folders[0], 2)
@@ -90,7 +95,7 @@ def _parquet(folder: Path, depth: int) -> list[Path]:
     return sorted(path for pattern in patterns for path in folder.glob(pattern))
 
 
-def _download(hub: str, name: str, roots: list[Path], dataset: DataSet | None) -> Path:
+def _download(hub: str, name: str, roots: list[Path], dataset: DataSet | None, key: str) -> Path:
     # Slow to import, and only needed here.
     from huggingface_hub import snapshot_download  # noqa: PLC0415
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError  # noqa: PLC0415
@@ -110,26 +115,28 @@ def _download(hub: str, name: str, roots: list[Path], dataset: DataSet | None) -
     except GatedRepoError as error:
         page = f"https://huggingface.co/datasets/{hub}"
         reason = f"its owner asks you to accept terms at {page}, then to run: hf auth login"
-        raise DataError(_advice(name, roots, dataset, reason)) from error
+        raise DataError(_advice(key, name, roots, dataset, reason)) from error
     except failures as error:
         reason = f"the Hugging Face Hub did not give '{hub}' ({str(error).splitlines()[0]})"
-        raise DataError(_advice(name, roots, dataset, reason)) from error
+        raise DataError(_advice(key, name, roots, dataset, reason)) from error
     return Path(folder)
 
 
-def _advice(name: str, roots: list[Path], dataset: DataSet | None, reason: str) -> str:
+def _advice(key: str, name: str, roots: list[Path], dataset: DataSet | None, reason: str) -> str:
     known = [entry.name for entry in registry.entries("datasets")]
     hint = "" if dataset else nearest(name, known)
     folder = dataset.folder.replace("[-_]", "_").rstrip("*") if dataset else Path(name).name
     hub = (dataset.hub if dataset else None) or (name if _HUB_ID.fullmatch(name) else "USER/NAME")
-    looked = ", ".join(str(root) for root in roots) or "no folder: neither --data nor MIMKIT_DATA"
+    way, unset = f"--data FOLDER, where FOLDER/{folder} holds", "neither --data nor MIMKIT_DATA"
+    if key != "data.name":  # --data says where the images to pre-train on are
+        way, unset = f"{key}=FOLDER, which holds", "no MIMKIT_DATA"
+    looked = ", ".join(str(root) for root in roots) or f"no folder: {unset}"
     return (
-        f"data.name: '{name}' must be found or downloaded, but {reason}.{hint} "
+        f"{key}: '{name}' must be found or downloaded, but {reason}.{hint} "
         f"Looked in {looked}. Three ways to get it:\n"
-        f"  1. --data FOLDER, where FOLDER/{folder} holds parquet files, or images in "
-        "train/CLASS/ and val/CLASS/;\n"
+        f"  1. {way} parquet files, or images in train/CLASS/ and val/CLASS/;\n"
         "  2. MIMKIT_DATA=FOLDER, the same for every run;\n"
         f"  3. on a machine with network: hf download {hub} --repo-type dataset "
         f"--local-dir {folder}\n"
-        "Without any data: --set data.name=shapes"
+        f"Without any data: --set {key}=shapes"
     )

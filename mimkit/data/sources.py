@@ -22,6 +22,7 @@ from mimkit.errors import DataError
 from mimkit.parts.records import View
 from mimkit.recipe.sections import DataSection
 
+SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 DRAWN: Final = {"train": 10_000, "test": 2_000}
 """How many pictures of the embedded set there are where the recipe does not say."""
 
@@ -107,17 +108,46 @@ def open_source(section: DataSection, split: Split) -> Source:
 
     Raises: DataError if the data cannot be found or used.
     """
+    return _open(section, split, "data.name")
+
+
+def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
+    """Opens both splits of ``data.labelled``; None if the recipe names none.
+
+    All of its images are used, and ``data.path`` does not matter: it says where the images to
+    pre-train on are.
+
+    Raises: DataError if the data cannot be found or used, or have no labels.
+    """
+    if section.labelled is None:
+        return None
+    change = {"name": section.labelled, "path": None, "num_images": None, "num_test_images": None}
+    labelled = section.model_copy(update=change)
+    train, test = (_open(labelled, split, "data.labelled") for split in SPLITS)
+    for source in (train, test):
+        if source.labels is None or not bool((source.labels >= 0).any()):
+            raise DataError(
+                f"data.labelled: must name labelled images, but the {source.split} split of "
+                f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "
+                "a class, or name parquet files with a column of labels."
+            )
+    return train, test
+
+
+def _open(section: DataSection, split: Split, key: str) -> Source:
     dataset = registered(section.name)
     limit = section.num_images if split == "train" else section.num_test_images
     if dataset is not None and dataset.hub is None:
         source = _draw(section, dataset, split, limit or DRAWN[split])
     else:
-        source = _read(section, dataset, split, limit)
+        source = _read(section, dataset, split, limit, key)
     return replace(source, mean=section.mean or source.mean, std=section.std or source.std)
 
 
-def _read(section: DataSection, dataset: DataSet | None, split: Split, limit: int | None) -> Source:
-    listing = locate(section.name, section.path, dataset, split)
+def _read(
+    section: DataSection, dataset: DataSet | None, split: Split, limit: int | None, key: str
+) -> Source:
+    listing = locate(section.name, section.path, dataset, split, key)
     found = surveyed(listing, limit)
     survey, pixels = found.survey, found.pixels()
     return Source(

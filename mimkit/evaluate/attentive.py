@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -16,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from mimkit.data.sources import Source
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
-from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.classifier import Score
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
@@ -26,6 +27,7 @@ from mimkit.evaluate.fractions import (
     labels_of,
     stratified_limit,
     stratified_subset,
+    tell_gaps,
 )
 from mimkit.evaluate.images import Images, TrainingImages, WholeImages
 from mimkit.parts.base import Encoder
@@ -39,6 +41,7 @@ _OUTPUT_STD: Final = 0.01
 _MOMENTUM: Final = 0.9
 _MOST_HEADS: Final = 12
 _FLOAT32_BYTES: Final = 4
+_TRIAL_STEPS: Final = 3
 
 
 class AttentiveProbe(Evaluator):
@@ -72,6 +75,8 @@ class AttentiveProbe(Evaluator):
         augmented, the rate is chosen (published: 0.4 for 8192 images a step, 90 epochs, its batch
         norm always takes the statistics of the batch), and it decays to 0, not 1e-6.
     """
+
+    needs_labels = True
 
     def __init__(
         self,
@@ -115,10 +120,12 @@ class AttentiveProbe(Evaluator):
         Raises: DataError, RecipeError.
         """
         labels = labels_of(subject, _NAME)
+        searches = len(self.lrs) > 1
+        tell_gaps(subject, _NAME, labels, self.label_fractions, searches=searches)
         judged = [stratified_limit(labels.test, self.num_test_images)]
         for fraction in self.label_fractions:
             subset = stratified_subset(labels.train, fraction, subject.seed)
-            if len(self.lrs) > 1:
+            if searches:
                 judged.append(development_split(labels.train, subset, subject.seed)[1])
         fewest = min(len(index) for index in judged)
         if self.batch_norm == "batch" and fewest < 2:
@@ -128,6 +135,30 @@ class AttentiveProbe(Evaluator):
             )
         _, width = _token_shape(subject.pretrainer.encoder, subject)
         choose_heads(width, self.num_heads)
+
+    def work(self, subject: Subject) -> Work:
+        """Counts the images of the encoder and of random ones; the seconds are the probes' own.
+
+        They come from a few steps on random tokens. Judging an image counts as a third of training
+        on it.
+        """
+        labels = labels_of(subject, _NAME)
+        seeds = range(subject.seed, subject.seed + self.seeds)
+        num_test = len(stratified_limit(labels.test, self.num_test_images))
+        shape = _token_shape(subject.pretrainer.encoder, subject)
+        encoded, passed = 0, 0.0
+        for number, some in enumerate((seeds, *([seed] for seed in seeds))):
+            # The pre-trained encoder searches, and the first of the random ones for all of them.
+            trained, judged = self._passes(labels, some, subject.seed, searches=number < 2)
+            num_kept = len(self.training_images(labels.train, some, subject.seed)) + num_test
+            kept = _gib(num_kept, shape) <= self.cache_gib
+            encoded += num_kept if kept else trained + judged
+            passed += trained + judged / 3
+        # One image of each encoder shows the tokens' shape.
+        return Work(
+            encoded=encoded + len(seeds) + 1,
+            seconds=passed * self._seconds_of_image(shape, labels.num_classes, subject.device),
+        )
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the pre-trained and of random encoders, by fraction and seed."""
@@ -143,6 +174,51 @@ class AttentiveProbe(Evaluator):
         for seed in seeds:
             results += table.probe("random", subject.fresh(seed).encoder, [seed], chosen)
         return results
+
+    def training_images(self, labels: Tensor, seeds: Sequence[int], first_seed: int) -> Tensor:
+        """Returns all images of which some fraction and seed reads the label, ascending."""
+        subsets = [
+            stratified_subset(labels, fraction, seed)
+            for fraction in self.label_fractions
+            for seed in {first_seed, *seeds}
+        ]
+        images: Tensor = torch.cat(subsets).unique()  # type: ignore[no-untyped-call]
+        return images
+
+    def _passes(
+        self, labels: Labels, seeds: Sequence[int], first_seed: int, *, searches: bool
+    ) -> tuple[int, int]:
+        """Counts the images that the probes of one encoder are trained on, and judge."""
+        trainings = len(seeds) * len(self.label_fractions)
+        judged = trainings * len(stratified_limit(labels.test, self.num_test_images))
+        if searches and len(self.lrs) > 1:
+            for fraction in self.label_fractions:
+                subset = stratified_subset(labels.train, fraction, first_seed)
+                held = development_split(labels.train, subset, first_seed)[1]
+                trainings += len(self.lrs)
+                judged += len(self.lrs) * len(held)
+        return trainings * self.total_steps * self.batch_size, judged
+
+    def _seconds_of_image(
+        self, shape: tuple[int, int], num_classes: int, device: torch.device
+    ) -> float:
+        """Measures steps on random tokens, each batch gathered as from those that are kept."""
+        size = self.batch_size
+        kept = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
+        rows = torch.arange(size, device=device)
+        with torch.random.fork_rng(devices=[]):
+            classifier = AttentiveClassifier(
+                shape[1], num_classes, choose_heads(shape[1], self.num_heads)
+            ).to(device)
+        start = 0.0
+        for step in range(1 + _TRIAL_STEPS):
+            if step == 1:  # the first is slower
+                start = time.perf_counter()
+            classifier.zero_grad()
+            loss = F.cross_entropy(classifier(kept[rows]), rows % num_classes)
+            torch.autograd.backward(loss)
+            float(loss.detach())  # waits for the device
+        return (time.perf_counter() - start) / _TRIAL_STEPS / size
 
 
 class AttentiveClassifier(nn.Module):
@@ -279,6 +355,11 @@ def _token_shape(encoder: Encoder, subject: Subject) -> tuple[int, int]:
     return one.shape[1], one.shape[2]
 
 
+def _gib(num_images: int, shape: tuple[int, int]) -> float:
+    """Returns what the tokens of so many images need, in GiB."""
+    return num_images * math.prod(shape) * _FLOAT32_BYTES / 2**30
+
+
 @dataclass(frozen=True)
 class _Cell:
     split: Literal["development", "test"]
@@ -339,15 +420,10 @@ class _Table:
 
     def _encoded(self, init: str, encoder: Encoder, seeds: Sequence[int]) -> _Encoded:
         options, subject, labels = self.options, self.subject, self.labels
-        subsets = [
-            stratified_subset(labels.train, fraction, seed)
-            for fraction in options.label_fractions
-            for seed in {subject.seed, *seeds}
-        ]
-        train = torch.cat(subsets).unique()  # type: ignore[no-untyped-call]
+        train = options.training_images(labels.train, seeds, subject.seed)
         test = stratified_limit(labels.test, options.num_test_images)
-        num_tokens, width = _token_shape(encoder, subject)
-        gib = (len(train) + len(test)) * num_tokens * width * _FLOAT32_BYTES / 2**30
+        shape = _token_shape(encoder, subject)
+        gib = _gib(len(train) + len(test), shape)
         keep = gib <= options.cache_gib
         if not keep:
             subject.report(
@@ -357,7 +433,7 @@ class _Table:
         return _Encoded(
             init,
             digest(encoder),
-            width,
+            shape[1],
             _Frozen(encoder, subject, subject.train, train, keep),
             _Frozen(encoder, subject, subject.test, test, keep),
         )

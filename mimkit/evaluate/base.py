@@ -30,8 +30,9 @@ class Subject:
         pretrainer: the model as it stands; an evaluator must not change it.
         masker: the recipe's, for evaluators that repeat the pre-training task.
         views: every rendering that the recipe's parts ask for, the encoder's first.
-        train: the training split, whose labels may be used.
-        test: the held-out split; nothing is ever chosen on it.
+        train: the training split, whose labels may be used; for evaluators that need labels that
+            of ``data.labelled``, if the recipe names it.
+        test: the held-out split of the same data; nothing is ever chosen on it.
         augment: the recipe's augmentation.
         device: where to compute.
         seed: of the run.
@@ -91,6 +92,22 @@ class Result:
     chosen: Mapping[str, Plain] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Work:
+    """What one call of `Evaluator.run` has to do, before it does it.
+
+    Args:
+        encoded: images that pass a network forwards only: the frozen encoder, or a fine-tuned
+            network that is judged.
+        trained: images that pass a fine-tuned network forwards and backwards.
+        seconds: for all else that takes long, from a short measured trial.
+    """
+
+    encoded: int = 0
+    trained: int = 0
+    seconds: float = 0.0
+
+
 class Evaluator(Part):
     """Judges a pre-trained encoder.
 
@@ -98,9 +115,12 @@ class Evaluator(Part):
         every_steps: run also during training at this interval; None or 0 only at its end.
         needs_targets: True if it repeats the pre-training task, so that targets are prepared also
             for a run that trains nothing.
+        needs_labels: True if it reads labels; then its images are those of ``data.labelled``, if
+            the recipe names any.
     """
 
     needs_targets: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
     every_steps: int | None = None
 
     def check(self, subject: Subject) -> None:
@@ -108,6 +128,14 @@ class Evaluator(Part):
 
         Raises: RecipeError, DataError.
         """
+
+    def work(self, subject: Subject) -> Work:
+        """Counts what one call of `run` does, baselines and searches included; by default nothing.
+
+        From it the time of an evaluation is estimated. What an interrupted run has finished is
+        not taken off.
+        """
+        return Work()
 
     @abstractmethod
     def run(self, subject: Subject) -> list[Result]:

@@ -182,11 +182,7 @@ def recompute_batch_norm(network: nn.Module, images: Iterable[Tensor]) -> None:
         network: left in the mode it is in.
         images: (B, C, H, W) each; equally large and mixed, since every batch counts alike.
     """
-    norms = [
-        module
-        for module in network.modules()
-        if isinstance(module, _BatchNorm) and module.track_running_stats
-    ]
+    norms = running_norms(network)
     if not norms:
         return
     momenta = [norm.momentum for norm in norms]
@@ -199,6 +195,15 @@ def recompute_batch_norm(network: nn.Module, images: Iterable[Tensor]) -> None:
             network(image)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
+
+
+def running_norms(network: nn.Module) -> list[_BatchNorm]:
+    """Returns the layers of batch norm that keep running statistics."""
+    return [
+        module
+        for module in network.modules()
+        if isinstance(module, _BatchNorm) and module.track_running_stats
+    ]
 
 
 def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, float]:

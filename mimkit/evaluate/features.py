@@ -1,5 +1,6 @@
 """Frozen features: one vector per image, from an encoder that nothing changes."""
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Literal
@@ -13,7 +14,7 @@ from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.images import WholeImages
 from mimkit.parts.base import Encoder
-from mimkit.parts.records import Tokens
+from mimkit.parts.records import Tokens, View
 
 Pool = Literal["mean", "cls"]
 FEATURE_BATCH = 256
@@ -87,7 +88,7 @@ def extract_layers(
             start = rows.stop
             for vectors, tokens in zip(kept, found, strict=True):
                 for pool, features in vectors.items():
-                    features[rows] = _pool(tokens, pool)
+                    features[rows] = pooled(tokens, pool)
     return kept
 
 
@@ -96,26 +97,34 @@ def check_pool(subject: Subject, pool: Pool) -> None:
     extract(subject.pretrainer.encoder, subject, subject.train, torch.arange(1), pool)
 
 
-def pixels(subject: Subject, source: Source, index: Tensor) -> Tensor:
-    """Flattens the images themselves: the features that cost nothing.
-
-    Larger images are averaged down to 32 x 32 cells.
+def pixels(subject: Subject, source: Source, index: Tensor, side: int = _PIXELS_SIDE) -> Tensor:
+    """Gives the images themselves as features: they cost nothing. See `flat_pixels`.
 
     Shape: (n, C * height * width) float32 on the subject's device.
     """
-    height, width = subject.view.image_size
-    size = min(height, _PIXELS_SIDE), min(width, _PIXELS_SIDE)
     batches = _whole(subject, source, index)
-    return torch.cat([F.adaptive_avg_pool2d(image, size).flatten(1) for image in batches])
+    return torch.cat([flat_pixels(image, side) for image in batches])
 
 
-def _whole(subject: Subject, source: Source, index: Tensor) -> Iterator[Tensor]:
-    images = WholeImages(source, index, (subject.view,), FEATURE_BATCH)
-    for _, views in images.stream(len(images), workers=subject.workers, device=subject.device):
-        yield views[subject.view.name]
+def flat_pixels(image: Tensor, side: int = _PIXELS_SIDE) -> Tensor:
+    """Flattens images; larger ones are averaged down to ``side`` x ``side`` cells.
+
+    Shape: image (B, C, H, W); (B, C * min(H, side) * min(W, side)).
+    """
+    height, width = image.shape[2:]
+    return F.adaptive_avg_pool2d(image, (min(height, side), min(width, side))).flatten(1)
 
 
-def _pool(tokens: Tokens, pool: Pool) -> Tensor:
+def pixels_width(view: View, side: int) -> int:
+    """Returns how many features `flat_pixels` gives of an image of this view."""
+    return len(view.mean) * math.prod(min(length, side) for length in view.image_size)
+
+
+def pooled(tokens: Tokens, pool: Pool) -> Tensor:
+    """Gives one vector an image, (B, D).
+
+    Raises: RecipeError if ``pool`` is "cls" and there is no such token.
+    """
     if pool == "mean":
         return tokens.patches.mean(dim=1)
     if tokens.prefix.shape[1] == 0:
@@ -123,3 +132,9 @@ def _pool(tokens: Tokens, pool: Pool) -> Tensor:
             "the pool 'cls' needs an encoder with a class token, but this one has none. Use 'mean'."
         )
     return tokens.prefix[:, 0]
+
+
+def _whole(subject: Subject, source: Source, index: Tensor) -> Iterator[Tensor]:
+    images = WholeImages(source, index, (subject.view,), FEATURE_BATCH)
+    for _, views in images.stream(len(images), workers=subject.workers, device=subject.device):
+        yield views[subject.view.name]

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
-from mimkit.evaluate.base import Evaluator, Plain, Result, Subject
+from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.classifier import (
     Classifier,
     Score,
     backbone_of,
     recompute_batch_norm,
+    running_norms,
     score_classifier,
     train_classifier,
 )
@@ -26,6 +27,7 @@ from mimkit.evaluate.fractions import (
     labels_of,
     stratified_limit,
     stratified_subset,
+    tell_gaps,
 )
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
@@ -36,6 +38,7 @@ from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
 
 _STATISTICS_IMAGES: Final = 2048
+_STANDARD: Final = Augment(crop="resized", crop_scale=(0.5, 1.0))
 _PROTOCOL: Final = {"total_steps", "batch_size", "optimizer", "warmup_steps", "weight_decay"}
 
 
@@ -65,6 +68,9 @@ class FineTune(Evaluator):
             rate. It is for pre-trained layers, but the baseline gets it too: all alike.
         drop_path: rate of stochastic depth of the last block, rising linearly from 0; 0 leaves it
             as in pre-training.
+        augmentation: how training images vary before RandAugment: as in the recipe's
+            "pretraining", or "standard": flipped, and cropped to half their area or more, the
+            same whatever the recipe.
         mixup: parameter of mixup's beta distribution; 0 for none.
         cutmix: parameter of CutMix's; 0 for none. With both, every batch draws one of them.
         rand_augment: RandAugment of every image, as timm writes it, such as
@@ -85,8 +91,10 @@ class FineTune(Evaluator):
         arXiv 2106.08254, appendix: layer decay 0.65, drop path 0.1, label smoothing 0.1, mixup
         0.8, CutMix 1, RandAugment of magnitude 9 and deviation 0.5, random erasing 0.25 (none for
         CIFAR-100), least learning rate 1e-6, no clipping. Its repeated augmentation is left out,
-        and crop and flip are those of the recipe's pre-training.
+        and crop and flip are those of the recipe's pre-training or "standard".
     """
+
+    needs_labels = True
 
     def __init__(
         self,
@@ -105,6 +113,7 @@ class FineTune(Evaluator):
         label_smoothing: float = 0.0,
         layer_decay: float | None = None,
         drop_path: float = 0.0,
+        augmentation: Literal["pretraining", "standard"] = "pretraining",
         mixup: float = 0.0,
         cutmix: float = 0.0,
         rand_augment: str | None = None,
@@ -137,6 +146,7 @@ class FineTune(Evaluator):
         self.label_smoothing = label_smoothing
         self.layer_decay = layer_decay
         self.drop_path = drop_path
+        self.augmentation = augmentation
         self.mixup = mixup
         self.cutmix = cutmix
         self.rand_augment = None if rand_augment is None else RandAugment(rand_augment)
@@ -158,6 +168,7 @@ class FineTune(Evaluator):
         settings = {
             "min_lr": min_lr,
             "drop_path": drop_path,
+            "augmentation": None if augmentation == "pretraining" else augmentation,
             "mixup": mixup,
             "cutmix": cutmix,
             "rand_augment": rand_augment,
@@ -173,16 +184,46 @@ class FineTune(Evaluator):
         Raises: DataError, RecipeError.
         """
         labels = labels_of(subject, "finetune")
+        searches = len(self.lrs) > 1
+        tell_gaps(subject, "finetune", labels, self.label_fractions, searches=searches)
         for fraction in self.label_fractions:
             subset = stratified_subset(labels.train, fraction, subject.seed)
-            if len(self.lrs) > 1:
+            if searches:
                 development_split(labels.train, subset, subject.seed)
         with torch.random.fork_rng(devices=[]):
             self.backbone(subject.pretrainer)
 
+    def work(self, subject: Subject) -> Work:
+        """Counts the images of all trainings, and those that are judged.
+
+        Batch norm that is measured anew counts as judging.
+        """
+        labels = labels_of(subject, "finetune")
+        num_test = len(stratified_limit(labels.test, self.num_test_images))
+        with torch.random.fork_rng(devices=[]):
+            measures = self.recompute_batch_norm and running_norms(
+                self.backbone(subject.pretrainer)
+            )
+        trainings = encoded = 0
+        for fraction in self.label_fractions:
+            subsets = {
+                seed: stratified_subset(labels.train, fraction, seed)
+                for seed in range(subject.seed, subject.seed + self.seeds)
+            }
+            fitted, judged = [len(subset) for subset in subsets.values()], self.seeds * num_test
+            if len(self.lrs) > 1:
+                split = development_split(labels.train, subsets[subject.seed], subject.seed)
+                fitted += len(self.lrs) * [len(split[0])]
+                judged += len(self.lrs) * len(split[1])
+            trainings += len(self.inits) * len(fitted)
+            encoded += len(self.inits) * judged
+            if measures:
+                encoded += sum(math.prod(_statistics_batches(count)) for count in fitted)
+        total_steps = self.train.total_steps or 0
+        return Work(encoded=encoded, trained=trainings * total_steps * self.train.batch_size)
+
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` by fraction, start and seed."""
-        self.check(subject)
         labels = labels_of(subject, "finetune")
         table = _Table(self, subject, labels, Cells(subject.workdir / "cells.jsonl"))
         seeds = range(subject.seed, subject.seed + self.seeds)
@@ -211,7 +252,7 @@ class FineTune(Evaluator):
 
     def augment(self, subject: Subject) -> Augment:
         """Returns how training images vary before RandAugment."""
-        augment = subject.augment
+        augment = _STANDARD if self.augmentation == "standard" else subject.augment
         return augment if self.rand_augment is None else replace(augment, color_jitter=0.0)
 
     def mixing(self, num_classes: int) -> Mixing | None:
@@ -245,6 +286,12 @@ def _grid_of(image_size: int, grid: Grid, network: str) -> Grid:
         )
     side = image_size // grid.patch_size
     return Grid(side, side, grid.patch_size)
+
+
+def _statistics_batches(num_images: int) -> tuple[int, int]:
+    """How many batches of how many images batch norm is measured on."""
+    size = min(FEATURE_BATCH, num_images)
+    return min(num_images, _STATISTICS_IMAGES) // size, size
 
 
 @dataclass(frozen=True)
@@ -359,9 +406,8 @@ class _Table:
             options.rand_augment,
         )
         if cell.init == "pretrained" and options.recompute_batch_norm:
-            size = min(FEATURE_BATCH, len(index))
+            count, size = _statistics_batches(len(index))
             whole = replace(images, batch_size=size, variation=Augment.none(), rand_augment=None)
-            count = min(len(index), _STATISTICS_IMAGES) // size
             stream = whole.stream(count, workers=workers, device=device)
             recompute_batch_norm(network, (views["image"] for _, views in stream))
         train_classifier(

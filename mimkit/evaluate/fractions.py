@@ -1,6 +1,8 @@
 """Which images give their labels: a function of labels, fraction and seed, the same for all."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import torch
@@ -8,11 +10,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimkit.data.counter import uniform
+from mimkit.data.sources import Source
 from mimkit.errors import DataError, RecipeError
 from mimkit.evaluate.base import Subject
 
 # Streams of the counter generator; those of augmentation are small numbers.
 _LABELS, _DEVELOPMENT = 1001, 1002
+_SHOWN: Final = 10
+"""So many classes are named where many have the same gap."""
 
 
 def stratified_subset(labels: Tensor, fraction: float, seed: int) -> Tensor:
@@ -91,16 +96,24 @@ class Labels:
 def labels_of(subject: Subject, evaluator: str) -> Labels:
     """Returns the labels of both splits.
 
-    Raises: DataError if a split has none, if there is only one class, or if the splits' classes
-        differ.
+    Raises: DataError as `labels_in`.
     """
-    train, test = subject.train, subject.test
+    return labels_in(subject.train, subject.test, evaluator)
+
+
+def labels_in(train: Source, test: Source, evaluator: str) -> Labels:
+    """Returns the labels of two splits.
+
+    Raises: DataError if a split has none, if the splits' classes differ, or if fewer than two
+        classes have labelled training images.
+    """
     for source in (train, test):
         if source.labels is None or not bool((source.labels >= 0).any()):
             raise DataError(
                 f"evaluator '{evaluator}' needs labels, but the {source.split} split of "
-                f"'{source.name}' ({source.origin}) has none. Put the images into one folder a "
-                "class, or remove this evaluator from the recipe."
+                f"'{source.name}' ({source.origin}) has none. Name a labelled set for the "
+                "evaluations with data.labelled, put the images into one folder a class, or "
+                "remove this evaluator from the recipe."
             )
     assert train.labels is not None and test.labels is not None  # noqa: PT018 -- for mypy
     if train.classes != test.classes or len(train.classes) < 2:
@@ -109,7 +122,69 @@ def labels_of(subject: Subject, evaluator: str) -> Labels:
             f"'{train.name}', but they are {', '.join(train.classes)} (train) and "
             f"{', '.join(test.classes)} (test)."
         )
+    counts = _counts(train.labels, len(train.classes))
+    if (counts > 0).sum() < 2:
+        (only,) = _names(train.classes, counts > 0)
+        raise DataError(
+            f"evaluator '{evaluator}' needs labelled training images of two or more classes of "
+            f"'{train.name}', but only '{only}' has any. Give more labelled images."
+        )
     return Labels(train.labels, test.labels, len(train.classes))
+
+
+def tell_gaps(
+    subject: Subject,
+    evaluator: str,
+    labels: Labels,
+    fractions: Sequence[float] = (1.0,),
+    *,
+    searches: bool = False,
+) -> None:
+    """Reports classes that give fewer labels than a fraction means them to, by their names.
+
+    A class without a labelled training image is never answered, one without a test image never
+    asked; one whose share is less than one image gives one; of a single image none can be set
+    aside to choose hyper-parameters on.
+
+    Args:
+        subject: whose report is told.
+        evaluator: that asks.
+        labels: of its splits.
+        fractions: of the labels that it trains on.
+        searches: whether it sets images aside to choose hyper-parameters on.
+    """
+    classes = subject.train.classes
+    train, test = (_counts(split, labels.num_classes) for split in (labels.train, labels.test))
+    absent = train == 0
+    gaps = [
+        (absent & (test > 0), "no labelled training image, so their test images count as wrong"),
+        (absent & (test == 0), "no labelled image at all"),
+        (~absent & (test == 0), "no test image, so they are not judged"),
+    ]
+    for fraction in fractions:
+        share = f"at {100 * fraction:g} % of the labels"
+        subset = stratified_subset(labels.train, fraction, subject.seed)
+        few = ~absent & (fraction * train < 0.5)
+        single = (_counts(labels.train[subset], labels.num_classes) == 1) & ~few & searches
+        gaps += [
+            (few, f"less than half an image {share}, and give one"),
+            (single, f"one image {share}, and none to choose hyper-parameters on"),
+        ]
+    for chosen, what in gaps:
+        if chosen.any():
+            names = _names(classes, chosen)
+            shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+            subject.report(
+                f"{evaluator}: {len(names)} of {len(classes)} classes ({shown}) have {what}"
+            )
+
+
+def _counts(labels: Tensor, num_classes: int) -> NDArray[np.int64]:
+    return np.bincount(labels[labels >= 0].numpy(), minlength=num_classes)
+
+
+def _names(classes: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:
+    return [name for name, one in zip(classes, chosen, strict=True) if one]
 
 
 def _first_of_each_class(

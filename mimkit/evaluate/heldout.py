@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import torch
 
-from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import evaluation_mode
-from mimkit.evaluate.images import WholeImages
+from mimkit.evaluate.images import WholeImages, evenly_spaced
 from mimkit.parts.records import Batch, Geometry
 
 _MASK_SEED = 0
@@ -32,6 +32,10 @@ class HeldOut(Evaluator):
         self.num_images = num_images
         self.every_steps = every_steps
 
+    def work(self, subject: Subject) -> Work:
+        """Counts the held-out images."""
+        return Work(encoded=len(evenly_spaced(subject.test, self.num_images)))
+
     @torch.no_grad()
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``loss/<term>`` and ``metric/<term>/<name>``, means over all valid positions."""
@@ -54,10 +58,7 @@ class HeldOut(Evaluator):
         ]
 
     def _batches(self, subject: Subject) -> Iterator[Batch]:
-        available = len(subject.test)
-        count = min(self.num_images, available)
-        # Evenly spaced: data sets often come sorted by class.
-        index = torch.arange(count) * available // count
+        index = evenly_spaced(subject.test, self.num_images)
         images = WholeImages(subject.test, index, subject.views, subject.batch_size)
         generator = torch.Generator().manual_seed(_MASK_SEED)
         for numbers, views in images.stream(

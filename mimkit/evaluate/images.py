@@ -115,6 +115,33 @@ class WholeImages(Images):
 
 
 @dataclass(frozen=True)
+class Renderings(WholeImages):
+    """Each image once, in the given order, under one draw of an augmentation.
+
+    Args:
+        variation: how the images vary.
+        seed: of the draws.
+        number: which of the many renderings.
+    """
+
+    variation: Augment
+    seed: int
+    number: int
+
+    @property
+    def augment(self) -> Augment:
+        """How the images vary."""
+        return self.variation
+
+    def choose(self, number: int) -> tuple[Tensor, NDArray[np.int64], Draws]:
+        """Takes the next images, as a function of them, the seed and the rendering alone."""
+        index, epoch, _ = super().choose(number)
+        epoch = epoch + self.number
+        sizes = self.source.sizes[index].numpy()
+        return index, epoch, draw(self.augment, sizes, self.seed, epoch, index.numpy())
+
+
+@dataclass(frozen=True)
 class TrainingImages(Images):
     """Full batches without end, every pass in a new order, crops and flips drawn anew.
 
@@ -154,3 +181,13 @@ class TrainingImages(Images):
         index = self.index[torch.from_numpy(place)]
         sizes = self.source.sizes[index].numpy()
         return index, epoch, draw(self.augment, sizes, self.seed, epoch, index.numpy())
+
+
+def evenly_spaced(source: Source, num_images: int) -> Tensor:
+    """Chooses up to ``num_images`` of a split; not the first, for sets often come sorted by class.
+
+    Shape: (n,) int64, ascending.
+    """
+    available = len(source)
+    count = min(num_images, available)
+    return torch.arange(count) * available // count

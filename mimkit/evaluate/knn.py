@@ -5,9 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import Pool, check_pool, extract, pixels
-from mimkit.evaluate.fractions import labels_of, stratified_limit
+from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 
@@ -32,6 +32,8 @@ class KNN(Evaluator):
     Source: weighted vote with temperature 0.07: instance discrimination, arXiv 1805.01978;
         k = 20: DINO, arXiv 2104.14294.
     """
+
+    needs_labels = True
 
     def __init__(
         self,
@@ -58,8 +60,15 @@ class KNN(Evaluator):
 
         Raises: DataError, RecipeError.
         """
-        labels_of(subject, "knn")
+        tell_gaps(subject, "knn", labels_of(subject, "knn"))
         check_pool(subject, self.pool)
+
+    def work(self, subject: Subject) -> Work:
+        """Counts the images of both splits, for the encoder and for random weights."""
+        labels = labels_of(subject, "knn")
+        train = stratified_limit(labels.train, self.num_images)
+        test = stratified_limit(labels.test, self.num_test_images)
+        return Work(encoded=2 * (len(train) + len(test)))
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the encoder and of both baselines."""

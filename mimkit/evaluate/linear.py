@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -14,21 +15,29 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.errors import RecipeError
-from mimkit.evaluate.base import Evaluator, Plain, Result, Subject
+from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
-from mimkit.evaluate.features import Pool, extract_layers
+from mimkit.evaluate.features import Pool, extract_layers, pixels, pixels_width
 from mimkit.evaluate.fractions import (
     development_split,
     labels_of,
     stratified_limit,
     stratified_subset,
+    tell_gaps,
 )
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 
+_NAME: Final = "linear_probe"
 _EPSILON = 1e-6
 _MAX_ITERATIONS = 200
 _CHOSEN: Final = "chosen on development images"
+_PIXELS: Final = "pixels"
+_PIXELS_SIDE: Final = 16
+_TRIAL_IMAGES: Final = 2048
+_TRIAL_ITERATIONS: Final = 5
+# On CIFAR-10, mean of weight decays from 0.1 (a quarter of the most) to 0.001 (nearly all).
+_USUAL_ITERATIONS: Final = _MAX_ITERATIONS // 2
 
 Pooling = Literal["mean", "cls", "cls_mean"]
 _PARTS: Final[Mapping[Pooling, tuple[Pool, ...]]] = {
@@ -72,6 +81,7 @@ def fit(
     *,
     weight_decay: float,
     start: Probe | None = None,
+    max_iterations: int = _MAX_ITERATIONS,
 ) -> Probe:
     """Minimises the mean cross-entropy + weight_decay / 2 x squared weights, by L-BFGS.
 
@@ -84,6 +94,7 @@ def fit(
         num_classes: how many classes there are, also if ``labels`` lack some.
         weight_decay: factor of the penalty; biases pay none.
         start: where to start; None for zero.
+        max_iterations: where to stop at the latest.
     """
     labels = labels.to(features.device)
     mean = features.mean(0)
@@ -95,7 +106,7 @@ def fit(
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
     optimizer = torch.optim.LBFGS(
         parameters,
-        max_iter=_MAX_ITERATIONS,
+        max_iter=max_iterations,
         tolerance_grad=1e-6,
         line_search_fn="strong_wolfe",
     )
@@ -123,13 +134,18 @@ class LinearProbe(Evaluator):
     baseline chooses its layer in the same way. Images that give their labels are encoded once for
     all layers and pools, and kept in main memory: images x layers x pools x D float32.
 
+    The second baseline is the raw pixels, averaged down to 16 x 16 cells: of 2,000 or 16,000 images
+    of CIFAR-10 a probe learns as much from them as from 32 x 32, in a fifth of the time. They have
+    one layer and nothing to pool, so the same number stands beside every pool and beside the chosen
+    layer.
+
     Args:
         geometry: not needed.
         layers: the encoder's features, or the tokens after each of its blocks.
         pools: features are the mean of the patches, the class token, or both side by side.
         weight_decays: the values to choose from; they multiply half the squared weights.
         label_fractions: shares of the labels to train on.
-        seeds: how often, each with its own label subset and its own random baseline.
+        seeds: how often, each with its own label subset and its own baselines.
         num_test_images: test images to classify, all classes alike; None for all.
 
     Raises: RecipeError if there is no pool, weight decay, fraction or seed.
@@ -140,6 +156,8 @@ class LinearProbe(Evaluator):
         and whose code "cls_mean". Both report the best layer; to choose it on development
         images is ours.
     """
+
+    needs_labels = True
 
     def __init__(
         self,
@@ -180,42 +198,97 @@ class LinearProbe(Evaluator):
 
         Raises: DataError, RecipeError.
         """
-        labels = labels_of(subject, "linear_probe")
+        labels = labels_of(subject, _NAME)
+        tell_gaps(subject, _NAME, labels, self.label_fractions, searches=self.searches)
         for fraction in self.label_fractions:
             subset = stratified_subset(labels.train, fraction, subject.seed)
             if self.searches:
                 development_split(labels.train, subset, subject.seed)
-        self._num_layers(subject, subject.pretrainer.encoder)
+        self._layers(subject)
+
+    def work(self, subject: Subject) -> Work:
+        """Counts the images of the encoder and of random ones; the seconds are those of the fits.
+
+        They come from a few iterations on random features, as if every fit took half of those that
+        it may take; with weak weight decay it takes them all.
+        """
+        labels = labels_of(subject, _NAME)
+        seeds = range(subject.seed, subject.seed + self.seeds)
+        num_test = len(stratified_limit(labels.test, self.num_test_images))
+        num_encoded = 1  # shows the layers
+        for some in (seeds, *([seed] for seed in seeds)):
+            num_encoded += len(self.training_images(labels.train, some)) + num_test
+        # Width of features to how often they are fitted: pixels once, encoders with either weights.
+        widths = {pixels_width(subject.view, _PIXELS_SIDE): 1}
+        for layer, pool in product(self._layers(subject), self.pools):
+            width = sum(layer[part].shape[1] for part in _PARTS[pool])
+            widths[width] = widths.get(width, 0) + 2
+        seconds = 0.0
+        for fraction, (width, count) in product(self.label_fractions, widths.items()):
+            num_labels = len(stratified_subset(labels.train, fraction, subject.seed))
+            once = _seconds_of_fit(num_labels, width, labels.num_classes, subject.device)
+            seconds += count * once
+        num_fits = 1 + self.searches * len(self.weight_decays)
+        return Work(encoded=num_encoded, seconds=len(seeds) * num_fits * seconds)
 
     def run(self, subject: Subject) -> list[Result]:
-        """Gives ``accuracy`` of the pre-trained and of random encoders.
+        """Gives ``accuracy`` of the pre-trained encoder, of random ones and of raw pixels.
 
         One result by seed, fraction, pool and layer; with all layers one more of the chosen one.
         """
         seeds = range(subject.seed, subject.seed + self.seeds)
-        results = self._probe(subject, subject.pretrainer.encoder, "pretrained", seeds)
+        num_layers = len(self._layers(subject))
+        encoder = subject.pretrainer.encoder
+        results = self._probe(subject, "pretrained", encoder, seeds, num_layers)
         for seed in seeds:
-            results += self._probe(subject, subject.fresh(seed).encoder, "random", [seed])
-        return results
+            encoder = subject.fresh(seed).encoder
+            results += self._probe(subject, "random", encoder, [seed], num_layers)
+        return results + self._probe(subject, _PIXELS, None, seeds, num_layers)
+
+    def training_images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
+        """Returns all images of which some seed and fraction reads the label, ascending."""
+        subsets = [
+            stratified_subset(labels, fraction, seed)
+            for fraction, seed in product(self.label_fractions, seeds)
+        ]
+        images: Tensor = torch.unique(torch.cat(subsets))
+        return images
 
     def _probe(
-        self, subject: Subject, encoder: Encoder, init: str, seeds: Sequence[int]
+        self,
+        subject: Subject,
+        init: str,
+        encoder: Encoder | None,
+        seeds: Sequence[int],
+        num_layers: int,
     ) -> list[Result]:
         table = _Table(
             options=self,
             subject=subject,
             encoded=_Encoded(self, subject, encoder, seeds),
             init=init,
-            num_layers=self._num_layers(subject, encoder),
+            num_layers=num_layers,
             cells=Cells(subject.workdir / "cells.jsonl"),
         )
         return [result for seed in seeds for result in table.results(seed)]
 
-    def _num_layers(self, subject: Subject, encoder: Encoder) -> int:
-        """Counts the layers on one image, which also shows whether they can be pooled."""
-        one = torch.arange(1)
-        found = extract_layers(encoder, subject, subject.train, one, self.parts, layers=self.layers)
-        return len(found)
+    def _layers(self, subject: Subject) -> list[dict[Pool, Tensor]]:
+        """Encodes one image: shows how many layers there are, and whether they can be pooled."""
+        encoder, one = subject.pretrainer.encoder, torch.arange(1)
+        return extract_layers(encoder, subject, subject.train, one, self.parts, layers=self.layers)
+
+
+def _seconds_of_fit(num_images: int, width: int, num_classes: int, device: torch.device) -> float:
+    """Estimates what one fit takes, from a few iterations on random features."""
+    count = min(num_images, _TRIAL_IMAGES)
+    features = torch.randn(count, width, generator=torch.Generator().manual_seed(0)).to(device)
+    labels = torch.arange(count, device=device) % num_classes
+    for iterations in (1, _TRIAL_ITERATIONS):  # the first time is slower
+        start = time.perf_counter()
+        probe = fit(features, labels, num_classes, weight_decay=0.1, max_iterations=iterations)
+        float(probe.bias.sum())  # waits for the device
+    seconds = (time.perf_counter() - start) / _TRIAL_ITERATIONS
+    return seconds * _USUAL_ITERATIONS * num_images / count
 
 
 @dataclass(frozen=True)
@@ -252,39 +325,46 @@ class _Encoded:
     """What one encoder makes of both splits, as soon as it is asked for."""
 
     def __init__(
-        self, options: LinearProbe, subject: Subject, encoder: Encoder, seeds: Sequence[int]
+        self, options: LinearProbe, subject: Subject, encoder: Encoder | None, seeds: Sequence[int]
     ) -> None:
         self.options = options
         self.subject = subject
         self.encoder = encoder
-        self.weights = digest(encoder)
-        self.labels = labels_of(subject, "linear_probe")
+        self.labels = labels_of(subject, _NAME)
         # Images that no subset holds would be encoded for nothing.
-        subsets = [
-            stratified_subset(self.labels.train, fraction, seed)
-            for fraction, seed in product(options.label_fractions, seeds)
-        ]
-        self.train = torch.unique(torch.cat(subsets))  # ascending
+        self.train = options.training_images(self.labels.train, seeds)
         self.test = stratified_limit(self.labels.test, options.num_test_images)
+        self.weights = _PIXELS if encoder is None else digest(encoder)
 
     @cached_property
     def layers(self) -> list[tuple[dict[Pool, Tensor], dict[Pool, Tensor]]]:
         """Encodes training and test images; for each layer both splits' features."""
-        subject, options = self.subject, self.options
+        subject, options, encoder = self.subject, self.options, self.encoder
+        assert encoder is not None  # pixels have no layers
         train, test = (
-            extract_layers(
-                self.encoder, subject, source, index, options.parts, layers=options.layers
-            )
+            extract_layers(encoder, subject, source, index, options.parts, layers=options.layers)
             for source, index in ((subject.train, self.train), (subject.test, self.test))
         )
         return list(zip(train, test, strict=True))
 
-    def split(self, layer: int, pool: Pooling) -> _Split:
-        """Gives both splits' features of layer 1, 2, ..."""
-        train, test = (
-            torch.cat([vectors[part] for part in _PARTS[pool]], dim=1).to(self.subject.device)
-            for vectors in self.layers[layer - 1]
+    @cached_property
+    def pixels(self) -> tuple[Tensor, Tensor]:
+        """Renders training and test images."""
+        subject = self.subject
+        return (
+            pixels(subject, subject.train, self.train, _PIXELS_SIDE),
+            pixels(subject, subject.test, self.test, _PIXELS_SIDE),
         )
+
+    def split(self, layer: int, pool: Pooling | None) -> _Split:
+        """Gives both splits' features of layer 1, 2, ...; without a pool their pixels."""
+        if pool is None:
+            train, test = self.pixels
+        else:
+            train, test = (
+                torch.cat([vectors[part] for part in _PARTS[pool]], dim=1).to(self.subject.device)
+                for vectors in self.layers[layer - 1]
+            )
         labels = self.labels
         return _Split(
             train, self.train, labels.train, test, labels.test[self.test], labels.num_classes
@@ -296,7 +376,7 @@ class _Cell:
     init: str
     seed: int
     fraction: float
-    pool: Pooling
+    pool: Pooling | None  # None of pixels
     layer: int
 
 
@@ -344,17 +424,29 @@ class _Table:
         options = self.options
         results = []
         for fraction, pool in product(options.label_fractions, options.pools):
+            if self.init == _PIXELS:
+                results.append(self._pixels_result(_Cell(_PIXELS, seed, fraction, None, 1), pool))
+                continue
             cells = [_Cell(self.init, seed, fraction, pool, n + 1) for n in range(self.num_layers)]
             found = {cell: self._measure(cell) for cell in cells}
             if options.layers == "last":
-                results.append(self._result(cells[0], found[cells[0]], {"layer": "last"}))
+                last = {"layer": "last", "pool": pool}
+                results.append(self._result(cells[0], found[cells[0]], last))
                 continue
-            count = {"num_layers": self.num_layers}
+            count = {"num_layers": self.num_layers, "pool": pool}
             results += [self._result(c, found[c], {"layer": c.layer, **count}) for c in cells]
             best = max(cells, key=lambda cell: _rank(found[cell]))
             result = self._result(best, found[best], {"layer": _CHOSEN, **count})
             results.append(replace(result, chosen={"layer": best.layer, **result.chosen}))
         return results
+
+    def _pixels_result(self, cell: _Cell, pool: Pooling) -> Result:
+        """Puts pixels beside what was probed: the last layer, or the one that is chosen."""
+        layer: dict[str, Plain] = {"layer": "last"}
+        if self.options.layers == "all":
+            layer = {"layer": _CHOSEN, "num_layers": self.num_layers}
+        # Measured at the first pool, known at the others.
+        return self._result(cell, self._measure(cell), {**layer, "pool": pool})
 
     def _measure(self, cell: _Cell) -> _Found:
         """Fits one probe and classifies the test images, unless that was done before."""
@@ -369,10 +461,12 @@ class _Table:
         if known is not None:
             return _Found(**{field.name: known[field.name] for field in fields(_Found)})
         found = self._fit(self.encoded.split(cell.layer, cell.pool), cell)
-        layer = f"layer {cell.layer} of {self.num_layers}, " if options.layers == "all" else ""
+        what = "" if cell.pool is None else f"{cell.pool}, "
+        if cell.pool is not None and options.layers == "all":
+            what = f"layer {cell.layer} of {self.num_layers}, {what}"
         subject.report(
-            f"linear_probe, {cell.init}, {layer}{cell.pool}, {100 * cell.fraction:g} % of the "
-            f"labels, seed {cell.seed}: {100 * found.accuracy:.1f} %"
+            f"{_NAME}, {cell.init}, {what}{100 * cell.fraction:g} % of the labels, "
+            f"seed {cell.seed}: {100 * found.accuracy:.1f} %"
         )
         self.cells.add(key, {**asdict(cell), **asdict(found)})
         return found
@@ -411,7 +505,7 @@ class _Table:
         if self.options.searches:
             chosen["development_accuracy"] = found.development_accuracy
         return Result(
-            evaluator="linear_probe",
+            evaluator=_NAME,
             metric="accuracy",
             value=found.accuracy,
             num_images=num_test_images,
@@ -422,7 +516,6 @@ class _Table:
                 "num_labels": found.num_labels,
                 "num_test_images": num_test_images,
                 **layer,
-                "pool": cell.pool,
                 "weight_decays": ", ".join(f"{w:g}" for w in self.options.weight_decays),
             },
             chosen=chosen,

@@ -54,18 +54,34 @@ def paired_difference(differences: Iterable[float]) -> Entry:
         differences: one per seed, higher is better.
     """
     values = list(differences)
-    num_seeds, mean = len(values), statistics.fmean(values)
-    entry: Entry = {"mean": mean, "low": None, "high": None, "level": LEVEL}
-    if num_seeds == 1:
-        return entry | {"verdict": "one seed: no interval"}
-    quantile = float(stdtrit(num_seeds - 1, (1 + LEVEL) / 2))
-    margin = quantile * statistics.stdev(values) / math.sqrt(num_seeds)
-    verdict = f"not distinguishable at n={num_seeds}"
-    if mean - margin > 0:
-        verdict = "better"
-    elif mean + margin < 0:
-        verdict = "worse"
-    return entry | {"low": mean - margin, "high": mean + margin, "verdict": verdict}
+    low, high = student_interval(values)
+    return {
+        "mean": statistics.fmean(values),
+        "low": low,
+        "high": high,
+        "level": LEVEL,
+        "verdict": verdict(low, high, len(values)),
+    }
+
+
+def student_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
+    """Gives the ends of Student's confidence interval of a mean; a single value has none."""
+    num_values = len(values)
+    if num_values < 2:
+        return None, None
+    quantile = float(stdtrit(num_values - 1, (1 + LEVEL) / 2))
+    margin = quantile * statistics.stdev(values) / math.sqrt(num_values)
+    mean = statistics.fmean(values)
+    return mean - margin, mean + margin
+
+
+def verdict(low: float | None, high: float | None, num_seeds: int) -> str:
+    """Says where the interval of a difference lies, if there is one."""
+    if low is None or high is None:
+        return "one seed: no interval"
+    if low > 0:
+        return "better"
+    return "worse" if high < 0 else f"not distinguishable at n={num_seeds}"
 
 
 def _spread(by_seed: dict[int, float]) -> Entry:

@@ -25,6 +25,7 @@ def ledger(
     geometry: Geometry,
     training: Source,
     test: Source,
+    labelled: tuple[Source, Source] | None,
     train: TrainSection,
     device: torch.device,
     trial: Trial | None,
@@ -46,25 +47,13 @@ def ledger(
         "torch": torch.__version__,
         "python": platform.python_version(),
         "git_commit": _git_commit(),
-        "device": _name(device),
+        "device": device_name(device),
         "precision": "bfloat16" if uses_bfloat16(device, train.precision) else "float32",
         "compiled": trial.compiled if trial else earlier.get("compiled", False),
-        "dataset": {
-            "name": training.name,
-            "fingerprint": training.fingerprint,
-            "train_images": len(training),
-            "test_images": len(test),
-            "skipped": [asdict(item) for source in (training, test) for item in source.skipped],
-            "notes": [source.note for source in (training, test) if source.note],
-        },
+        "dataset": _dataset(training, test),
+        **({} if labelled is None else {"labelled": _dataset(*labelled)}),
         "grid": f"{grid.rows} x {grid.cols} patches of {grid.patch_size} px",
-        "parameters": {
-            "encoder": _count(pretrainer.encoder),
-            "head": _count(pretrainer.head),
-            "targets": _count(pretrainer.targets),
-            "frozen": _constants(pretrainer),
-            "trainable": sum(p.numel() for p in pretrainer.parameters() if p.requires_grad),
-        },
+        "parameters": count_parameters(pretrainer),
         "steps": progress.step,
         "images_seen": images,
         "seconds": dict(seconds),
@@ -84,6 +73,28 @@ def ledger(
     }
 
 
+def _dataset(training: Source, test: Source) -> dict[str, object]:
+    return {
+        "name": training.name,
+        "fingerprint": training.fingerprint,
+        "train_images": len(training),
+        "test_images": len(test),
+        "skipped": [asdict(item) for source in (training, test) for item in source.skipped],
+        "notes": [source.note for source in (training, test) if source.note],
+    }
+
+
+def count_parameters(pretrainer: Pretrainer) -> dict[str, int]:
+    """Counts the weights of each part, those that are constants, and those that are trained."""
+    return {
+        "encoder": _count(pretrainer.encoder),
+        "head": _count(pretrainer.head),
+        "targets": _count(pretrainer.targets),
+        "frozen": _constants(pretrainer),
+        "trainable": sum(p.numel() for p in pretrainer.parameters() if p.requires_grad),
+    }
+
+
 def _count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
@@ -100,7 +111,8 @@ def _peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _name(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """Names a device for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"

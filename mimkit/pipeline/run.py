@@ -10,10 +10,11 @@ from rich.console import Console
 
 from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers, stream
-from mimkit.data.sources import Source, open_source
+from mimkit.data.sources import Source, open_labelled, open_source
 from mimkit.data.views import Augment, render
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject
+from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import write_text
 from mimkit.parts.records import Batch, Preparation
@@ -52,6 +53,8 @@ class Run:
         command: what the user typed.
         seconds: time spent, by phase.
         prepared: what each target did before training, by its name.
+        labelled: both splits of ``data.labelled``, for evaluators that need labels; None where
+            the recipe names none.
     """
 
     recipe: Recipe
@@ -65,6 +68,7 @@ class Run:
     command: str
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: dict[str, Preparation] = field(default_factory=dict)
+    labelled: tuple[Source, Source] | None = None
 
     @property
     def augment(self) -> Augment:
@@ -148,10 +152,14 @@ def open_run(
         world.wait()  # the leading process looks at a new data set, the others read what it found
     train = open_source(recipe.data, "train")
     test = open_source(recipe.data, "test")
+    labelled = open_labelled(recipe.data)
     if world.leads:
         world.wait()
-    for source in (train, test):
+    for source in (train, test, *(labelled or ())):
         console.print(source.describe())
+    for table in recipe.evaluate:  # told now, for targets may take hours to prepare
+        if table.cls.needs_labels:
+            labels_in(*(labelled or (train, test)), table.name)
     mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
     parts = build(recipe, mean=mean, std=std)
     start = time.perf_counter()
@@ -163,6 +171,8 @@ def open_run(
             draw_preparation(preparation, folder.pictures / f"prepared_{name}.png")
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
+        if labelled is not None:
+            labelled = labelled[0].to(world.device), labelled[1].to(world.device)
     return Run(
         recipe,
         folder,
@@ -175,6 +185,7 @@ def open_run(
         command,
         seconds,
         prepared,
+        labelled,
     )
 
 
@@ -316,8 +327,11 @@ def build_evaluators(current: Run) -> list[Evaluator]:
 
 
 def subject(current: Run, number: int) -> Subject:
-    """What evaluator ``number`` of the recipe gets to judge."""
+    """What evaluator ``number`` of the recipe gets to judge: labelled images if it needs them."""
     recipe, view = current.recipe, current.parts.views[0]
+    train, test = current.train, current.test
+    if current.labelled is not None and recipe.evaluate[number].cls.needs_labels:
+        train, test = current.labelled
 
     def fresh(seed: int) -> Pretrainer:
         again = recipe.model_copy(update={"seed": seed})
@@ -329,8 +343,8 @@ def subject(current: Run, number: int) -> Subject:
         pretrainer=current.pretrainer,
         masker=current.parts.masker,
         views=current.parts.views,
-        train=current.train,
-        test=current.test,
+        train=train,
+        test=test,
         augment=current.augment,
         device=current.world.device,
         seed=recipe.seed,
@@ -338,7 +352,7 @@ def subject(current: Run, number: int) -> Subject:
         fresh=fresh,
         workdir=current.folder.path / "evaluations" / name,
         report=current.console.print,
-        workers=default_workers(recipe.data, current.train),
+        workers=default_workers(recipe.data, train),
     )
 
 
@@ -377,6 +391,7 @@ def _write_ledger(current: Run, trial: Trial | None, progress: TrainingProgress)
             geometry=current.parts.geometry,
             training=current.train,
             test=current.test,
+            labelled=current.labelled,
             train=current.recipe.train,
             device=current.world.device,
             trial=trial,

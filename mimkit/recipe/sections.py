@@ -46,6 +46,11 @@ class DataSection(Strict):
         description="a registered name, a folder, parquet files, or a Hugging Face id",
     )
     path: str | None = Field(None, description="where to look for the data first (--data)")
+    labelled: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="labelled images for the evaluations, as name but not looked for in path, if "
+        "those to pre-train on have no labels",
+    )
     image_size: Annotated[tuple[int, int], BeforeValidator(_pair)] = Field(
         description="height and width the encoder sees, in pixels; one number for a square"
     )
@@ -131,6 +136,9 @@ class TrainSection(Strict):
     )
     accumulate: PositiveInt = Field(
         1, description="pieces into which a batch is split to save memory; must divide batch_size"
+    )
+    processes: PositiveInt = Field(
+        1, description="processes of one run, under torchrun; one for each GPU"
     )
     log_every_steps: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
     checkpoint_every_steps: PositiveInt = Field(1000, description="steps between checkpoints")

@@ -1,7 +1,8 @@
 """One process or many: what torchrun says, and the few collective operations we need."""
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -63,6 +64,17 @@ class World:
         """Waits until all processes have come here."""
         if self.size > 1:
             dist.barrier()
+
+
+def torchrun(processes: int, arguments: Sequence[str]) -> list[str]:
+    """Returns the command that runs mimkit in several processes of this machine.
+
+    Args:
+        processes: how many.
+        arguments: of the command line, such as ``["run", "recipe.toml"]``.
+    """
+    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [sys.executable, *start, "-m", "mimkit", *arguments]
 
 
 @contextmanager

@@ -183,7 +183,7 @@ class Loop:
                 guard_.read()
                 self.save()
             if stop:
-                raise Interrupted(request.number or 0, done)
+                raise Interrupted(request.number or 0, f"after step {done}")
             clock += time.perf_counter() - before
 
     def step(self, step: int, batch: Batch) -> tuple[StepOutput, Tensor, Tensor]:

@@ -10,8 +10,8 @@ from types import FrameType
 class Interrupted(Exception):  # noqa: N818 -- it is a request, not an error
     """The run was asked to stop and has written a checkpoint."""
 
-    def __init__(self, number: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(number).name} after step {step}")
+    def __init__(self, number: int, where: str) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
         self.exit_code = 128 + number
 
 
