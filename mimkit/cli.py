@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 it failed, 2 the user can mend it.
 """
 
+import os
 import shlex
 import sys
 import traceback
@@ -27,6 +28,8 @@ class _Program(TyperGroup):
                 traceback.print_exception(error)
             console = Console(stderr=True)
             console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
+            if "MIMKIT_ERROR_FILE" in os.environ:  # a comparison wants to know why its run failed
+                Path(os.environ["MIMKIT_ERROR_FILE"]).write_text(str(error), encoding="utf-8")
             raise typer.Exit(2) from error
 
 
@@ -113,12 +116,16 @@ def run(
     """Pre-train, evaluate, report; an interrupted run goes on where it stopped."""
     from mimkit.pipeline import run as pipeline
     from mimkit.recipe.schema import load
+    from mimkit.train.distributed import torchrun
     from mimkit.train.signals import Interrupted
 
     held = Path(recipe) / "recipe.toml"
     folder = held.parent if held.is_file() else None
     reference = str(held) if folder else recipe
     chosen = load(reference, preset=preset, overrides=settings or [], seed=seed, data_path=data)
+    if chosen.train.processes > 1 and "RANK" not in os.environ:
+        under = torchrun(chosen.train.processes, sys.argv[1:])
+        os.execv(under[0], under)  # becomes torchrun, so that signals reach it
     command = shlex.join(["mimkit", *sys.argv[1:]])
     try:
         pipeline.run(chosen, out=out, folder=folder, device=device, fresh=fresh, command=command)
@@ -145,6 +152,81 @@ def bench(
     for reference in recipes:
         chosen = load(reference, preset=preset, overrides=settings or [], data_path=data)
         console.print(measure(chosen, device=device, steps=steps, console=console).table())
+
+
+@app.command()
+def compare(
+    methods: Annotated[
+        list[str],
+        typer.Argument(metavar="METHOD...", help="m of a recipe m_DATASET, or a recipe."),
+    ],
+    *,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="A registered name, a folder, a Hugging Face id."),
+    ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(metavar="PATH", help="Labelled images, where the data set has no labels."),
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT=N",
+            help="steps=400, images=20k, time=30m or flops=1e17 for each run; default: the "
+            "fewest images of these recipes.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,
+    evaluate: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Default: all that the data allow.")
+    ] = None,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; default: GPUs, else up to 8 cores.")
+    ] = None,
+    launcher: Annotated[
+        Literal["local", "slurm"], typer.Option(help="Where runs are started.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="For Slurm: partition=gpu."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Default: comparisons/METHODS-DATASET."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and plan only.")] = False,
+) -> None:
+    """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
+    from mimkit.compare.budget import parse_budget
+    from mimkit.compare.conduct import conduct
+    from mimkit.compare.launchers import default_jobs, make_launcher
+    from mimkit.compare.methods import Asked, default_folder
+    from mimkit.compare.plan import Question
+    from mimkit.train.signals import Interrupted
+
+    folder = out or default_folder(methods, dataset)
+    command = shlex.join(["mimkit", *sys.argv[1:]])
+    question = Question(
+        methods=tuple(methods),
+        recipes=Asked(dataset, preset, tuple(settings or ()), data, labels),
+        budget=None if budget is None else parse_budget(budget),
+        seeds=seeds,
+        evaluate=None if evaluate is None else tuple(evaluate.split(",")),
+        device=device,
+        jobs=jobs or default_jobs(device),
+        command=command,
+    )
+    chosen = make_launcher(launcher, folder, slurm or [])
+    try:
+        conduct(question, folder, chosen, dry_run=dry_run, console=Console())
+    except Interrupted as error:
+        Console(stderr=True).print(f"{error}. To go on: {command}")
+        raise typer.Exit(error.exit_code) from error
 
 
 @app.command(name="import")

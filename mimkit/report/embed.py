@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from mimkit.errors import DataError
 
 MAX_PNG_BYTES = 400_000
 """A larger picture is put into the page in a denser format; the file stays as it is."""
+MAX_DENSE_WIDTH = 2_400
+"""Pixels; such a picture is also shrunk to this width."""
 MAX_PICTURE_BYTES = 3_000_000
 """All pictures of a page together: the page must stay easy to open and to send."""
 PICTURE_SCALE = 1.6
@@ -27,32 +30,41 @@ class Shown:
     description: str
 
 
-def embedded(folder: Path) -> tuple[list[Shown], list[str]]:
-    """Embeds the PNG files of a folder; those beyond the page's budget are named instead.
+def embedded(paths: Iterable[Path], max_bytes: int | None = None) -> dict[Path, Shown]:
+    """Embeds picture files, but for the largest ones where all of them would be too much.
 
+    Args:
+        paths: of the files.
+        max_bytes: what all may weigh together, before the text encoding adds a third; None for
+            what a run's page holds.
+
+    Returns: each path to its picture, in the given order; what was left out is missing.
     Raises: DataError if one of them is not a picture.
     """
-    shown, left_out, spent = [], [], 0
-    for path in sorted(folder.glob("*.png")):
-        content, kind = path.read_bytes(), "png"
-        try:
-            image = Image.open(io.BytesIO(content))
-            image.load()
-        except OSError as error:
-            raise DataError(
-                f"{path}: must be a picture, but cannot be read ({error}). Remove it."
-            ) from error
-        width = round(image.width / PICTURE_SCALE)
-        description = str(image.info.get("Description") or path.stem.replace("_", " "))
-        if len(content) > MAX_PNG_BYTES:
-            buffer = io.BytesIO()
-            image.convert("RGB").save(buffer, "WEBP", quality=82)
-            content, kind = buffer.getvalue(), "webp"
-        if spent + len(content) > MAX_PICTURE_BYTES:
-            left_out.append(f"{folder.name}/{path.name}")
-            continue
-        spent += len(content)
-        encoded = base64.b64encode(content).decode("ascii")
-        source = f"data:image/{kind};base64,{encoded}"
-        shown.append(Shown(path.stem, source, width, description))
-    return shown, left_out
+    encoded = {path: _encoded(path) for path in paths}
+    limit = MAX_PICTURE_BYTES if max_bytes is None else max_bytes
+    while sum(len(content) for content, _ in encoded.values()) > limit:
+        del encoded[max(encoded, key=lambda path: len(encoded[path][0]))]
+    return {path: shown for path, (_, shown) in encoded.items()}
+
+
+def _encoded(path: Path) -> tuple[bytes, Shown]:
+    content = path.read_bytes()
+    try:
+        image = Image.open(io.BytesIO(content))
+        image.load()
+    except OSError as error:
+        raise DataError(
+            f"{path}: must be a picture, but cannot be read ({error}). Remove it."
+        ) from error
+    kind = (image.format or "").lower()
+    width = round(image.width / PICTURE_SCALE)
+    description = str(image.info.get("Description") or path.stem.replace("_", " "))
+    if kind == "png" and len(content) > MAX_PNG_BYTES:
+        buffer = io.BytesIO()
+        dense = image.convert("RGB")
+        dense.thumbnail((MAX_DENSE_WIDTH, image.height))
+        dense.save(buffer, "WEBP", quality=82)
+        content, kind = buffer.getvalue(), "webp"
+    source = f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
+    return content, Shown(path.stem, source, width, description)

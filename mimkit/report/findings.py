@@ -119,7 +119,7 @@ def tables(results: Mapping[str, Sequence[Entry]]) -> list[Table]:
     apart: dict[tuple[str, str, str], str] = {}
     for summary in summaries:
         of_metric = [s["protocol"] for s in summaries if metric_of(s) == metric_of(summary)]
-        protocol = {name: summary["protocol"].get(name) for name in _splitting(of_metric)}
+        protocol = {name: summary["protocol"].get(name) for name in splitting(of_metric)}
         key = (*metric_of(summary), key_of(protocol))
         groups.setdefault(key, []).append(summary)
         apart[key] = worded(protocol, protocol)
@@ -219,7 +219,7 @@ def metric_of(entry: Entry) -> tuple[str, str]:
     return entry["evaluator"], entry["metric"]
 
 
-def _splitting(protocols: Sequence[Entry]) -> list[str]:
+def splitting(protocols: Sequence[Entry]) -> list[str]:
     """Names the settings that differ at an equal label fraction: those make different tables.
 
     What differs only together with the fraction (a number of steps) stays in one table.

@@ -1,10 +1,10 @@
 """The report: one page that opens offline, made from nothing but the files of a run folder."""
 
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 
@@ -13,13 +13,29 @@ from mimkit.files import write_text
 from mimkit.report import findings, words
 from mimkit.report.cards import cards, cost
 from mimkit.report.embed import embedded
-from mimkit.report.findings import BASELINES, Difference, Row, Table
+from mimkit.report.findings import BASELINES, Row, Table
 from mimkit.report.folder import RunFolder
 from mimkit.report.layers import curves
 from mimkit.report.plots import label_chart, layer_chart, training_charts
 
 MAX_LISTED = 10
 PARTS = ("masker", "encoder", "targets", "head", "losses")
+
+
+class Estimate(Protocol):
+    """A number and its interval, if it has one."""
+
+    @property
+    def mean(self) -> float:
+        """The number."""
+
+    @property
+    def low(self) -> float | None:
+        """Lower end."""
+
+    @property
+    def high(self) -> float | None:
+        """Upper end."""
 
 
 @dataclass(frozen=True)
@@ -41,18 +57,12 @@ def write_report(folder: RunFolder) -> Path:
     ledger = folder.read_ledger()
     recipe, recipe_text = _recipe(folder.recipe)
     tables = findings.tables(results)
-    pictures, left_out = embedded(folder.pictures)
-    prepared = cards(ledger, pictures)
+    paths = sorted(folder.pictures.glob("*.png"))
+    pictures = embedded(paths)
+    prepared = cards(ledger, list(pictures.values()))
     on_cards = [card.picture for card in prepared]
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals.update(words=words, baselines=BASELINES, measured=measured, forest=forest)
-    page = environment.get_template("page.html.j2").render(
+    page = template("page.html.j2", Path(__file__).parent).render(
+        measured=measured,
         title=recipe.get("name", folder.path.name),
         seed=recipe.get("seed"),
         setting=_setting(recipe),
@@ -84,8 +94,8 @@ def write_report(folder: RunFolder) -> Path:
         ],
         prepared=prepared,
         charts=training_charts(rows),
-        pictures=[picture for picture in pictures if picture not in on_cards],
-        left_out=left_out,
+        pictures=[picture for picture in pictures.values() if picture not in on_cards],
+        left_out=[f"{path.parent.name}/{path.name}" for path in paths if path not in pictures],
         ledger=ledger,
         skipped_images=_listed(
             ledger.get("dataset", {}).get("skipped", []),
@@ -106,13 +116,25 @@ def measured(entries: Sequence[tuple[Table, Row]]) -> list[str]:
     return [init for init in BASELINES if any(init in row.by_init for _, row in entries)]
 
 
-def forest(difference: Difference, table: Table) -> dict[str, float]:
-    """Places one interval on a line from 0 to 100 that all rows of its table share."""
+def template(name: str, folder: Path) -> jinja2.Template:
+    """Opens a template that may include what this folder holds, and speaks as the report does."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(words=words, baselines=BASELINES, forest=forest)
+    return environment.get_template(name)
+
+
+def forest(difference: Estimate, others: Iterable[Estimate]) -> dict[str, float]:
+    """Places one interval on a line from 0 to 100 that it shares with others, zero at 50."""
     ends = [
         abs(end)
-        for row in table.rows
-        if row.difference is not None
-        for end in (row.difference.mean, row.difference.low, row.difference.high)
+        for other in (difference, *others)
+        for end in (other.mean, other.low, other.high)
         if end is not None
     ]
     scale = 46 / (max(ends) or 1.0)

@@ -44,7 +44,7 @@ class Chart:
 
 def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
     """Plots the log over the steps: losses, metrics, evaluations, learning rate, gradient norm."""
-    curves = _curves(rows)
+    curves = logged(rows)
     names = dict.fromkeys(name.removeprefix("heldout/") for name in curves)
     terms = {name.split("/")[1] for name in names if name.startswith("loss/")} - {"total"}
     if len(terms) == 1:
@@ -57,7 +57,7 @@ def training_charts(rows: Sequence[Mapping[str, float]]) -> list[Chart]:
 
 def label_chart(table: Table) -> Chart:
     """Plots one metric against the number of labels, pre-trained beside its baseline."""
-    title = f"{_title(table.metric)} against labels ({table.name})"
+    title = f"{title_of(table.metric)} against labels ({table.name})"
     ticks = {row.fraction: _tick(row) for row in table.rows if row.fraction is not None}
     looks = {"pretrained": ("pre-trained", FIRST, "o")}
     if table.baseline is not None:
@@ -88,7 +88,7 @@ def label_chart(table: Table) -> Chart:
         axes.set_xlabel("labels used")
         axes.margins(x=0.08)
         axes.legend(loc="best")
-        _format_values(axes, table.metric)
+        format_values(axes, table.metric)
         svg = plot.svg(f"{title} {table.protocol}")
         return Chart(title, f"{title}; the table above holds its numbers.", svg)
 
@@ -98,7 +98,7 @@ def layer_chart(curves: Curves) -> Chart:
 
     The layers that were chosen on development images are ringed.
     """
-    title = f"{_title(curves.metric)} by layer ({curves.name})"
+    title = f"{title_of(curves.metric)} by layer ({curves.name})"
     described = [_described(line, curves.metric) for line in curves.lines]
     starts = list(dict.fromkeys(line.init for line in curves.lines))
     with (plot := Plot(6.4, 3.6)) as axes:
@@ -137,7 +137,7 @@ def layer_chart(curves: Curves) -> Chart:
             bbox_to_anchor=(0.0, 1.0),
             ncols=len(starts),
         )
-        _format_values(axes, curves.metric)
+        format_values(axes, curves.metric)
         description = f"{title}. {' '.join(described)} The table below holds the numbers."
         return Chart(title, description, plot.svg(f"{title} {curves.fraction} {curves.protocol}"))
 
@@ -157,26 +157,25 @@ def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart
     kind = _kind(name)
     title = {
         "loss": "Loss" if num_terms == 1 else f"Loss: {name.removeprefix('loss/')}",
-        "metric": _title(
+        "metric": title_of(
             name.rpartition("/")[2] if num_terms == 1 else name.removeprefix("metric/")
         ),
-        "evaluation": _title(name),
+        "evaluation": title_of(name),
         "lr": "Learning rate",
         "grad_norm": "Gradient norm before clipping",
     }[kind]
     looks = {name: ("training" if kind in ("loss", "metric") else "", FIRST)}
     looks[f"heldout/{name}"] = ("held-out", SECOND)
-    guesses = _guesses(name, curves)
+    found = guesses(name, curves)
     described = []
     with (plot := Plot(4.6, 2.7)) as axes:
         for key, (label, colour) in looks.items():
             if key in curves:
-                steps, values = _thinned(curves[key])
+                steps, values = thinned(curves[key])
                 marker = "o" if len(steps) < 40 else ""
                 axes.plot(steps, values, color=colour, label=label, marker=marker, markersize=3.5)
                 described.append(f"{label} ends at {words.number(values[-1], name)}".strip())
-        for guess, dashes in zip(guesses, DASHES, strict=False):
-            height = guesses[guess]
+        for (guess, height), dashes in zip(found.items(), DASHES, strict=False):
             axes.axhline(height, color=INK, linestyle=(0, dashes), linewidth=1.2, label=guess)
             described.append(f"{guess} is {words.number(height, name)}")
         if len(axes.lines) > 1:
@@ -186,13 +185,8 @@ def _over_steps(name: str, curves: Mapping[str, Curve], num_terms: int) -> Chart
             axes.yaxis.set_major_formatter(FuncFormatter(lambda norm, _: f"{norm:g}"))
             axes.yaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("step")
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(
-                lambda step, _: words.magnitude(step) if step >= 1e5 else words.count(step)
-            )
-        )
-        _format_values(axes, name)
+        format_counts(axes)
+        format_values(axes, name)
         return Chart(title, f"{title} over the steps: {', '.join(described)}.", plot.svg(name))
 
 
@@ -201,7 +195,8 @@ def _kind(name: str) -> str:
     return first if first in KINDS else "evaluation"
 
 
-def _curves(rows: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
+def logged(rows: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
+    """Turns the log into curves: the name of each to its steps and values."""
     curves: dict[str, Curve] = {}
     for row in rows:
         for name, value in row.items():
@@ -212,8 +207,9 @@ def _curves(rows: Iterable[Mapping[str, float]]) -> dict[str, Curve]:
     return curves
 
 
-def _thinned(curve: Curve) -> Curve:
-    size = -(-len(curve[0]) // MAX_POINTS)
+def thinned(curve: Curve, max_points: int = MAX_POINTS) -> Curve:
+    """Shortens a curve to means of neighbours."""
+    size = -(-len(curve[0]) // max_points)
     steps, values = (
         [sum(part) / len(part) for part in (axis[i : i + size] for i in range(0, len(axis), size))]
         for axis in curve
@@ -221,7 +217,7 @@ def _thinned(curve: Curve) -> Curve:
     return steps, values
 
 
-def _guesses(name: str, curves: Mapping[str, Curve]) -> dict[str, float]:
+def guesses(name: str, curves: Mapping[str, Curve]) -> dict[str, float]:
     """What guessing reaches on average, where a loss logs it beside its accuracy or itself."""
     found = {}
     kind, _, term = name.partition("/")
@@ -236,7 +232,16 @@ def _guesses(name: str, curves: Mapping[str, Curve]) -> dict[str, float]:
     return found
 
 
-def _format_values(axes: Axes, metric: str) -> None:
+def format_counts(axes: Axes) -> None:
+    """Writes whole numbers below a plot: few of them, and short ones."""
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(
+        FuncFormatter(lambda step, _: words.magnitude(step) if step >= 1e5 else words.count(step))
+    )
+
+
+def format_values(axes: Axes, metric: str) -> None:
+    """Writes the values of a metric as the tables do."""
     if words.is_share(metric):
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.3g} %"))
 
@@ -246,6 +251,7 @@ def _tick(row: Row) -> str:
     return fraction if row.num_labels is None else f"{fraction}\n{words.count(row.num_labels)}"
 
 
-def _title(name: str) -> str:
+def title_of(name: str) -> str:
+    """A metric's name as a heading."""
     text = name.replace("_", " ").replace("/", " ")
     return text[:1].upper() + text[1:]

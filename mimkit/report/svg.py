@@ -10,17 +10,21 @@ from matplotlib.figure import Figure
 
 INK, GRID, FIRST, SECOND = "#000001", "#000002", "#000003", "#000004"
 """Stand-ins for the page's variables, so that one plot serves light, dark and print."""
+SERIES = "#000005", "#000006", "#000007", "#000008", "#000009", "#00000a"
+"""The same for things of one kind that stand in one plot."""
 
 _VARIABLES = {
     INK: "var(--muted)",
     GRID: "var(--line)",
     FIRST: "var(--first)",
     SECOND: "var(--second)",
+    **{colour: f"var(--series-{number})" for number, colour in enumerate(SERIES, start=1)},
 }
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, searchable, in the page's font
     "svg.hashsalt": "mimkit",
     "font.size": 10,
+    "text.parse_math": False,  # names come from recipes: a dollar sign is a dollar sign
     "text.color": INK,
     "axes.labelcolor": INK,
     "axes.edgecolor": GRID,

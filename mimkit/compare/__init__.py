@@ -1,0 +1,1 @@
+"""Comparing methods: one plan, ordinary runs, honest statistics, one report."""

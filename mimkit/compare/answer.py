@@ -1,0 +1,245 @@
+"""The finding of a comparison in one sentence, no surer than the numbers are."""
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+from typing import Final
+
+from mimkit.compare.budget import describe
+from mimkit.compare.records import Cell, Interval, Pair, Plan, Row, Verdicts
+from mimkit.compare.statistics import differs
+from mimkit.report import words
+
+MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")
+"""Evaluators that speak for a comparison: the first of these that was measured."""
+CALLED: Final = {
+    "finetune": "fine-tuning",
+    "attentive_probe": "attentive probe",
+    "linear_probe": "linear probe",
+    "knn": "k-NN",
+    "knn_consistency": "k-NN",
+}
+STARTS: Final = {
+    "scratch": "training from scratch",
+    "random": "frozen random weights",
+    "pixels": "raw pixels",
+}
+_FEW: Final = 3
+
+
+def main_row(verdicts: Sequence[Verdicts]) -> Verdicts | None:
+    """Chooses the row that speaks for a comparison, before anyone looks at its numbers.
+
+    Of the rows with most methods: fine-tuning at the smallest label fraction; else the attentive
+    probe, the linear probe of the chosen layer, k-NN; else whatever is no pre-training task. None
+    if there is nothing.
+    """
+    speaking = [
+        found
+        for found in verdicts
+        if not found.row.own_task and not is_layer(found.row) and _ours(found)
+    ]
+
+    def order(found: Verdicts) -> tuple[int, int, float]:
+        name = found.row.evaluator
+        fraction = found.row.protocol.get("label_fraction")
+        return (
+            -len(_ours(found)),
+            MAIN.index(name) if name in MAIN else len(MAIN),
+            fraction if isinstance(fraction, int | float) else 1.0,
+        )
+
+    return min(speaking, key=order, default=None)
+
+
+def is_layer(row: Row) -> bool:
+    """True for what a probe found in one layer, whichever it be."""
+    return isinstance(row.protocol.get("layer"), int)
+
+
+def called(row: Row) -> str:
+    """What a row measures, in words: evaluator, metric and label fraction."""
+    evaluator = CALLED.get(row.evaluator, row.evaluator.replace("_", " "))
+    name = f"{evaluator} {row.metric.rpartition('/')[2].replace('_', ' ')}"
+    fraction = row.protocol.get("label_fraction")
+    if not isinstance(fraction, int | float):
+        return name
+    return f"{name} at {words.share(fraction)} of the labels"
+
+
+def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
+    """Says what was found in one sentence, with how sure it is; in another what is missing.
+
+    It speaks of `main_row`. A method is called the best only where the ranking has it alone in
+    first place.
+    """
+    found = main_row(verdicts)
+    if found is None:
+        if not verdicts:
+            return "No run has finished yet, so that nothing can be said."
+        return "Nothing compares the methods: each was judged by its own pre-training task alone."
+    labels = _ours(found)
+    finding = _order(found, labels)
+    top = found.ranking[0] if found.ranking else labels
+    gains = [gain for gain in found.gains if gain.first in top]
+    clauses = [finding, _baseline(gains, found.row.metric)]
+    sentence = (
+        f"At {describe(plan.budget)}, in {called(found.row)}, {'; '.join(filter(None, clauses))}."
+    )
+    return " ".join(filter(None, (sentence, *_missing(plan, found, verdicts))))
+
+
+def _ours(found: Verdicts) -> list[str]:
+    """Methods with a pre-trained number, the highest mean first."""
+    means = {
+        label: mean.mean
+        for (label, start), mean in found.means.items()
+        if start == "pretrained" and mean.num_seeds
+    }
+    return sorted(means, key=lambda label: -means[label])
+
+
+def _order(found: Verdicts, labels: Sequence[str]) -> str:
+    """Says which methods differ; "" of a single one."""
+    if len(labels) < 2:
+        return ""
+    if found.ranking is None:
+        return _undecided(found, labels)
+    top, after = found.ranking[:2]
+    if len(top) == 1:
+        pair = _pair(found, top[0], after[0])
+        return f"{top[0]} is the best, ahead of {after[0]} by {_gap(pair, top[0], found)}"
+    rest = [label for group in found.ranking[1:] for label in group]
+    return (
+        f"{_list(top)} are better than {_list(rest)}, but cannot be told apart: "
+        f"{_between(found, top[0], top[1])}"
+    )
+
+
+def _undecided(found: Verdicts, labels: Sequence[str]) -> str:
+    sure = [pair for pair in found.pairs if differs(pair)]
+    unsure = [two for two in combinations(labels, 2) if not differs(_pair(found, *two))]
+    gap = _between(found, *unsure[0]) if unsure else ""
+    if not sure:
+        return f"{_list(labels)} cannot be told apart: {gap}"
+    said = []
+    for pair in sure:
+        better, worse = pair.first, pair.second
+        if pair.difference.mean < 0:
+            better, worse = worse, better
+        size = f" by {_gap(pair, better, found)}" if len(sure) < _FEW else ""
+        said.append(f"{better} is better than {worse}{size}")
+    return ", but ".join(filter(None, (f"{_list(labels)} cannot be ranked: {_list(said)}", gap)))
+
+
+def _between(found: Verdicts, first: str, second: str) -> str:
+    """Says how far two methods that cannot be told apart are from each other."""
+    pair = _pair(found, first, second)
+    if pair is None:
+        return f"{first} and {second} have no seed in common"
+    if pair.difference.mean == 0:
+        sure = _sure(pair.difference, found.row.metric)
+        return f"no difference between {first} and {second} was seen ({sure})"
+    ahead, behind = (first, second) if _towards(pair, first).mean > 0 else (second, first)
+    text = f"{ahead} is ahead of {behind} by {_gap(pair, ahead, found)}"
+    if pair.difference.low is None:
+        return text
+    if pair.seeds_needed is None:
+        return f"{text}, and even 1,000 seeds would not show a difference of this size"
+    if pair.seeds_needed <= pair.difference.num_seeds:
+        return f"{text}, too little where {len(found.pairs)} pairs are compared"
+    return (
+        f"{text}, and to show a difference of this size about {pair.seeds_needed} seeds are needed"
+    )
+
+
+def _baseline(gains: Sequence[Pair], metric: str) -> str:
+    """Says whether pre-training was of use; "" where no baseline was measured."""
+    if not gains:
+        return ""
+    name = STARTS[gains[0].second.removeprefix(f"{gains[0].first} ")]
+    if len(gains) == 1:
+        return _single_gain(gains[0], name, metric)
+    listed = ", ".join(f"{g.first} {_points(g.difference.mean, metric)}" for g in gains)
+    if any(gain.difference.low is None for gain in gains):
+        return f"against {name} they differ by {listed}, but one seed gives no interval"
+    num_seeds = min(gain.difference.num_seeds for gain in gains)
+    alike = {
+        "none": f"{name} is as good at this budget, as far as n = {num_seeds} seeds tell "
+        f"({listed}; all intervals hold zero)",
+        "up": f"all of them are better than {name} ({listed}; all intervals lie above zero)",
+        "down": f"{name} is better than all of them ({listed}; all intervals lie below zero)",
+    }
+    first, *others = {gain.difference.direction for gain in gains}
+    if not others:
+        return alike[first]
+    said = {"up": "better", "down": "worse", "none": "not distinguishable"}
+    verdicts = [
+        f"{gain.first} is {said[gain.difference.direction]} "
+        f"({_points(gain.difference.mean, metric)}, {_sure(gain.difference, metric)})"
+        for gain in gains
+    ]
+    return f"compared with {name}, {_list(verdicts)}"
+
+
+def _single_gain(gain: Pair, name: str, metric: str) -> str:
+    size = f"{_points(gain.difference.mean, metric)}, {_sure(gain.difference, metric)}"
+    if gain.difference.low is None:
+        return f"{gain.first} differs from {name} by {size}"
+    if gain.difference.direction == "up":
+        return f"{gain.first} is better than {name} ({size})"
+    if gain.difference.direction == "down":
+        return f"{name} is better than {gain.first} ({size})"
+    return f"{name} is as good as {gain.first} at this budget, as far as can be told ({size})"
+
+
+def _pair(found: Verdicts, first: str, second: str) -> Pair | None:
+    return next((p for p in found.pairs if {p.first, p.second} == {first, second}), None)
+
+
+def _towards(pair: Pair, first: str) -> Interval:
+    """The difference with ``first`` as what the other is subtracted from."""
+    found = pair.difference
+    if pair.first == first:
+        return found
+    low, high = (None if end is None else -end for end in (found.high, found.low))
+    return Interval(-found.mean, low, high, found.num_seeds)
+
+
+def _gap(pair: Pair | None, first: str, found: Verdicts) -> str:
+    assert pair is not None, "what differs has a pair"
+    interval, metric = _towards(pair, first), found.row.metric
+    return f"{_points(interval.mean, metric).lstrip('+')} ({_sure(interval, metric)})"
+
+
+def _points(value: float, metric: str) -> str:
+    return words.signed(value, metric) + (" points" if words.is_share(metric) else "")
+
+
+def _sure(interval: Interval, metric: str) -> str:
+    """Words for an interval."""
+    if interval.low is None:
+        return "one seed: no interval"
+    low, high = (words.signed(end, metric) for end in (interval.low, interval.high))
+    return f"95{words.NARROW}% interval {low} to {high}, n = {interval.num_seeds} seeds"
+
+
+def _missing(plan: Plan, main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterator[str]:
+    """Names the runs that have no number in the main row."""
+    rows = [found.row for found in verdicts]
+    absent = [cell for cell in plan.cells if not _measured(cell, [main.row])]
+    for cells, why in (
+        ([cell for cell in absent if not _measured(cell, rows)], "failed or not finished"),
+        ([cell for cell in absent if _measured(cell, rows)], "measured in another way"),
+    ):
+        if len(cells) > _FEW:
+            yield f"Not in it: {len(cells)} of {len(plan.cells)} runs ({why})."
+        elif cells:
+            yield f"Not in it: {'; '.join(map(str, cells))} ({why})."
+
+
+def _measured(cell: Cell, rows: Sequence[Row]) -> bool:
+    return any(cell.seed in row.values.get(cell.method, {}).get("pretrained", {}) for row in rows)
+
+
+def _list(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,0 +1,502 @@
+"""The charts of a comparison: a colour and a marker for each method, the same in all of them."""
+
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final
+
+from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
+
+from mimkit.compare.answer import CALLED
+from mimkit.compare.records import Interval, Outcome, Row, Verdicts
+from mimkit.report import words
+from mimkit.report.findings import BASELINES, key_of, worded
+from mimkit.report.plots import (
+    DASHES,
+    MAX_LAYER_TICKS,
+    Chart,
+    Curve,
+    format_counts,
+    format_values,
+    guesses,
+    logged,
+    thinned,
+)
+from mimkit.report.svg import FIRST, INK, SECOND, SERIES, Plot
+
+MAX_POINTS: Final = 2_000
+"""Of all lines of a training chart together, so that many seeds do not fill the page."""
+_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
+_DASHED: Final = (0, (4, 2.5))
+_LEGEND_COLUMNS: Final = 4
+
+Log = Sequence[Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn."""
+
+    colour: str
+    marker: str
+
+
+_SHARED: Final = Look(INK, "o")
+"""Of a baseline that is the same for all methods."""
+
+
+def looks(labels: Iterable[str]) -> dict[str, Look]:
+    """Gives each method a colour and a marker; pairs of both repeat after 42."""
+    return {
+        label: Look(SERIES[number % len(SERIES)], _MARKERS[number % len(_MARKERS)])
+        for number, label in enumerate(labels)
+    }
+
+
+def label_chart(
+    verdicts: Sequence[Verdicts], styles: Mapping[str, Look], detail: str = ""
+) -> Chart:
+    """Plots one metric against the share of labels: methods solid, their baselines dashed.
+
+    Args:
+        verdicts: rows that only the label fraction tells apart, smallest first.
+        styles: of the methods.
+        detail: the settings that tell them from other rows of the same name.
+    """
+    row = verdicts[0].row
+    title = f"{name_of(row.evaluator, row.metric)} against labels{f' ({detail})' if detail else ''}"
+    lines = _lines(verdicts, styles)
+    ticks = {_fraction(found.row): _tick(found.row) for found in verdicts}
+    described = []
+    with (plot := Plot(4.8, 3.3)) as axes:
+        for number, ((label, start), points) in enumerate(lines.items()):
+            # Beside each other, so that no interval hides another.
+            shift = 1 + 0.035 * (number - (len(lines) - 1) / 2)
+            name = _line_name(label, start)
+            moved = [(fraction * shift, mean) for fraction, mean in points]
+            _errorbar(axes, moved, styles.get(label, _SHARED), (label, start))
+            described.append(f"{name}: {_ends(points, row.metric)}")
+        axes.set_xscale("log")
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks(list(ticks), list(ticks.values()))
+        axes.set_xlabel("labels used")
+        axes.margins(x=0.08)
+        _legend(axes, (start for _, start in lines))
+        format_values(axes, row.metric)
+        description = f"{title}. {'. '.join(described)}. The table above holds all numbers."
+        return Chart(title, description, plot.svg(f"labels {row.evaluator} {key_of(row.protocol)}"))
+
+
+def cost_chart(
+    found: Verdicts, spent: Mapping[str, float], unit: str, styles: Mapping[str, Look]
+) -> Chart:
+    """Plots one metric against what pre-training cost, and the Pareto front.
+
+    Args:
+        found: the row.
+        spent: method label to its cost; a baseline without pre-training costs nothing.
+        unit: "s" or "FLOP".
+        styles: of the methods.
+    """
+    metric = found.row.metric
+    against = "time" if unit == "s" else "FLOPs"
+    title = f"{name_of(found.row.evaluator, metric)} against {against}"
+    points = _priced(found, spent)
+    scale, called = _unit(max(cost for _, _, cost, _ in points), unit)
+    front = pareto_front([(cost, mean.mean) for _, _, cost, mean in points])
+    described = []
+    with (plot := Plot(4.8, 3.3)) as axes:
+        stairs = [(points[n][2] / scale, points[n][3].mean) for n in front]
+        right = 1.08 * max(cost for _, _, cost, _ in points) / scale
+        if stairs:
+            xs, ys = zip(*stairs, strict=True)
+            axes.step((*xs, right), (*ys, ys[-1]), where="post", color=INK, linewidth=1.0, zorder=1)
+        for number, (label, start, cost, mean) in enumerate(points):
+            name = _line_name(label, start)
+            _errorbar(axes, [(cost / scale, mean)], styles.get(label, _SHARED), (label, start))
+            if number in front:
+                ring: Any = {"mfc": "none", "mec": INK, "mew": 1.1, "markersize": 13}
+                axes.plot(cost / scale, mean.mean, "o", **ring)
+            described.append(
+                f"{name}: {words.number(mean.mean, metric)} at {_cost(cost, unit)}"
+                + (", on the front" if number in front else "")
+            )
+        axes.set_xlim(-0.06 * right, right)
+        axes.set_xlabel(f"{called} of {'preparation and ' if unit == 's' else ''}pre-training")
+        axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
+        _legend(axes, (start for _, start, _, _ in points))
+        format_values(axes, metric)
+        description = f"{title}. {'. '.join(described)}."
+        return Chart(title, description, plot.svg(f"cost {unit} {title}"))
+
+
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Finds the points that no other one beats, cheapest first.
+
+    Args:
+        points: cost and quality of each.
+
+    Returns: numbers of those for which none costs no more and is better, or costs less and is
+        as good.
+    """
+    return sorted(
+        (
+            number
+            for number, (cost, quality) in enumerate(points)
+            if not any(
+                other_cost <= cost and other >= quality and (other_cost, other) != (cost, quality)
+                for other_cost, other in points
+            )
+        ),
+        key=lambda number: points[number],
+    )
+
+
+def training_charts(
+    logs: Mapping[str, Mapping[int, Log]], batch_sizes: Mapping[str, int]
+) -> list[Chart]:
+    """Plots the loss of each method, then how well each solves its own task, on its own axes.
+
+    Args:
+        logs: method label to seed to what the run has logged.
+        batch_sizes: by method label; the charts count images, not steps.
+    """
+    found: dict[str, list[Chart]] = {"loss": [], "metric": []}
+    for label, by_seed in logs.items():
+        runs = {seed: _by_images(rows, batch_sizes[label]) for seed, rows in by_seed.items()}
+        for name in _own_curves(runs.values()):
+            found[name.partition("/")[0]].append(_own_chart(label, name, runs))
+    return [*found["loss"], *found["metric"]]
+
+
+def progress_charts(
+    logs: Mapping[str, Mapping[int, Log]],
+    batch_sizes: Mapping[str, int],
+    styles: Mapping[str, Look],
+) -> list[Chart]:
+    """Plots evaluations that were made during pre-training, all methods in one chart."""
+    curves: dict[str, dict[str, list[Curve]]] = {}
+    for label, by_seed in logs.items():
+        for rows in by_seed.values():
+            for name, curve in _by_images(rows, batch_sizes[label]).items():
+                if _is_evaluation(name):
+                    curves.setdefault(name, {}).setdefault(label, []).append(curve)
+    return [_progress_chart(name, by_label, styles) for name, by_label in curves.items()]
+
+
+def layer_chart(
+    verdicts: Sequence[Verdicts], outcomes: Sequence[Outcome], styles: Mapping[str, Look]
+) -> Chart:
+    """Plots one metric over the layers: methods solid, their random weights dashed.
+
+    The layers that were chosen on development images are ringed.
+
+    Args:
+        verdicts: rows that only the layer tells apart.
+        outcomes: of the runs, which name the chosen layers.
+        styles: of the methods.
+    """
+    row = verdicts[0].row
+    kept = {name: row.protocol[name] for name in ("label_fraction", "pool") if name in row.protocol}
+    title = f"{name_of(row.evaluator, row.metric)} by layer"
+    if kept:
+        title = f"{title} ({', '.join(_setting(*one) for one in kept.items())})"
+    lines = _lines(verdicts, styles, "layer")
+    described = []
+    with (plot := Plot(4.8, 3.3)) as axes:
+        for (label, start), points in lines.items():
+            look, name = styles.get(label, _SHARED), _line_name(label, start)
+            _errorbar(axes, points, look, (label, start))
+            chosen = _chosen(outcomes, label, row) if start == "pretrained" else []
+            for layer, mean in points:
+                if layer in chosen:
+                    axes.plot(
+                        layer, mean.mean, "o", mfc="none", mec=look.colour, mew=1.3, markersize=13
+                    )
+            text = f"{name}: {_ends(points, row.metric, 'layer')}"
+            described.append(text + (f", chosen {_listed(chosen)}" if chosen else ""))
+        last = max(layer for points in lines.values() for layer, _ in points)
+        axes.set_xlim(0.5, last + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(min(last, MAX_LAYER_TICKS), integer=True))
+        axes.set_xlabel("layer")
+        _legend(axes, (start for _, start in lines))
+        format_values(axes, row.metric)
+        description = f"{title}. {'. '.join(described)}."
+        return Chart(title, description, plot.svg(f"layers {row.evaluator} {key_of(row.protocol)}"))
+
+
+def name_of(evaluator: str, metric: str) -> str:
+    """What was measured, as a heading."""
+    name = CALLED.get(evaluator, evaluator.replace("_", " "))
+    if not name.startswith("k-"):
+        name = f"{name[:1].upper()}{name[1:]}"
+    return f"{name} {metric.replace('_', ' ').replace('/', ' ')}"
+
+
+def _lines(
+    verdicts: Sequence[Verdicts], styles: Mapping[str, Look], over: str = "label_fraction"
+) -> dict[tuple[str, str], list[tuple[Any, Interval]]]:
+    """Gathers (method, start) to its points; a baseline that is the same for all stands once.
+
+    Pixels have no layers and no labels' worth of training: they stay in the table.
+    """
+    starts = ("pretrained", *(start for start in BASELINES if start != "pixels"))
+    lines: dict[tuple[str, str], list[tuple[Any, Interval]]] = {}
+    for label in styles:
+        for start in starts:
+            points = [
+                (found.row.protocol[over], found.means[label, start])
+                for found in verdicts
+                if (label, start) in found.means and found.means[label, start].num_seeds
+            ]
+            if points:
+                lines[label, start] = sorted(points, key=lambda point: point[0])
+    for start in starts[1:]:
+        same = [key for key in lines if key[1] == start]
+        if len(same) > 1 and all(lines[a] == lines[b] for a, b in pairwise(same)):
+            points = lines[same[0]]
+            for key in same:
+                del lines[key]
+            lines["", start] = points
+    return dict(sorted(lines.items(), key=lambda line: line[0][1] != "pretrained"))
+
+
+def _priced(found: Verdicts, spent: Mapping[str, float]) -> list[tuple[str, str, float, Interval]]:
+    """Every method at its cost, and the baseline that it is compared with at none."""
+    points = [
+        (label, "pretrained", spent[label], found.means[label, "pretrained"])
+        for label in spent
+        if (label, "pretrained") in found.means and found.means[label, "pretrained"].num_seeds
+    ]
+    baselines = {
+        label: (start, mean)
+        for label, *_ in points
+        for start in (gain.second.removeprefix(f"{label} ") for gain in found.gains)
+        if (mean := found.means.get((label, start))) is not None and mean.num_seeds
+    }
+    if len(baselines) > 1 and len(set(baselines.values())) == 1:
+        baselines = {"": next(iter(baselines.values()))}
+    return [*points, *((label, start, 0.0, mean) for label, (start, mean) in baselines.items())]
+
+
+def _errorbar(
+    axes: Axes, points: Sequence[tuple[float, Interval]], look: Look, key: tuple[str, str]
+) -> None:
+    """Draws the points of one (method, start) with their intervals, joined by a line."""
+    label, start = key
+    ours = start == "pretrained"
+    ends = [(mean.mean, mean.low, mean.high) for _, mean in points]
+    axes.errorbar(
+        [x for x, _ in points],
+        [mean for mean, _, _ in ends],
+        yerr=(
+            [0.0 if low is None else mean - low for mean, low, _ in ends],
+            [0.0 if high is None else high - mean for mean, _, high in ends],
+        ),
+        color=look.colour,
+        marker=look.marker,
+        markerfacecolor=look.colour if ours else "none",
+        linestyle="-" if ours else _DASHED,
+        linewidth=1.6 if ours else 1.1,
+        markersize=5.5,
+        elinewidth=1.0,
+        capsize=2.5,
+        label=_in_legend(label) if ours else "",
+    )
+
+
+def _legend(axes: Axes, starts: Iterable[str] = ()) -> None:
+    """Above the plot, where it hides nothing: every method, and each kind of baseline once."""
+    handles, names = axes.get_legend_handles_labels()
+    for start in dict.fromkeys(starts):
+        if start != "pretrained":
+            hollow: Any = {"mfc": "none", "mec": INK, "markersize": 5.5}
+            handles.append(Line2D([], [], color=INK, marker="o", linestyle=_DASHED, **hollow))
+            names.append(BASELINES[start])
+    axes.legend(
+        handles,
+        names,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 1.0),
+        ncols=min(len(names), _LEGEND_COLUMNS),
+        fontsize=9,
+        columnspacing=1.2,
+        handlelength=1.8,
+        borderpad=0.2,
+    )
+
+
+def _in_legend(label: str) -> str:
+    """A label that matplotlib shows; one that begins with an underscore it would hide."""
+    return f"\u2060{label}" if label.startswith("_") else label
+
+
+def _own_curves(runs: Iterable[Mapping[str, Curve]]) -> list[str]:
+    """The loss of a method, and the accuracies of its task.
+
+    With several terms the loss is their weighted sum; each term is in the runs' own reports.
+    """
+    names = dict.fromkeys(name for curves in runs for name in curves)
+    terms = [name for name in names if name.startswith("loss/") and name != "loss/total"]
+    loss = terms if len(terms) == 1 else [name for name in names if name == "loss/total"]
+    accuracies = [
+        name
+        for name in names
+        if name.startswith("metric/") and words.is_share(name) and not words.is_guess(name)
+    ]
+    return [*loss, *accuracies]
+
+
+def _own_chart(label: str, name: str, runs: Mapping[int, Mapping[str, Curve]]) -> Chart:
+    kind, _, rest = name.partition("/")
+    what = "loss" if kind == "loss" else rest.replace("/", " ").replace("_", " ")
+    title = f"{label}: {what}"
+    described = []
+    with (plot := Plot(3.4, 2.4)) as axes:
+        for key, side, colour in (
+            (name, "training", FIRST),
+            (f"heldout/{name}", "held-out", SECOND),
+        ):
+            curves = [curves[key] for curves in runs.values() if key in curves]
+            if not curves:
+                continue
+            described += _draw_seeds(axes, curves, name, label=side, colour=colour)
+        found = {
+            text: value for curves in runs.values() for text, value in guesses(name, curves).items()
+        }
+        for (guess, height), dashes in zip(found.items(), DASHES, strict=False):
+            axes.axhline(height, color=INK, linestyle=(0, dashes), linewidth=1.2, label=guess)
+            described.append(f"{guess} is {words.number(height, name)}")
+        axes.legend(loc="best", fontsize=9)
+        axes.set_xlabel("images seen")
+        format_counts(axes)
+        format_values(axes, name)
+        description = f"{title} over the images seen, {len(runs)} seeds: {', '.join(described)}."
+        return Chart(title, description, plot.svg(f"own {title}"))
+
+
+def _progress_chart(
+    name: str, by_label: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look]
+) -> Chart:
+    title = f"{name_of(*name.split('/', maxsplit=1))} during pre-training"
+    described = []
+    with (plot := Plot(4.8, 3.0)) as axes:
+        for label, curves in by_label.items():
+            look = styles[label]
+            described += _draw_seeds(
+                axes, curves, name, label=label, colour=look.colour, marker=look.marker
+            )
+        axes.set_xlabel("images seen")
+        format_counts(axes)
+        _legend(axes)
+        format_values(axes, name)
+        description = f"{title}: {', '.join(described)}."
+        return Chart(title, description, plot.svg(f"progress {name}"))
+
+
+def _draw_seeds(
+    axes: Axes, curves: Sequence[Curve], name: str, *, label: str, colour: str, marker: str = "o"
+) -> list[str]:
+    """Draws each seed faintly and their mean over it; says where the mean ends."""
+    most = max(20, MAX_POINTS // (len(curves) + 1))
+    few = {"marker": marker, "markersize": 3.5}
+    if len(curves) > 1:
+        for curve in curves:
+            axes.plot(*thinned(curve, most), color=colour, linewidth=0.8, alpha=0.35)
+    xs, ys = thinned(_mean(curves), most)
+    axes.plot(xs, ys, color=colour, label=_in_legend(label), **(few if len(xs) < 40 else {}))  # type: ignore[arg-type]
+    return [f"{label} ends at {words.number(ys[-1], name)}"]
+
+
+def _mean(curves: Sequence[Curve]) -> Curve:
+    """The mean over seeds, where all of them have logged."""
+    by_seed = [dict(zip(*curve, strict=True)) for curve in curves]
+    shared = sorted(set.intersection(*(set(values) for values in by_seed)))
+    if not shared:
+        return curves[0]
+    return shared, [statistics.fmean(values[x] for values in by_seed) for x in shared]
+
+
+def _by_images(rows: Log, batch_size: int) -> dict[str, Curve]:
+    return {
+        name: ([step * batch_size for step in steps], values)
+        for name, (steps, values) in logged(rows).items()
+    }
+
+
+def _is_evaluation(name: str) -> bool:
+    """True for what can be compared, not for a method's own task or its optimizer."""
+    own = ("loss", "metric", "heldout", "lr", "grad_norm", "time")
+    return name.partition("/")[0] not in own
+
+
+def _chosen(outcomes: Sequence[Outcome], label: str, row: Row) -> list[int]:
+    """The layers that development images chose for a method, where all but the layer agrees."""
+    names = [name for name in row.protocol if name != "layer"]
+    return sorted(
+        {
+            result["chosen"]["layer"]
+            for outcome in outcomes
+            if outcome.cell.method == label
+            for result in outcome.results
+            if result["evaluator"] == row.evaluator
+            and result["metric"] == row.metric
+            and result["init"] == "pretrained"
+            and "layer" in result.get("chosen", {})
+            and all(result["protocol"].get(name) == row.protocol[name] for name in names)
+        }
+    )
+
+
+def _line_name(label: str, start: str) -> str:
+    return label if start == "pretrained" else f"{label} {BASELINES[start]}".strip()
+
+
+def _fraction(row: Row) -> float:
+    fraction = row.protocol["label_fraction"]
+    assert isinstance(fraction, int | float)
+    return fraction
+
+
+def _tick(row: Row) -> str:
+    fraction, number = words.share(_fraction(row)), row.protocol.get("num_labels")
+    return f"{fraction}\n{words.count(number)}" if isinstance(number, int) else fraction
+
+
+def _setting(name: str, value: object) -> str:
+    if name == "label_fraction" and isinstance(value, int | float):
+        return f"{words.share(value)} of the labels"
+    return worded({name: value}, [name])
+
+
+def _ends(points: Sequence[tuple[float, Interval]], metric: str, over: str = "") -> str:
+    ends = dict.fromkeys([points[0], points[-1]])
+    return ", ".join(
+        f"{words.number(mean.mean, metric)} at "
+        + (f"{over} {x}" if over else f"{words.share(x)} of the labels")
+        for x, mean in ends
+    )
+
+
+def _unit(largest: float, unit: str) -> tuple[float, str]:
+    """How costs are written on an axis: what they are divided by, and what of."""
+    if unit == "s":
+        spans = ((7200, 3600, "hours"), (300, 60, "minutes"), (0, 1, "seconds"))
+        return next((factor, name) for least, factor, name in spans if largest >= least)
+    thousands = min(6, int(math.log10(max(largest, 1.0)) / 3))
+    return 1000.0**thousands, f"{('', 'k', 'M', 'G', 'T', 'P', 'E')[thousands]}FLOPs"
+
+
+def _cost(cost: float, unit: str) -> str:
+    if cost == 0:
+        return "0"
+    return words.duration(cost) if unit == "s" else words.magnitude(cost, unit)
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))

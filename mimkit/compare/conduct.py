@@ -1,0 +1,67 @@
+"""One comparison from the question to the report."""
+
+from pathlib import Path
+
+from rich.console import Console
+
+from mimkit.compare.execute import claim, execute
+from mimkit.compare.gather import gather
+from mimkit.compare.launchers import Launcher
+from mimkit.compare.pictures import draw
+from mimkit.compare.plan import Question, free_disk, make_plan, table
+from mimkit.compare.records import Comparison
+from mimkit.compare.report import write_report
+from mimkit.compare.tables import markdown, write_csv, write_json
+from mimkit.compare.tables import table as results_table
+from mimkit.files import write_text
+
+
+def conduct(
+    question: Question,
+    folder: Path,
+    launcher: Launcher,
+    *,
+    dry_run: bool = False,
+    console: Console | None = None,
+) -> Comparison | None:
+    """Plans, runs what is not finished yet, and reports; the same call goes on after a kill.
+
+    Args:
+        question: what is compared.
+        folder: of the comparison.
+        launcher: starts the runs.
+        dry_run: only plan.
+        console: where to talk; None makes one.
+
+    Returns: what was found; None after a dry run.
+    Raises: MimkitError for everything a user can mend; Interrupted after a signal.
+    """
+    console = console or Console()
+    with claim(folder):
+        plan = make_plan(question, folder, console)
+        console.print(table(plan, question.jobs))
+        for method in plan.methods:
+            for note in method.notes:
+                console.print(f"  {method.label}: {note}")
+        if sum(m.disk_bytes for m in plan.methods) * len(plan.seeds) > free_disk(folder):
+            console.print("[yellow]The disk may be too small for all runs.[/]")
+        if dry_run:
+            return None
+        execute(
+            plan,
+            folder,
+            jobs=question.jobs,
+            launcher=launcher,
+            device=question.device,
+            console=console,
+        )
+        draw(plan, folder, console=console)
+        comparison = gather(plan, folder)
+        write_csv(comparison, folder / "results.csv")
+        write_json(comparison, folder / "results.json")
+        write_text(folder / "results.md", markdown(comparison))
+        page = write_report(comparison)
+    console.print(results_table(comparison))
+    console.print(f"\n{comparison.answer}")
+    console.print(f"[bold]report[/] {page}")
+    return comparison

@@ -1,0 +1,387 @@
+"""Running the cells of a comparison: a few at once, each an ordinary run in its own process."""
+
+import errno
+import fcntl
+import os
+import signal
+import sys
+import time
+import tomllib
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+
+from mimkit.compare.board import Board, Running, makespan
+from mimkit.compare.cause import disk_is_full, ended_by, last_words, tail
+from mimkit.compare.launchers import Job, Launcher
+from mimkit.compare.methods import recipe_path
+from mimkit.compare.records import Cell, Plan
+from mimkit.data.workers import cores
+from mimkit.errors import DataError
+from mimkit.files import write_text
+from mimkit.report.folder import LOCK, RunFolder
+from mimkit.train.distributed import torchrun
+from mimkit.train.signals import Interrupted, Request, listen
+from mimkit.train.trial import duration
+
+_LOOK_EVERY_SECONDS: Final = 0.2
+_RETRIES: Final = 2
+"""How often a run that a signal ended is started again by one command."""
+
+
+class Stopped(Interrupted):
+    """The comparison was asked to stop, and its runs have stopped."""
+
+    def __init__(self, number: int, finished: int, total: int) -> None:
+        super().__init__(number, f"with {finished} of {total} runs finished")
+
+
+def run_folder(cell: Cell, folder: Path) -> Path:
+    """Where the run of a cell lies."""
+    return folder / "runs" / cell.method / str(cell.seed)
+
+
+def log_file(cell: Cell, folder: Path) -> Path:
+    """Where the output of a cell's processes lies, one after the other."""
+    return folder / "logs" / f"{cell.method}-{cell.seed}.log"
+
+
+def failure_file(cell: Cell, folder: Path) -> Path:
+    """Where it lies why a cell has failed; there is none if it has not."""
+    return folder / "failed" / f"{cell.method}-{cell.seed}.txt"
+
+
+def is_finished(cell: Cell, folder: Path) -> bool:
+    """Whether the run of a cell has been trained and evaluated."""
+    ledger = RunFolder(run_folder(cell, folder)).read_ledger()
+    return "evaluate" in ledger.get("seconds", {})
+
+
+def cell_command(cell: Cell, folder: Path, device: str | None = None) -> list[str]:
+    """The command line that makes the run of a cell, or goes on with it."""
+    recipe = recipe_path(folder, cell.method)
+    command = [
+        "mimkit",
+        "run",
+        str(recipe),
+        "--seed",
+        str(cell.seed),
+        "--out",
+        f"{folder / 'runs'}",
+    ]
+    return command if device is None else [*command, "--device", device]
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keeps the folder of a comparison for this process, as long as it lives.
+
+    Raises: DataError if another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise DataError(
+                f"{folder}: another mimkit compare is at work in this folder, process "
+                f"{file.read().strip() or 'unknown'}. Wait until it ends, or choose another folder "
+                "with --out."
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def execute(
+    plan: Plan,
+    folder: Path,
+    *,
+    jobs: int,
+    launcher: Launcher,
+    device: str | None,
+    console: Console,
+) -> None:
+    """Runs every cell that is not finished, in the order of the plan.
+
+    One that fails leaves its reason in `failure_file` and does not stop the others; the next call
+    tries it again. One that a signal ended is started again, at most twice. One that a process of
+    an earlier call is still at work on is waited for.
+
+    Args:
+        plan: what to run; the recipes lie in the folder.
+        folder: of the comparison, claimed.
+        jobs: how many runs at once.
+        launcher: where they run.
+        device: of every run; None lets them share the machine's GPUs, or its cores if it has none.
+        console: where to talk.
+
+    Raises: Stopped after a signal, DataError if the disk is full; in both cases all runs have
+        been asked to write a checkpoint, and have ended.
+    """
+    queue = _Queue(plan, folder, jobs=jobs, launcher=launcher, device=device, console=console)
+    if not queue.waiting:
+        return
+    try:
+        queue.run()
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(folder, str(error)) from error
+        raise
+
+
+@dataclass
+class _Work:
+    """A cell in hand.
+
+    Args:
+        cell: which.
+        fresh: nothing of it was done before.
+        seconds: that it should take.
+        job: its process, while that runs.
+        code: how its process ended.
+        retries: how often it was started again.
+        started: when it was taken, or its last process was started.
+        log_start: where the output of that process begins.
+    """
+
+    cell: Cell
+    fresh: bool
+    seconds: float
+    job: Job | None = None
+    code: int | None = None
+    retries: int = 0
+    started: float = 0.0
+    log_start: int = 0
+
+
+class _Queue:
+    """All cells that are not finished; see `execute`."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: Path,
+        *,
+        jobs: int,
+        launcher: Launcher,
+        device: str | None,
+        console: Console,
+    ) -> None:
+        assert jobs >= 1
+        self.folder = folder
+        self.launcher = launcher
+        self.device = device
+        self.total = len(plan.cells)
+        # By the plan, not by what is left of it: the number of threads decides the last bits.
+        self.jobs = min(jobs, self.total)
+        expected = {m.label: m.seconds + m.evaluate_seconds for m in plan.methods}
+        self.waiting = deque(
+            _Work(cell, not run_folder(cell, folder).exists(), expected[cell.method])
+            for cell in plan.cells
+            if not is_finished(cell, folder)
+        )
+        self.finished = self.total - len(self.waiting)
+        self.failed = 0
+        self.places: list[_Work | None] = [None] * self.jobs
+        self.measured: list[tuple[float, float]] = []  # (seconds taken, seconds expected)
+        self.board = Board(self.total, console)
+
+    @property
+    def in_hand(self) -> list[_Work]:
+        return [work for work in self.places if work is not None]
+
+    def run(self) -> None:
+        with listen() as request, self.board:
+            try:
+                while self.waiting or self.in_hand:
+                    self._raise_if_asked(request)
+                    for place, work in enumerate(self.places):
+                        if work is None and self.waiting:
+                            self._take(place, self.waiting.popleft())
+                        elif work is not None and self._is_done(place, work):
+                            self.places[place] = None
+                    self._show()
+                    time.sleep(_LOOK_EVERY_SECONDS)
+                self._raise_if_asked(request)
+            finally:
+                self._stop()
+
+    def _raise_if_asked(self, request: Request) -> None:
+        if request.number is not None:
+            raise Stopped(request.number, self.finished, self.total)
+
+    def _take(self, place: int, work: _Work) -> None:
+        self.places[place] = work
+        work.started = time.monotonic()
+        if self._is_occupied(work.cell):
+            self.board.say(f"{work.cell}: another process is at work on this run; waiting for it")
+        else:
+            self._start(place, work)
+
+    def _start(self, place: int, work: _Work) -> None:
+        log = log_file(work.cell, self.folder)
+        failure = failure_file(work.cell, self.folder)
+        failure.parent.mkdir(exist_ok=True)
+        failure.unlink(missing_ok=True)
+        work.log_start = log.stat().st_size if log.is_file() else 0
+        work.started = time.monotonic()
+        recipe = tomllib.loads(recipe_path(self.folder, work.cell.method).read_text("utf-8"))
+        processes = recipe["train"].get("processes", 1)
+        _, *arguments = cell_command(work.cell, self.folder, self.device)
+        plain = [sys.executable, "-m", "mimkit", *arguments]
+        work.job = self.launcher.start(
+            torchrun(processes, arguments) if processes > 1 else plain,
+            log=log,
+            environment={
+                "MIMKIT_ERROR_FILE": str(failure.resolve()),
+                **self._share(place, processes),
+            },
+        )
+
+    def _share(self, place: int, processes: int) -> dict[str, str]:
+        """The part of this machine that is for one run: GPUs of its own, or some of the cores."""
+        if not self.launcher.shares_machine:
+            return {}
+        if self.device in (None, "cuda") and (num_gpus := torch.cuda.device_count()):
+            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+            gpus = visible.split(",")[:num_gpus] if visible else [*map(str, range(num_gpus))]
+            first = place * processes
+            own = [gpus[number % num_gpus] for number in range(first, first + processes)]
+            return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
+        if "OMP_NUM_THREADS" in os.environ:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, cores() // (self.jobs * processes)))}
+
+    def _is_done(self, place: int, work: _Work) -> bool:
+        """Looks after one cell; starts it, or starts it again, where that is due."""
+        if work.job is not None:
+            work.code = work.job.poll()
+            if work.code is None:
+                return False
+            work.job = None
+            if work.code >= 0 and _is_claimed(run_folder(work.cell, self.folder)):
+                work.code = None  # another process was first, so this one was refused
+        if is_finished(work.cell, self.folder):
+            self._note_finished(work)
+            return True
+        if self._is_occupied(work.cell):  # also by what is left of a killed process
+            return False
+        if work.code is None:
+            self._start(place, work)
+            return False
+        return self._has_failed(place, work, work.code)
+
+    def _is_occupied(self, cell: Cell) -> bool:
+        return self.launcher.busy(log_file(cell, self.folder)) or _is_claimed(
+            run_folder(cell, self.folder)
+        )
+
+    def _note_finished(self, work: _Work) -> None:
+        self.finished += 1
+        failure_file(work.cell, self.folder).unlink(missing_ok=True)
+        took = time.monotonic() - work.started
+        if work.fresh and work.code is not None and not work.retries and work.seconds:
+            self.measured.append((took, work.seconds))
+        left = self._seconds_left()
+        self.board.say(
+            f"{work.cell}: finished ({self.finished} of {self.total}"
+            + (f", {duration(took)}" if work.code is not None else "")
+            + (f"; about {duration(left)} left" if left else "")
+            + ")"
+        )
+
+    def _has_failed(self, place: int, work: _Work, code: int) -> bool:
+        """Deals with a process that ended before its run did; returns whether that is final."""
+        log = log_file(work.cell, self.folder)
+        said = tail(log, work.log_start)
+        ended = ended_by(code, said)
+        if ended is not None and work.retries < _RETRIES:
+            work.retries += 1
+            self.board.say(
+                f"{work.cell}: killed by {ended.name}; it goes on from its last checkpoint"
+            )
+            self._start(place, work)
+            return False
+        failure = failure_file(work.cell, self.folder)
+        if failure.is_file():
+            reason = failure.read_text("utf-8")
+        else:
+            reason = f"{last_words(said)} (exit code {code}; all it said: {log})"
+        if ended is not None:
+            memory = ", as it happens when memory runs out," if ended is signal.SIGKILL else ""
+            reason = f"killed by {ended.name}{memory} {_RETRIES + 1} times; last words: {reason}"
+        elif disk_is_full(reason, self.folder):
+            failure.unlink(missing_ok=True)
+            raise _full(self.folder, f"{work.cell}: {reason}")
+        write_text(failure, reason)
+        self.failed += 1
+        self.board.say(f"{work.cell}: failed. {reason}", style="red")
+        return True
+
+    def _seconds_left(self) -> float | None:
+        """Until all is done: as the plan expects, by the measure of what was run so far."""
+        works = [*self.in_hand, *self.waiting]
+        if not all(work.seconds for work in works):
+            return None
+        taken = sum(seconds for seconds, _ in self.measured)
+        factor = taken / sum(seconds for _, seconds in self.measured) if taken else 1.0
+        now = time.monotonic()
+        running = [max(0.0, factor * w.seconds - (now - w.started)) for w in self.in_hand]
+        return makespan(running, [factor * w.seconds for w in self.waiting], self.jobs)
+
+    def _show(self) -> None:
+        if not self.board.due:
+            return
+        now = time.monotonic()
+        self.board.show(
+            [Running(str(w.cell), now - w.started, self._doing(w)) for w in self.in_hand],
+            finished=self.finished,
+            failed=self.failed,
+            left=self._seconds_left(),
+        )
+
+    def _doing(self, work: _Work) -> str:
+        if work.job is None:
+            return "waits for another process that is at work on it"
+        lines = tail(log_file(work.cell, self.folder), work.log_start).split("\n")
+        return next((line for line in reversed(lines) if line.strip()), "starts")
+
+    def _stop(self) -> None:
+        """Asks every process to write a checkpoint and leave, and waits until they have."""
+        jobs = [work.job for work in self.in_hand if work.job is not None]
+        jobs = [job for job in jobs if job.poll() is None]
+        if not jobs:
+            return
+        self.board.say(f"stopping: {len(jobs)} run(s) finish a step and write a checkpoint")
+        for job in jobs:
+            job.stop()
+        while any(job.poll() is None for job in jobs):
+            time.sleep(_LOOK_EVERY_SECONDS)
+
+
+def _is_claimed(path: Path) -> bool:
+    """Whether a process writes into a run folder."""
+    if not (path / LOCK).is_file():
+        return False
+    with (path / LOCK).open("r+", encoding="utf-8") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
+
+
+def _full(folder: Path, what: str) -> DataError:
+    return DataError(
+        f"{folder}: the disk is full ({what}). Finished runs and the checkpoints of the others are "
+        "intact. Free some space, then repeat the same command to go on."
+    )

@@ -1,0 +1,223 @@
+"""From the run folders of a comparison to what they say together."""
+
+import json
+import shlex
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from mimkit.compare.answer import answer
+from mimkit.compare.methods import recipe_path
+from mimkit.compare.records import (
+    Cell,
+    Comparison,
+    Method,
+    Outcome,
+    Plan,
+    Row,
+)
+from mimkit.compare.statistics import judge
+from mimkit.errors import DataError
+from mimkit.evaluate.base import Evaluator, Plain
+from mimkit.recipe import registry
+from mimkit.report.folder import RunFolder
+
+OF_METHOD: Final = ("num_layers", "num_heads")
+"""Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""
+
+
+def gather(plan: Plan, folder: Path) -> Comparison:
+    """Reads all runs of a comparison, however far they are.
+
+    Only finished runs count: what an interrupted one has measured is left out. A finished run that
+    is not the one of the plan is refused by name: it was made by another version of mimkit, saw
+    other images, or fewer or more of them.
+
+    Numbers belong to one row if evaluator, metric and protocol agree. Two settings that follow
+    from a method's encoder may differ, the number of its layers and that of its attention heads;
+    then the row's protocol does not name them. Should other settings differ, or the data whose
+    labels are read, the methods are not compared, and that is said.
+
+    Args:
+        plan: what should lie there.
+        folder: of the comparison.
+    """
+    methods = {method.label: method for method in plan.methods}
+    outcomes = tuple(_outcome(plan, methods[cell.method], cell, folder) for cell in plan.cells)
+    rows = _rows([method.label for method in plan.methods], outcomes)
+    verdicts = tuple(judge(row) for row in rows)
+    refused = [
+        f"{one.cell}: {one.reason}"
+        for one in outcomes
+        if one.state == "failed" and _is_finished(one.ledger)
+    ]
+    return Comparison(
+        plan=plan,
+        folder=folder,
+        outcomes=outcomes,
+        verdicts=verdicts,
+        answer=answer(plan, verdicts),
+        refused=(*refused, *_unlike(rows)),
+    )
+
+
+def _outcome(plan: Plan, method: Method, cell: Cell, folder: Path) -> Outcome:
+    runs = folder / "runs"
+    run = RunFolder(runs / cell.method / str(cell.seed))
+    recipe = recipe_path(folder, cell.method)
+    command = shlex.join(
+        ["mimkit", "run", str(recipe), "--seed", str(cell.seed), "--out", str(runs)]
+    )
+    try:
+        ledger = run.read_ledger()
+        if _is_finished(ledger):
+            reason = _objection(plan, method, ledger, run.path)
+            if reason:
+                return Outcome(cell, "failed", run.path, command, reason, ledger)
+            results = tuple(run.read_results()["results"])
+            return Outcome(cell, "finished", run.path, command, "", ledger, results)
+    except DataError as error:
+        return Outcome(cell, "failed", run.path, command, str(error))
+    failed = folder / "failed" / f"{cell.method}-{cell.seed}.txt"
+    if failed.is_file():
+        reason = failed.read_text(encoding="utf-8", errors="replace").strip()
+        return Outcome(cell, "failed", run.path, command, reason, ledger)
+    return Outcome(cell, "missing", run.path, command, ledger=ledger)
+
+
+def _is_finished(ledger: Mapping[str, Any]) -> bool:
+    return "evaluate" in ledger.get("seconds", {})
+
+
+def _objection(plan: Plan, method: Method, ledger: Mapping[str, Any], path: Path) -> str:
+    """Says why a finished run does not belong to the plan; "" if it does."""
+    expected = {
+        "mimkit": (plan.mimkit, ledger.get("mimkit")),
+        "the fingerprint of its training images": (
+            method.trial.fingerprint,
+            ledger.get("dataset", {}).get("fingerprint"),
+        ),
+        "its optimizer steps": (method.total_steps, ledger.get("steps")),
+        "the images it has seen": (method.images, ledger.get("images_seen")),
+    }
+    differ = [
+        f"{name} must be {wanted}, but is {found}"
+        for name, (wanted, found) in expected.items()
+        if found != wanted
+    ]
+    if not differ:
+        return ""
+    return f"not comparable: {'; '.join(differ)}. Remove {path}, then repeat the same command."
+
+
+@dataclass
+class _Group:
+    """Numbers that belong to one row, as they come."""
+
+    protocols: list[Mapping[str, Plain]] = field(default_factory=list)
+    values: dict[str, dict[str, dict[int, list[float]]]] = field(default_factory=dict)
+
+    def add(self, cell: Cell, protocol: Mapping[str, Plain], result: Mapping[str, Any]) -> None:
+        self.protocols.append(protocol)
+        starts = self.values.setdefault(cell.method, {})
+        starts.setdefault(result["init"], {}).setdefault(cell.seed, []).append(result["value"])
+
+    def row(self, evaluator: str, metric: str, labels: Iterable[str], own_task: bool) -> Row:
+        first, *others = self.protocols
+        return Row(
+            evaluator=evaluator,
+            metric=metric,
+            protocol={
+                name: value
+                for name, value in first.items()
+                if all(name in other and other[name] == value for other in others)
+            },
+            values={
+                label: {
+                    # What a run measured more than once is one number: seeds are what varies.
+                    start: {seed: statistics.fmean(found) for seed, found in by_seed.items()}
+                    for start, by_seed in self.values[label].items()
+                }
+                for label in labels
+                if label in self.values
+            },
+            own_task=own_task,
+        )
+
+
+def _rows(labels: Sequence[str], outcomes: Sequence[Outcome]) -> list[Row]:
+    """Arranges all numbers: evaluators as they come, then metrics, label fractions, layers."""
+    groups: dict[tuple[str, str, str], _Group] = {}
+    data = {outcome.cell: _labelled(outcome.ledger) for outcome in outcomes if outcome.results}
+    for outcome in outcomes:
+        for result in outcome.results:
+            protocol = dict(result["protocol"])
+            if len(set(data.values())) > 1:
+                protocol["data"] = data[outcome.cell]
+            shared = {k: v for k, v in protocol.items() if k not in OF_METHOD}
+            key = result["evaluator"], result["metric"], json.dumps(shared, sort_keys=True)
+            groups.setdefault(key, _Group()).add(outcome.cell, protocol, result)
+    own_task = {evaluator: _repeats_pretraining(evaluator) for evaluator, _, _ in groups}
+    rows = [
+        group.row(evaluator, metric, labels, own_task[evaluator])
+        for (evaluator, metric, _), group in groups.items()
+    ]
+    measured = list(dict.fromkeys((row.evaluator, row.metric) for row in rows))
+
+    def order(row: Row) -> tuple[int, float, int]:
+        fraction, layer = (row.protocol.get(name) for name in ("label_fraction", "layer"))
+        return (
+            measured.index((row.evaluator, row.metric)),
+            fraction if isinstance(fraction, int | float) else 0.0,
+            layer if isinstance(layer, int) else 0,
+        )
+
+    return sorted(rows, key=order)
+
+
+def _labelled(ledger: Mapping[str, Any]) -> str:
+    """Names the data whose labels a run reads."""
+    data = ledger.get("labelled", ledger["dataset"])
+    return f"{data['name']} {data['fingerprint'][:8]}"
+
+
+def _repeats_pretraining(evaluator: str) -> bool:
+    """Whether an evaluator's numbers are of the pre-training task, which differs by method."""
+    classes = [registry.load(e) for e in registry.entries("evaluators") if e.name == evaluator]
+    return any(
+        isinstance(cls, type) and issubclass(cls, Evaluator) and cls.needs_targets
+        for cls in classes
+    )
+
+
+def _unlike(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Names methods that were measured alike but for a setting, so that no row holds both."""
+    said: dict[object, str] = {}
+    for row in rows:
+        others = [
+            (_differing(row, other), other)
+            for other in rows
+            if (row.evaluator, row.metric) == (other.evaluator, other.metric)
+            and row.values.keys().isdisjoint(other.values)
+            and not row.own_task
+        ]
+        if not others:
+            continue
+        names, other = min(others, key=lambda found: len(found[0]))
+        one, two = (", ".join(held.values) for held in (row, other))
+        settings = "; ".join(
+            f"{name} {row.protocol.get(name)} and {other.protocol.get(name)}" for name in names
+        )
+        said.setdefault(
+            (row.evaluator, row.metric, frozenset((one, two)), *names),
+            f"{row.evaluator} {row.metric}: {one} and {two} are not compared, as they were "
+            f"measured with different settings ({settings})",
+        )
+    return tuple(said.values())
+
+
+def _differing(row: Row, other: Row) -> list[str]:
+    names = dict.fromkeys((*row.protocol, *other.protocol))
+    return [name for name in names if row.protocol.get(name) != other.protocol.get(name)]

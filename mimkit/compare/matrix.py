@@ -1,0 +1,116 @@
+"""The evaluations that all methods of a comparison share, sized by data and budget."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from mimkit.data.sources import Source
+from mimkit.errors import RecipeError, nearest
+
+LABELLED: Final = ("knn", "linear_probe", "attentive_probe", "finetune")
+UNLABELLED: Final = ("knn_consistency",)
+_FRACTIONS: Final = (0.01, 0.1, 1.0)
+_LABELS_PER_CLASS: Final = 5
+_BATCH: Final = 64
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large the evaluations are.
+
+    Args:
+        fractions: shares of the labels.
+        train_images: images that neighbours are looked for among.
+        test_images: images that are judged.
+        steps: of one training.
+    """
+
+    fractions: tuple[float, ...]
+    train_images: int
+    test_images: int
+    steps: int
+
+
+def choose_sizes(images: float, labelled: Source | None) -> Sizes:
+    """Sizes the evaluations so that they cost about as much as pre-training.
+
+    Label fractions are the two smallest of 1, 10 and 100 % that leave five labels a class.
+
+    Args:
+        images: seen in pre-training.
+        labelled: the split whose labels are used; None if there is none.
+    """
+    fractions: tuple[float, ...] = ()
+    if labelled is not None and labelled.labels is not None:
+        a_class = int((labelled.labels >= 0).sum()) / max(1, len(labelled.classes))
+        fractions = tuple(f for f in _FRACTIONS if f * a_class >= _LABELS_PER_CLASS)[:2] or (1.0,)
+    return Sizes(
+        fractions,
+        train_images=_between(2_000, images / 4, 100_000),
+        test_images=_between(1_000, images / 10, 10_000),
+        steps=_between(50, images / 500, 10_000),
+    )
+
+
+def evaluations(
+    names: Sequence[str] | None, sizes: Sizes, *, has_cls: bool, total_steps: int
+) -> list[dict[str, Any]]:
+    """The ``[[evaluate]]`` tables of one method: the same for all, but for the class token.
+
+    Args:
+        names: which; None for all that the data allow.
+        sizes: how large.
+        has_cls: whether the encoder has a class token, which then is probed too.
+        total_steps: of pre-training, in which held-out images are looked at five times.
+
+    Raises: RecipeError for a name that is no evaluation of a comparison, or one without labels.
+    """
+    known = (*LABELLED, *UNLABELLED)
+    possible = known if sizes.fractions else UNLABELLED
+    for name in names or ():
+        if name not in known:
+            raise RecipeError(
+                f"--evaluate {name}: must be one of {', '.join(known)}.{nearest(name, known)}"
+            )
+        if name not in possible:
+            raise RecipeError(
+                f"--evaluate {name}: needs labels, but the data set has none. Name a labelled "
+                "folder with --labels."
+            )
+    chosen = names or (LABELLED if sizes.fractions else UNLABELLED)
+    tables: dict[str, dict[str, Any]] = {
+        "knn": {"num_images": sizes.train_images, "num_test_images": sizes.test_images},
+        "knn_consistency": {"num_images": sizes.test_images},
+        "linear_probe": {
+            "layers": "all",
+            "pools": ["mean", "cls"] if has_cls else ["mean"],
+            "label_fractions": list(sizes.fractions),
+            "weight_decays": [1e-3, 1e-2, 1e-1],
+            "num_test_images": sizes.test_images,
+        },
+        "attentive_probe": {
+            "label_fractions": list(sizes.fractions[-1:]),
+            "total_steps": 2 * sizes.steps,
+            "warmup_steps": sizes.steps // 5,
+            "lrs": [0.03, 0.1, 0.3],
+            "num_test_images": sizes.test_images,
+        },
+        "finetune": {
+            "label_fractions": list(sizes.fractions),
+            "seeds": 1,
+            "augmentation": "standard",
+            "optimizer": "adamw",
+            "lrs": [1e-3, 3e-3],
+            "total_steps": sizes.steps,
+            "batch_size": _BATCH,
+            "warmup_steps": sizes.steps // 10,
+            "weight_decay": 0.05,
+            "num_test_images": sizes.test_images,
+        },
+    }
+    heldout = {"part": "heldout", "every_steps": max(1, total_steps // 5), "num_images": 1_000}
+    return [heldout, *({"part": name, **tables[name]} for name in chosen)]
+
+
+def _between(low: int, value: float, high: int) -> int:
+    return round(min(max(value, low), high))

@@ -1,0 +1,279 @@
+"""A comparison as a table on the terminal, as Markdown, CSV and JSON."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+import mimkit
+from mimkit.compare.answer import STARTS, called, is_layer
+from mimkit.compare.budget import describe
+from mimkit.compare.records import Comparison, Interval, Pair, Row, Verdicts
+from mimkit.files import write_json as write_json_file
+from mimkit.files import write_text
+from mimkit.report import words
+from mimkit.report.findings import worded
+
+MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}
+"""Beside a difference whose interval lies above zero, or below it."""
+EXPLAINED: Final = (
+    "Means over seeds with Student's 95 % intervals. Differences are paired by seed; ▲ above zero, "
+    "▼ below. A ranking (≈: cannot be told apart) needs differences that remain after Holm's "
+    "correction for all pairs."
+)
+COLUMNS: Final = (
+    "method",
+    "seed",
+    "evaluator",
+    "metric",
+    "init",
+    "value",
+    "n",
+    "label_fraction",
+    "protocol",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of the table.
+
+    Args:
+        title: what was measured.
+        cells: by method, in the order of the plan.
+        ranking: what the line says of the order of methods; "" where that is not asked.
+        heads: it opens an evaluation; the lines after it are its baselines.
+    """
+
+    title: str
+    cells: tuple[str, ...]
+    ranking: str = ""
+    heads: bool = True
+
+
+def table(comparison: Comparison) -> Table:
+    """Lays the results out for the terminal."""
+    found = Table(caption=EXPLAINED, caption_justify="left")
+    found.add_column("")
+    for method in comparison.plan.methods:
+        found.add_column(escape(method.label), justify="right")
+    found.add_column("ranking")
+    for line in lines(comparison):
+        if line.heads and found.rows:
+            found.add_section()
+        title = line.title if line.heads else f"  {line.title}"
+        cells = (cell.replace(" [", "\n[") for cell in line.cells)  # in columns that may be narrow
+        found.add_row(*map(escape, (title, *cells, line.ranking)))
+    return found
+
+
+def markdown(comparison: Comparison) -> str:
+    """Writes the results down as Markdown: answer, table, what is missing, command."""
+    plan = comparison.plan
+    labels = [method.label for method in plan.methods]
+    rows = [["", *labels, "ranking"]]
+    rows += [
+        [f"**{line.title}**" if line.heads else line.title, *line.cells, line.ranking]
+        for line in lines(comparison)
+    ]
+    rows.insert(1, ["---", *("---:" for _ in labels), "---"])
+    undone = [
+        f"{one.cell}: {one.reason or 'has not finished'}"
+        for one in comparison.outcomes
+        if one.state != "finished"
+    ]
+    refused = [text for text in comparison.refused if text not in undone]
+    parts = [
+        f"# {', '.join(labels)} on {plan.dataset}",
+        comparison.answer,
+        "\n".join(f"| {' | '.join(map(_markdown_cell, row))} |" for row in rows),
+        EXPLAINED,
+        "\n".join(f"- {_one_line(text)}" for text in (*undone, *refused)),
+        f"{len(plan.seeds)} seeds; {describe(plan.budget)} for each method and seed; "
+        f"mimkit {plan.mimkit}. To repeat it:",
+        f"    {plan.command}",
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def write_csv(comparison: Comparison, path: Path) -> None:
+    """Writes every single number down, one a line; one that is not finite is left empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for outcome in comparison.outcomes:
+        for result in outcome.results:
+            protocol = result["protocol"]
+            writer.writerow(
+                [
+                    outcome.cell.method,
+                    outcome.cell.seed,
+                    result["evaluator"],
+                    result["metric"],
+                    result["init"],
+                    result["value"] if math.isfinite(result["value"]) else "",
+                    result["num_images"],
+                    protocol.get("label_fraction", ""),
+                    json.dumps(protocol, sort_keys=True),
+                ]
+            )
+    write_text(path, text.getvalue())
+
+
+def write_json(comparison: Comparison, path: Path) -> None:
+    """Writes down all that the statistics are made from, and what they say.
+
+    Numbers that are not finite become null. What depends on the moment is left out: the same runs
+    give the same file.
+    """
+    tree = {
+        "mimkit": mimkit.__version__,
+        "answer": comparison.answer,
+        "plan": asdict(comparison.plan),
+        "statistics": {
+            "interval": "Student's t, 95 %",
+            "test": "paired t test, two-sided",
+            "correction": "Holm, over all pairs of methods in a row",
+        },
+        "cells": [
+            {
+                **asdict(outcome.cell),
+                "state": outcome.state,
+                "reason": outcome.reason,
+                "command": outcome.command,
+                "results": [dict(result) for result in outcome.results],
+            }
+            for outcome in comparison.outcomes
+        ],
+        "rows": [_tree(found) for found in comparison.verdicts],
+        "refused": comparison.refused,
+    }
+    write_json_file(path, _finite(tree))
+
+
+def lines(comparison: Comparison) -> list[Line]:
+    """Arranges the table: evaluations that compare the methods, then each one's own task.
+
+    Of a probe of all layers there is the chosen one; of the pre-training task there are losses and
+    accuracies.
+    """
+    shown = [found for found in comparison.verdicts if not is_layer(found.row)]
+    shared = [found for found in shown if not found.row.own_task]
+    own = [found for found in shown if found.row.own_task and _is_telling(found.row.metric)]
+    labels = [method.label for method in comparison.plan.methods]
+    num_seeds = len(comparison.plan.seeds)
+    return [
+        line
+        for found in (*shared, *own)
+        for line in _lines(
+            found, _title(found.row, [other.row for other in shown]), labels, num_seeds
+        )
+    ]
+
+
+def _lines(found: Verdicts, title: str, labels: Sequence[str], num_seeds: int) -> Iterator[Line]:
+    metric = found.row.metric
+
+    def of(start: str) -> tuple[str, ...]:
+        means = (found.means.get((label, start)) for label in labels)
+        return tuple(_mean(mean, metric, num_seeds) for mean in means)
+
+    yield Line(title, of("pretrained"), _ranking(found))
+    gains = {gain.first: gain for gain in found.gains}
+    compared = {gain.second.removeprefix(f"{gain.first} ") for gain in found.gains}
+    for start, name in STARTS.items():
+        if any((label, start) in found.means for label in labels):
+            yield Line(name, of(start), heads=False)
+        if start in compared:
+            cells = tuple(_gain(gains.get(label), start, metric) for label in labels)
+            yield Line("difference from it", cells, heads=False)
+
+
+def _title(row: Row, rows: Iterable[Row]) -> str:
+    """Names a row, with the settings that tell it from others of the same name."""
+    if row.own_task:
+        return f"its own task: {row.metric}"
+    alike = [other.protocol for other in rows if called(other) == called(row)]
+    names = [
+        name
+        for name in row.protocol
+        if any(other.get(name) != row.protocol[name] for other in alike)
+    ]
+    return ", ".join(filter(None, (called(row), worded(row.protocol, names))))
+
+
+def _is_telling(metric: str) -> bool:
+    """True for losses and accuracies, not for what stands beside them."""
+    return not words.is_guess(metric) and (metric.startswith("loss/") or words.is_share(metric))
+
+
+def _mean(found: Interval | None, metric: str, num_seeds: int) -> str:
+    if found is None or not found.num_seeds:
+        return words.MISSING
+    ends = "" if found.low is None else f" [{_end(found.low, metric)}, {_end(found.high, metric)}]"
+    few = f" (n = {found.num_seeds})" if found.num_seeds < num_seeds else ""
+    return f"{words.number(found.mean, metric)}{ends}{few}"
+
+
+def _end(value: float | None, metric: str) -> str:
+    return words.number(value, metric).removesuffix(f"{words.NARROW}%")
+
+
+def _gain(found: Pair | None, start: str, metric: str) -> str:
+    if found is None or not found.second.endswith(f" {start}"):
+        return words.MISSING
+    difference = found.difference
+    mean, low, high = (
+        words.signed(value, metric) for value in (difference.mean, difference.low, difference.high)
+    )
+    if difference.low is None:
+        return mean
+    return f"{mean}{MARKS[difference.direction]} [{low}, {high}]"
+
+
+def _ranking(found: Verdicts) -> str:
+    if not found.pairs:
+        return ""
+    if found.ranking is None:
+        num_seeds = min(pair.difference.num_seeds for pair in found.pairs)
+        return f"none at n = {num_seeds}"
+    return " > ".join(" ≈ ".join(group) for group in found.ranking)
+
+
+def _markdown_cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _tree(found: Verdicts) -> dict[str, Any]:
+    return {
+        **asdict(found.row),
+        "means": [
+            {"method": label, "start": start, **asdict(mean)}
+            for (label, start), mean in found.means.items()
+        ],
+        "pairs": [asdict(pair) for pair in found.pairs],
+        "gains": [asdict(gain) for gain in found.gains],
+        "ranking": found.ranking,
+    }
+
+
+def _finite(tree: Any) -> Any:
+    """Replaces numbers that JSON has no word for."""
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, Mapping):
+        return {name: _finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_finite(value) for value in tree]
+    return tree
