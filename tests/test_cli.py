@@ -100,10 +100,14 @@ def test_the_module_is_the_same_program():
 def test_the_commands_and_options_are_these():
     # An option more or less is a decision: change this list, the docs and the changelog.
     listed = mimkit("--help").output
-    commands = ["list", "check", "run", "bench", "import", "export"]
+    commands = ["list", "check", "run", "bench", "compare", "import", "export"]
     assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == commands
     for command, options in {
         "check": ["--preset", "--set"],
+        "compare": [
+            *("--dataset", "--labels", "--budget", "--seeds", "--evaluate", "--preset", "--set"),
+            *("--data", "--device", "--jobs", "--launcher", "--slurm", "--out", "--dry"),
+        ],
         "import": ["--out", "--recipe", "--preset", "--set", "--data"],
         "export": ["--format", "--out"],
     }.items():

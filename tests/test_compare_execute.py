@@ -1,4 +1,4 @@
-"""Running the cells of a comparison: queue, failures, kills, waiting for what a dead parent left."""
+"""Running the cells of a comparison: queue, failures, kills, what a dead parent left behind."""
 
 import fcntl
 import io
@@ -25,7 +25,13 @@ from mimkit.compare.execute import (
     log_file,
     run_folder,
 )
-from mimkit.compare.launchers import LocalLauncher, SlurmLauncher, default_jobs, make_launcher
+from mimkit.compare.launchers import (
+    LocalLauncher,
+    SlurmLauncher,
+    _Task,
+    default_jobs,
+    make_launcher,
+)
 from mimkit.compare.records import Budget, Cell, Method, Plan, Trial
 from mimkit.errors import DataError, RecipeError
 from mimkit.train.signals import Interrupted
@@ -115,8 +121,8 @@ def test_no_more_than_the_asked_number_runs_at_once(tmp_path):
 def test_a_failing_cell_leaves_its_whole_message_and_the_others_go_on(tmp_path):
     fails = (
         "import os, pathlib, sys; print('noise')\n"
-        "pathlib.Path(os.environ['MIMKIT_ERROR_FILE']).write_text('x: must be 1.\\ny: must be 2.')\n"
-        "sys.exit(2)"
+        "file = pathlib.Path(os.environ['MIMKIT_ERROR_FILE'])\n"
+        "file.write_text('x: must be 1.\\ny: must be 2.'); sys.exit(2)"
     )
     plan = make_plan(tmp_path, "a", "b")
     go(plan, tmp_path, Scripts(tmp_path, a=fails, b="FINISH"), jobs=1)
@@ -133,11 +139,14 @@ def test_a_crash_is_told_with_its_exception_and_the_log(tmp_path):
     assert failure(tmp_path) == f"OSError: by nought (exit code 1; all it said: {log})"
 
 
+@pytest.mark.slow
 def test_the_error_of_a_real_run_is_told_whole(tiny, tmp_path):
-    plan = make_plan(tmp_path, "a", train=tiny.read_text().replace("mask_ratio", "mask_ration"))
-    go(plan, tmp_path, LocalLauncher())
-    assert "Did you mean 'mask_ratio'?" in failure(tmp_path)
-    assert "mask_ratio: must be given" in failure(tmp_path) or "\n" in failure(tmp_path)
+    text = tiny.read_text().replace("mask_ratio", "mask_ration").replace("lr = ", "rl = ")
+    go(make_plan(tmp_path, "a", train=text), tmp_path, LocalLauncher())
+    reason = failure(tmp_path)
+    assert "Did you mean 'mask_ratio'?" in reason
+    assert "[train] lr: is missing" in reason
+    assert reason in log_file(Cell("a", 0), tmp_path).read_text()
 
 
 DIES = (
@@ -326,19 +335,26 @@ def test_ctrl_c_at_the_terminal_does_not_reach_the_runs(tmp_path):
     assert (tmp_path / "logs/x.log").read_text() == "True\n"
 
 
-def test_a_second_comparison_in_the_folder_is_refused(tmp_path):
+def test_a_second_comparison_in_the_folder_is_refused_until_the_first_is_gone(tmp_path):
     code = (
-        "import pathlib; from mimkit.compare.execute import claim\n"
-        f"with claim(pathlib.Path({str(tmp_path)!r})): pass"
+        "import fcntl, os, sys, time; file = open(sys.argv[1], 'w')\n"
+        "fcntl.lockf(file, fcntl.LOCK_EX); file.write(str(os.getpid())); file.flush()\n"
+        "print('held', flush=True); time.sleep(60)"
     )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / ".lock")], stdout=subprocess.PIPE, text=True
+    )
+    with first:
+        assert first.stdout.readline() == "held\n"
+        with (
+            pytest.raises(DataError, match=f"another mimkit compare .* process {first.pid}"),
+            claim(tmp_path),
+        ):
+            pass
+        first.kill()
+        first.wait()
     with claim(tmp_path):
-        done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, check=False
-        )
-    assert "another mimkit compare is at work" in done.stderr
-    assert f"process {os.getpid()}" in done.stderr
-    with claim(tmp_path):
-        pass
+        assert (tmp_path / ".lock").read_text() == str(os.getpid())
 
 
 def test_runs_share_the_cores_and_a_number_of_threads_that_was_asked_for_stays(
@@ -534,27 +550,92 @@ def test_the_queue_of_a_cluster_runs_cells_tells_failures_and_tries_killed_ones_
     assert not list((tmp_path / "logs").glob("*.job"))
 
 
-@pytest.mark.slow
-def test_a_signal_takes_jobs_out_of_the_queue_politely(tmp_path):
+FAKE_SLURM = {
+    "sbatch": """
+        number=$(($(cat $QUEUE/last 2>/dev/null || echo 40) + 1)); echo $number > $QUEUE/last
+        cp "$1" $QUEUE/$number.sh
+        SLURM_JOB_ID=$number setsid bash $QUEUE/$number.sh > $QUEUE/$number.log 2>&1 &
+        echo $! > $QUEUE/$number.pid
+        echo Submitted batch job $number
+    """,
+    "srun": """
+        while [ "${1#--}" != "$1" ]; do
+            case $1 in --output|--error) shift 2;; *) shift;; esac
+        done
+        echo $$ > $QUEUE/$SLURM_JOB_ID.task
+        exec "$@"
+    """,
+    "sacct": """
+        echo "JobID|State|NodeList"
+        for file in $QUEUE/*.pid; do
+            number=$(basename $file .pid)
+            kill -0 $(cat $file) 2>/dev/null && state=RUNNING || state=FAILED
+            echo "$number|$state|here"
+        done
+    """,
+    "scancel": "kill -TERM $(cat $QUEUE/$1.task)",
+}
+"""As much of Slurm as submitit calls, each a shell script."""
+
+
+@pytest.fixture
+def fake_slurm(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
+    queue = tmp_path / "queue"
+    queue.mkdir()
+    for name, text in FAKE_SLURM.items():
+        (queue / name).write_text(f"#!/bin/bash\n{text}")
+        (queue / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{queue}:{os.environ['PATH']}")
+    monkeypatch.setenv("QUEUE", str(queue))
+    return queue
+
+
+@pytest.mark.slow
+def test_a_job_that_a_dead_parent_left_in_the_queue_is_not_queued_twice(fake_slurm, tmp_path):
+    plan = make_plan(tmp_path, "a")
+    options = {"partition": "gpu", "time": "90", "mem": "32GB", "gpus_per_node": "1"}
+    first = OnCluster(tmp_path, options, "slurm", a="import time; time.sleep(3); FINISH")
+    log = log_file(Cell("a", 0), tmp_path)
+    first.start(
+        [sys.executable, str(tmp_path / "recipes/a.toml"), "--seed", "0"], log=log, environment={}
+    )
+    text = (fake_slurm / "41.sh").read_text()
+    for flag in ("partition=gpu", "time=90", "mem=32GB", "gpus-per-node=1", "job-name=mimkit"):
+        assert f"#SBATCH --{flag}\n" in text
+    go(plan, tmp_path, OnCluster(tmp_path, options, "slurm", a="raise SystemExit('twice')"))
+    assert is_finished(Cell("a", 0), tmp_path)
+    assert not (fake_slurm / "42.sh").exists()
+
+
+@pytest.mark.slow
+def test_a_signal_cancels_the_jobs_and_waits_for_their_checkpoints(fake_slurm, tmp_path):
     mark = tmp_path / "stopped"
     script = (
         "import os, signal, time, pathlib, sys\n"
-        f"def stop(*_): pathlib.Path({str(mark)!r}).write_text('yes'); sys.exit(143)\n"
+        f"mark = pathlib.Path({str(mark)!r})\n"
+        "def stop(*_): time.sleep(1); mark.write_text('yes'); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop)\n"
         f"os.kill({os.getpid()}, signal.SIGTERM); time.sleep(60)"
     )
-    launcher = OnCluster(tmp_path, {}, "local", a=script)
     with pytest.raises(Interrupted):
-        go(make_plan(tmp_path, "a"), tmp_path, launcher)
-    until(mark.exists)
+        go(make_plan(tmp_path, "a"), tmp_path, OnCluster(tmp_path, {}, "slurm", a=script))
+    assert mark.read_text() == "yes"
+
+
+@pytest.mark.slow
+def test_a_job_that_the_cluster_ends_is_tried_again_then_told(fake_slurm, tmp_path):
+    # The whole job is killed, the task of submitit as well, as when memory runs out.
+    script = f"import os; os.kill(int(open('{fake_slurm}/last').read()) and os.getppid(), 9)"
+    launcher = OnCluster(tmp_path, {}, "slurm", a=script)
+    go(make_plan(tmp_path, "a"), tmp_path, launcher)
+    assert (fake_slurm / "last").read_text() == "43\n"
+    assert "job 43 of the cluster ended as FAILED" in failure(tmp_path)
 
 
 def test_a_job_whose_time_is_over_goes_back_into_the_queue_with_a_checkpoint(tmp_path):
     pytest.importorskip("submitit")
     # What submitit does then, without its minutes: it signals, and the task answers.
-    from mimkit.compare.launchers import _Task
-
     log = tmp_path / "x.log"
     script = (
         "import signal, sys, time\n"

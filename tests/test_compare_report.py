@@ -17,12 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.compare.charts import looks, pareto_front
+from mimkit.compare.charts import cost_chart, looks, pareto_front
 from mimkit.compare.gather import gather
-from mimkit.compare.records import Budget, Method, Plan, Trial
+from mimkit.compare.records import Budget, Interval, Method, Plan, Row, Trial, Verdicts
 from mimkit.compare.report import write_report
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
+from mimkit.report.embed import embedded
 from mimkit.report.folder import RunFolder
 from mimkit.report.pictures import Column, contact_sheet
 
@@ -480,11 +481,31 @@ def test_pictures_that_are_too_large_are_left_out_and_the_page_stays_below_10_mb
         Image.fromarray(noise).save(folder / "pictures" / f"{number}.png")
         listed.append({"title": f"sheet {number}", "file": f"{number}.png", "description": "noise"})
     (folder / "pictures" / "manifest.json").write_text(json.dumps(listed), encoding="utf-8")
-    path = write_report(replace(comparison, folder=folder, outcomes=()))
+    path = write_report(replace(comparison, folder=folder))
     assert path.stat().st_size < 10_000_000
     text = text_of(path.read_text(encoding="utf-8"))
     assert "Too large for this page, but in the folder of the comparison: pictures/2.png." in text
     assert "sheet 0 noise sheet 1 noise" in text
+
+
+def test_of_too_many_pictures_the_largest_is_left_out_first(tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(4)]
+    for path, side in zip(paths, (30, 90, 60, 80), strict=True):
+        noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(path)
+    sizes = [path.stat().st_size for path in paths]
+    assert list(embedded(paths, sum(sizes))) == paths
+    assert list(embedded(paths, sum(sizes) - 1)) == [paths[0], paths[2], paths[3]]
+    assert list(embedded(paths, sizes[0])) == [paths[0]]
+    assert embedded(paths, 0) == {}
+
+
+def test_a_picture_in_a_dense_format_is_embedded_as_it_is(tmp_path):
+    path = tmp_path / "sheet.webp"
+    Image.new("RGB", (320, 16)).save(path)
+    (shown,) = embedded([path]).values()
+    assert shown.source == "data:image/webp;base64," + base64.b64encode(path.read_bytes()).decode()
+    assert shown.width == 200
 
 
 def test_a_shared_tokenizer_is_shown_once_with_its_users(page):
@@ -572,6 +593,20 @@ def one_seed(folder):
 def test_many_seeds_and_long_logs_still_give_a_small_page(tmp_path):
     plan = make_plan(("pointer", "codes"), seeds=tuple(range(12)), steps=8000)
     assert write_report(write_comparison(tmp_path, plan)).stat().st_size < 1_500_000
+
+
+def test_wide_intervals_do_not_squash_the_means():
+    means = {
+        ("pointer", "pretrained"): Interval(0.22, -0.6, 1.04, 2),
+        ("codes", "pretrained"): Interval(0.20, 0.18, 0.22, 2),
+    }
+    row = Row("knn", "accuracy", {}, {})
+    found = Verdicts(row, means, (), (), None)
+    chart = cost_chart(found, {"pointer": 40.0, "codes": 80.0}, "s", looks(["pointer", "codes"]))
+    ticks = [float(tick) for tick in re.findall(r">([\d.]+) %</text>", chart.svg)]
+    assert len(ticks) > 3
+    assert 17 <= min(ticks) < 19
+    assert 22 < max(ticks) <= 25
 
 
 def test_methods_are_told_apart_without_colour():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -85,14 +85,16 @@ class Board:
         head += f", {failed} failed" if failed else ""
         head += f"  {duration(self.shown - self.started)}"
         head += f", about {duration(left)} left" if left is not None else ""
-        rows = Table.grid(padding=(0, 2))
+        page, rows = Table.grid(expand=True), Table.grid(padding=(0, 2))
         rows.add_column(no_wrap=True)
         rows.add_column(no_wrap=True, justify="right")
         rows.add_column(no_wrap=True, overflow="ellipsis", style="dim")
         for cell in running:
             rows.add_row(Text(cell.name), duration(cell.seconds), Text(cell.doing))
-        bar = ProgressBar(total=self.total, completed=finished + failed)
-        self.live.update(Group(Text(head), bar, rows), refresh=True)
+        page.add_row(Text(head))
+        page.add_row(ProgressBar(total=self.total, completed=finished + failed))
+        page.add_row(rows)
+        self.live.update(page, refresh=True)
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """Prints a line above."""

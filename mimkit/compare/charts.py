@@ -32,7 +32,8 @@ MAX_POINTS: Final = 2_000
 """Of all lines of a training chart together, so that many seeds do not fill the page."""
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _DASHED: Final = (0, (4, 2.5))
-_LEGEND_COLUMNS: Final = 4
+_LEAST_ROOM: Final = 0.05
+"""Of the largest mean: closer means are not drawn farther apart."""
 
 Log = Sequence[Mapping[str, float]]
 
@@ -86,6 +87,7 @@ def label_chart(
         axes.set_xlabel("labels used")
         axes.margins(x=0.08)
         _legend(axes, (start for _, start in lines))
+        _focus(axes, (mean for points in lines.values() for _, mean in points), row.metric)
         format_values(axes, row.metric)
         description = f"{title}. {'. '.join(described)}. The table above holds all numbers."
         return Chart(title, description, plot.svg(f"labels {row.evaluator} {key_of(row.protocol)}"))
@@ -130,6 +132,7 @@ def cost_chart(
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
         _legend(axes, (start for _, start, _, _ in points))
+        _focus(axes, (mean for *_, mean in points), metric)
         format_values(axes, metric)
         description = f"{title}. {'. '.join(described)}."
         return Chart(title, description, plot.svg(f"cost {unit} {title}"))
@@ -225,6 +228,7 @@ def layer_chart(
         axes.xaxis.set_major_locator(MaxNLocator(min(last, MAX_LAYER_TICKS), integer=True))
         axes.set_xlabel("layer")
         _legend(axes, (start for _, start in lines))
+        _focus(axes, (mean for points in lines.values() for _, mean in points), row.metric)
         format_values(axes, row.metric)
         description = f"{title}. {'. '.join(described)}."
         return Chart(title, description, plot.svg(f"layers {row.evaluator} {key_of(row.protocol)}"))
@@ -310,7 +314,24 @@ def _errorbar(
     )
 
 
-def _legend(axes: Axes, starts: Iterable[str] = ()) -> None:
+def _focus(axes: Axes, estimates: Iterable[Interval], metric: str) -> None:
+    """Lets means set the scale: the intervals of two or three seeds can dwarf all differences.
+
+    An interval that is much wider than the means lie apart runs off the plot.
+    """
+    shown = list(estimates)
+    means = [one.mean for one in shown]
+    room = max(max(means) - min(means), _LEAST_ROOM * max(abs(mean) for mean in means))
+    lows = [one.mean if one.low is None else one.low for one in shown]
+    highs = [one.mean if one.high is None else one.high for one in shown]
+    low, high = max(min(lows), min(means) - room), min(max(highs), max(means) + room)
+    if words.is_share(metric):
+        low, high = max(low, 0.0), min(high, 1.0)
+    margin = 0.06 * (high - low or room or 1.0)
+    axes.set_ylim(low - margin, high + margin)
+
+
+def _legend(axes: Axes, starts: Iterable[str] = (), columns: int = 4) -> None:
     """Above the plot, where it hides nothing: every method, and each kind of baseline once."""
     handles, names = axes.get_legend_handles_labels()
     for start in dict.fromkeys(starts):
@@ -323,7 +344,7 @@ def _legend(axes: Axes, starts: Iterable[str] = ()) -> None:
         names,
         loc="lower left",
         bbox_to_anchor=(-0.02, 1.0),
-        ncols=min(len(names), _LEGEND_COLUMNS),
+        ncols=min(len(names), columns),
         fontsize=9,
         columnspacing=1.2,
         handlelength=1.8,
@@ -372,7 +393,7 @@ def _own_chart(label: str, name: str, runs: Mapping[int, Mapping[str, Curve]]) -
         for (guess, height), dashes in zip(found.items(), DASHES, strict=False):
             axes.axhline(height, color=INK, linestyle=(0, dashes), linewidth=1.2, label=guess)
             described.append(f"{guess} is {words.number(height, name)}")
-        axes.legend(loc="best", fontsize=9)
+        _legend(axes, columns=2)
         axes.set_xlabel("images seen")
         format_counts(axes)
         format_values(axes, name)

@@ -11,8 +11,6 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import torch
-
 from mimkit.data.workers import cores
 from mimkit.errors import RecipeError
 
@@ -272,6 +270,8 @@ def make_launcher(name: str, folder: Path, options: Sequence[str]) -> Launcher:
 
 def default_jobs(device: str | None) -> int:
     """Runs at once: one a GPU, or on the CPU one a core, up to eight."""
+    import torch  # noqa: PLC0415 -- a job of a cluster loads this file and needs no torch
+
     if device is None and torch.cuda.is_available():
         return torch.cuda.device_count()
     return 1 if device and device.startswith("cuda") else min(8, cores())

@@ -107,7 +107,7 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
             "batch size, optimizer, pre-training augmentation and encoder are each recipe's own",
         ),
         asked=question.fixed(),
-        sizes=asdict(sizes),
+        sizes={**asdict(sizes), "fractions": list(sizes.fractions)},
     )
     write_json(folder / PLAN, asdict(plan))
     return plan

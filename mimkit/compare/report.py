@@ -13,6 +13,7 @@ from mimkit.compare import charts
 from mimkit.compare.answer import is_layer
 from mimkit.compare.budget import describe
 from mimkit.compare.charts import Log, Look, name_of
+from mimkit.compare.gather import OF_METHOD
 from mimkit.compare.methods import recipe_path
 from mimkit.compare.records import Comparison, Method, Outcome, Verdicts
 from mimkit.compare.tables import MARKS
@@ -31,7 +32,8 @@ MAX_PICTURE_BYTES: Final = 5_000_000
 """All pictures of the page; as text they weigh a third more, and the page stays below 10 MB."""
 ALIKE: Final = 1.01
 """Quantities that differ by no more than this factor are called equal."""
-_SCALED_BY_LABELS: Final = ("label_fraction", "num_labels")
+_NOT_APART: Final = ("label_fraction", "num_labels", *OF_METHOD)
+"""Settings that stand in a column of their own, or follow from a method's encoder."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +274,7 @@ def _quantities(costs: Sequence[Cost]) -> list[Quantity]:
         ("FLOPs of pre-training", [cost.flops for cost in costs], _flops),
         ("time of pre-training", [cost.train_seconds for cost in costs], seconds),
         ("time of preparation", [cost.prepare_seconds for cost in costs], _span),
-        ("both together", [cost.seconds for cost in costs], seconds),
+        ("preparation and pre-training", [cost.seconds for cost in costs], seconds),
         ("time of evaluation", [cost.evaluate_seconds for cost in costs], seconds),
         (
             "images per second",
@@ -317,7 +319,7 @@ def _apart(found: Verdicts, others: Iterable[Verdicts]) -> list[str]:
             if (other.row.evaluator, other.row.metric) == measured
         ]
     )
-    return [name for name in names if name not in _SCALED_BY_LABELS]
+    return [name for name in names if name not in _NOT_APART]
 
 
 def _groups(entries: Iterable[Entry]) -> list[list[Entry]]:
