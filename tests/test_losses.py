@@ -84,6 +84,22 @@ def test_cross_entropy_and_its_gradient_are_torchs(dtype):
     assert prediction.grad.dtype == dtype
 
 
+def test_cross_entropy_is_exact_where_the_share_of_the_class_underflows():
+    scores = torch.tensor([1000.25, 0.5, -300.0]).expand(2, 1, 3, 3).requires_grad_()
+    target = torch.tensor([0, 1, 2]).expand(2, 1, 3)
+    value = CrossEntropy(GEOMETRY)(scores, target, torch.ones(2, 1, 3, dtype=torch.bool))
+    torch.testing.assert_close(value[0, 0], torch.tensor([0.0, 999.75, 1300.25]))
+
+
+def test_cross_entropy_refuses_a_second_backward_pass():
+    """Its gradient takes the place of what it kept: a second one would be wrong."""
+    prediction, target = inputs(CrossEntropy)
+    value = CrossEntropy(GEOMETRY)(prediction, target, VALID).sum()
+    value.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        value.backward()
+
+
 def test_cross_entropy_and_its_metrics_are_one_graph():
     loss = CrossEntropy(GEOMETRY)
 

@@ -158,6 +158,40 @@ def test_two_processes_see_what_one_sees(tiny, tmp_path):
         torch.testing.assert_close(value, b[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
+@pytest.mark.slow
+def test_a_recipe_of_two_processes_starts_them_itself(tiny, tmp_path):
+    settings = ["--set", "encoder.drop_path=0.0"]
+    finish(command(tiny, tmp_path / "one", *settings))
+    arguments = command(tiny, tmp_path / "two", *settings, "--set", "train.processes=2")
+    process = start(arguments)
+    folder = tmp_path / "two/tiny/0"
+    while process.poll() is None and not steps_logged(folder):
+        time.sleep(0.01)
+    became = Path(f"/proc/{process.pid}/cmdline").read_text().split("\0")
+    assert "torch.distributed.run" in became
+    assert "--nproc-per-node=2" in became
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    a = load_file(tmp_path / "one/tiny/0" / LAST)
+    b = load_file(folder / LAST)
+    for name, value in a.items():
+        torch.testing.assert_close(value, b[name], atol=2e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.slow
+def test_two_processes_stop_at_a_signal_and_the_same_command_goes_on(tiny, tmp_path):
+    settings = ["--set", "train.processes=2", "--set", "train.total_steps=4000"]
+    process = start(command(tiny, tmp_path, *settings))
+    folder = tmp_path / "tiny" / "0"
+    while process.poll() is None and not steps_logged(folder):
+        time.sleep(0.01)
+    process.terminate()
+    output, _ = process.communicate(timeout=120)
+    newest = sorted((folder / "checkpoints").glob("*.json"))[-1]
+    step = json.loads(newest.read_text())["step"]
+    assert f"stopped by SIGTERM after step {step}" in output
+
+
 def test_a_damaged_checkpoint_is_said_and_the_one_before_used(tiny, tmp_path, capsys):
     folder = here(tiny, tmp_path)
     path = folder / LAST

@@ -12,23 +12,23 @@ from torch import Tensor, nn
 class Block(TimmBlock):
     """A transformer block with learned factors on its branches and a bias on its attention.
 
-    The factors are multiplied into the last weight of each branch, not over the activations; and
-    on CPU, where torch has no fused attention for a bias that learns, the bias is added in place.
+    The factors are multiplied into the last weight of each branch, not over the activations;
+    stochastic depth and the sum are one pass; and on CPU, where torch has no fused attention for a
+    bias that learns, the bias is added in place.
 
     Source: names, options and function of timm's block, from which it differs in rounding only.
-        A step of ViT-Ti with both takes 6 % less time on CPU than with timm's own.
     """
 
     def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
         """Attends, then applies the MLP.
 
-        Shape: x (B, T, D); the bias of all blocks (1 or B, heads, T, T); result (B, T, D).
+        Shape: x (B, T, D), bias (1 or B, heads, T, T); result (B, T, D).
         """
-        x = x + self.drop_path1(self._attend(self.norm1(x), shared_rel_pos_bias))
+        attended = self._attend(self.norm1(x), shared_rel_pos_bias)
+        x = _sum(x, attended, self.drop_path1)
         mlp: Any = self.mlp
         hidden = mlp.act(mlp.fc1(self.norm2(x)))
-        branch: Tensor = self.drop_path2(_scaled(hidden, mlp.fc2, self.gamma_2))
-        return x + branch
+        return _sum(x, _scaled(hidden, mlp.fc2, self.gamma_2), self.drop_path2)
 
     def _attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
         attn: Any = self.attn
@@ -38,7 +38,7 @@ class Block(TimmBlock):
         )
         if attn.relative_position_bias_table is not None:
             rows = attn.relative_position_bias_table[attn.relative_position_index]
-            bias = rearrange(rows, "query key h -> 1 h query key")
+            bias = rearrange(rows, "query key h -> 1 h query key").contiguous()
         joined = rearrange(_attention(query, key, value, bias), "b h t d -> b t (h d)")
         return _scaled(joined, attn.proj, self.gamma_1)
 
@@ -61,3 +61,8 @@ def _scaled(x: Tensor, linear: nn.Linear, factors: Tensor | None) -> Tensor:
     if factors is None:
         return F.linear(x, linear.weight, linear.bias)
     return F.linear(x, factors[:, None] * linear.weight, factors * linear.bias)
+
+
+def _sum(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
+    """Adds a branch, which ``drop_path`` leaves out for some images."""
+    return torch.addcmul(x, branch, drop_path(x.new_ones(x.shape[0], 1, 1)))

@@ -3,8 +3,9 @@
 from typing import TYPE_CHECKING
 
 from timm.layers.norm import LayerNorm
-from timm.models.beit import Block
 from torch import Tensor, nn
+
+from mimkit_cae.block import Block
 
 
 class Decoder(nn.Module):

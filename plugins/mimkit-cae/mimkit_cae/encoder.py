@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers.norm import LayerNorm
-from timm.models.beit import Block
 from torch import Tensor, nn
 
 from mimkit import (
@@ -22,6 +21,7 @@ from mimkit import (
     take,
 )
 from mimkit_cae.backbone import PooledCAE
+from mimkit_cae.block import Block
 from mimkit_cae.initialisation import Init, initialise, rescale, special_token
 
 

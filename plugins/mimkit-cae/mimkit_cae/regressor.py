@@ -10,6 +10,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
+from mimkit_cae.block import add_branch
 from mimkit_cae.initialisation import special_token
 
 
@@ -123,12 +124,8 @@ class RegressorBlock(nn.Module):
             self.norm1_k(torch.cat([placed, query], dim=1)),  # (B, S + M, D)
             self.norm1_v(torch.cat([visible, x], dim=1)),  # (B, S + M, D)
         )
-        x = self.norm2_cross(x + self._branch(attended, self.gamma_1_cross))
-        return x + self._branch(self.mlp_cross(x), self.gamma_2_cross)
-
-    def _branch(self, x: Tensor, factors: Tensor | None) -> Tensor:
-        kept: Tensor = self.drop_path(x if factors is None else factors * x)
-        return kept
+        x = self.norm2_cross(add_branch(x, attended, self.gamma_1_cross, self.drop_path))
+        return add_branch(x, self.mlp_cross(x), self.gamma_2_cross, self.drop_path)
 
     if TYPE_CHECKING:
         __call__ = forward

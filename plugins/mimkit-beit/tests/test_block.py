@@ -1,0 +1,67 @@
+"""BEiT's block: the same numbers as timm's."""
+
+import pytest
+import torch
+from mimkit_beit.block import Block
+from timm.models import beit as timm_beit
+
+HEADS, WINDOW, TOKENS = 2, (2, 3), 7
+
+
+def pair(**options) -> tuple[timm_beit.Block, Block]:
+    """Two blocks with the same weights, none of which is 0 or 1 throughout."""
+    torch.manual_seed(0)
+    blocks = [made(16, HEADS, qkv_bias=True, **options) for made in (timm_beit.Block, Block)]
+    with torch.no_grad():
+        for parameter in blocks[0].parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    blocks[1].load_state_dict(blocks[0].state_dict())
+    return blocks[0], blocks[1]
+
+
+def inputs(batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(1)
+    x = torch.randn(4, TOKENS, 16, requires_grad=True)
+    return x, torch.randn(batch, HEADS, TOKENS, TOKENS, requires_grad=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        ({"init_values": 0.1, "drop_path": 0.4}, None),
+        ({"init_values": 0.1, "drop_path": 0.4}, 1),
+        ({"init_values": None}, 1),
+        ({"init_values": 0.1}, 4),
+        ({"init_values": 0.1, "window_size": WINDOW}, None),
+    ],
+    ids=["no bias", "bias", "no factors", "a bias for each image", "positions of its own"],
+)
+def test_values_and_gradients_are_timms(options, shared):
+    found = []
+    for block in pair(**options):
+        x, bias = inputs(shared or 1)
+        torch.manual_seed(2)  # the same branches are dropped
+        y = block(x, bias if shared else None)
+        y.square().mean().backward()
+        grads = [x.grad, bias.grad, *(parameter.grad for parameter in block.parameters())]
+        found.append([y.detach(), *(grad for grad in grads if grad is not None)])
+    theirs, ours = found
+    assert len(ours) == len(theirs) == 2 + bool(shared) + len(list(block.parameters()))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_without_gradients_it_is_timms_too():
+    theirs, ours = pair(init_values=0.1)
+    x, bias = inputs(1)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x, bias), theirs(x, bias))
+
+
+def test_in_bfloat16_it_is_as_near_as_timms():
+    theirs, ours = pair(init_values=0.1)
+    x, bias = inputs(1)
+    exact = theirs(x, bias)
+    with torch.autocast("cpu", torch.bfloat16):
+        errors = [(block(x, bias) - exact).abs().max() for block in (theirs, ours)]
+    assert ours(x, bias).dtype == torch.float32
+    assert errors[1] < 1.5 * errors[0]
