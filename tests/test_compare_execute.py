@@ -418,7 +418,7 @@ def test_people_see_progress_as_plain_lines_or_a_live_display(tmp_path):
     script = "import time; print('step 3/9', flush=True); time.sleep(1.2); FINISH"
     plan = make_plan(tmp_path, "a", "b", seeds=(0, 1))
     plain = io.StringIO()
-    launcher = Scripts(tmp_path, a=script, b="raise ValueError('odd')")
+    launcher = Scripts(tmp_path, a="FINISH", b="raise ValueError('odd')")
     go(plan, tmp_path, launcher, jobs=1, console=Console(file=plain, width=120))
     lines = plain.getvalue().splitlines()
     assert lines[0].startswith("a, seed 0: finished (1 of 4, ")

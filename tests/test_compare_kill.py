@@ -50,15 +50,15 @@ part = "linear"
 [losses.pixels]
 part = "{loss}"
 [train]
-total_steps = 10
+total_steps = 200
 batch_size = 8
 optimizer = "adamw"
 lr = 1e-3
-log_every_steps = 2
-checkpoint_every_steps = 2
+log_every_steps = 1
+checkpoint_every_steps = 4
 [[evaluate]]
 part = "heldout"
-every_steps = 4
+every_steps = 50
 [[evaluate]]
 part = "knn"
 """
@@ -70,8 +70,8 @@ def make_plan(folder: Path) -> Plan:
     (folder / "recipes").mkdir(parents=True, exist_ok=True)
     for name, loss in methods.items():
         (folder / "recipes" / f"{name}.toml").write_text(RECIPE.format(name=name, loss=loss))
-    described = tuple(Method(name, name, name, 8, 10, (), trial, 1.0) for name in methods)
-    return Plan("mimkit compare", "shapes", Budget("steps", 10), (0, 1), described, "0.1.0")
+    described = tuple(Method(name, name, name, 8, 200, (), trial, 1.0) for name in methods)
+    return Plan("mimkit compare", "shapes", Budget("steps", 200), (0, 1), described, "0.1.0")
 
 
 class Fork:
@@ -226,7 +226,7 @@ def test_twenty_kills_of_parent_and_runs_change_nothing(server, undisturbed, tmp
         while code != 0:
             parent, code = server.start(folder), None
             while code is None:
-                time.sleep(random.uniform(0.0, 0.8))
+                time.sleep(random.uniform(0.0, 1.5))
                 runs = runs_of(folder) if folder.exists() else []
                 if sum(kills.values()) >= KILLS:
                     code = server.wait()
