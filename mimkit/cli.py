@@ -206,7 +206,7 @@ def compare(
     from mimkit.compare.conduct import conduct
     from mimkit.compare.launchers import default_jobs, make_launcher
     from mimkit.compare.methods import Asked, default_folder
-    from mimkit.compare.plan import Question
+    from mimkit.compare.question import Question
     from mimkit.train.signals import Interrupted
 
     folder = out or default_folder(methods, dataset)

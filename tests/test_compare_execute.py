@@ -16,15 +16,8 @@ from rich.console import Console
 
 from mimkit.compare.board import makespan
 from mimkit.compare.cause import ended_by, last_words
-from mimkit.compare.execute import (
-    cell_command,
-    claim,
-    execute,
-    failure_file,
-    is_finished,
-    log_file,
-    run_folder,
-)
+from mimkit.compare.execute import claim, execute
+from mimkit.compare.folder import cell_command, failure_file, is_finished, log_file, run_folder
 from mimkit.compare.launchers import (
     LocalLauncher,
     SlurmLauncher,

@@ -16,7 +16,8 @@ import pytest
 from rich.console import Console
 
 from mimkit import cli
-from mimkit.compare.execute import claim, execute, is_finished, run_folder
+from mimkit.compare.execute import claim, execute
+from mimkit.compare.folder import is_finished, run_folder
 from mimkit.compare.launchers import LocalLauncher
 from mimkit.compare.records import Budget, Method, Plan, Trial
 

@@ -8,9 +8,12 @@ from rich.console import Console
 from torchvision.transforms.functional import to_pil_image
 
 from mimkit.compare.budget import describe, images_of, parse_budget
+from mimkit.compare.draft import threads
 from mimkit.compare.matrix import choose_sizes, evaluations
 from mimkit.compare.methods import Asked, find_methods, fitted_batch, schedule
-from mimkit.compare.plan import Question, make_plan, read_plan, table, threads
+from mimkit.compare.outlook import table
+from mimkit.compare.plan import make_plan, read_plan
+from mimkit.compare.question import Question
 from mimkit.compare.records import Budget, Trial
 from mimkit.data.sources import open_source
 from mimkit.errors import DataError, MimkitError, RecipeError
@@ -232,7 +235,7 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     def refuse(*args, **options):
         raise AssertionError("nothing must be measured again")
 
-    monkeypatch.setattr("mimkit.compare.plan.subprocess.run", refuse)
+    monkeypatch.setattr("mimkit.compare.draft.subprocess.run", refuse)
     again = make_plan(question(recipes, seeds=3), folder, Console(quiet=True))
     assert again.methods == plan.methods
     assert again.seeds == (0, 1, 2)

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 
 from mimkit.errors import RecipeError
 from mimkit.evaluate.fractions import stratified_subset
-from mimkit.evaluate.linear import LinearProbe, fit
+from mimkit.evaluate.linear import LinearProbe
+from mimkit.evaluate.logistic import fit
 
 
 def clusters(num_classes=4, per_class=30, dim=6, spread=0.3, seed=0):

@@ -104,7 +104,7 @@ def test_linear_probes(subject, geometry, encoded, options):
 
 
 def test_fits_cost_what_their_number_says(subject, geometry, monkeypatch):
-    monkeypatch.setattr("mimkit.evaluate.linear._seconds_of_fit", lambda *_: 1.0)
+    monkeypatch.setattr("mimkit.evaluate.linear.seconds_of_fit", lambda *_: 1.0)
     fits = []
     evaluator = LinearProbe(
         geometry, layers="all", pools=("mean", "cls"), label_fractions=(0.5, 1.0), seeds=2

@@ -1,7 +1,6 @@
 """The charts of a comparison: a colour and a marker for each method, the same in all of them."""
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,26 +15,16 @@ from mimkit.compare.records import Interval, Outcome, Row, Verdicts
 from mimkit.report import words
 from mimkit.report.findings import BASELINES, key_of, worded
 from mimkit.report.plots import (
-    DASHES,
     MAX_LAYER_TICKS,
     Chart,
-    Curve,
-    format_counts,
     format_values,
-    guesses,
-    logged,
-    thinned,
 )
-from mimkit.report.svg import FIRST, INK, SECOND, SERIES, Plot
+from mimkit.report.svg import INK, SERIES, Plot
 
-MAX_POINTS: Final = 2_000
-"""Of all lines of a training chart together, so that many seeds do not fill the page."""
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _DASHED: Final = (0, (4, 2.5))
 _LEAST_ROOM: Final = 0.05
 """Of the largest mean: closer means are not drawn farther apart."""
-
-Log = Sequence[Mapping[str, float]]
 
 
 @dataclass(frozen=True)
@@ -86,7 +75,7 @@ def label_chart(
         axes.set_xticks(list(ticks), list(ticks.values()))
         axes.set_xlabel("labels used")
         axes.margins(x=0.08)
-        _legend(axes, (start for _, start in lines))
+        legend(axes, (start for _, start in lines))
         _focus(axes, (mean for points in lines.values() for _, mean in points), row.metric)
         format_values(axes, row.metric)
         description = f"{title}. {'. '.join(described)}. The table above holds all numbers."
@@ -131,7 +120,7 @@ def cost_chart(
         axes.set_xlabel(f"{called} of {'preparation and ' if unit == 's' else ''}pre-training")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda cost, _: f"{cost:g}"))
-        _legend(axes, (start for _, start, _, _ in points))
+        legend(axes, (start for _, start, _, _ in points))
         _focus(axes, (mean for *_, mean in points), metric)
         format_values(axes, metric)
         description = f"{title}. {'. '.join(described)}."
@@ -158,38 +147,6 @@ def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
         ),
         key=lambda number: points[number],
     )
-
-
-def training_charts(
-    logs: Mapping[str, Mapping[int, Log]], batch_sizes: Mapping[str, int]
-) -> list[Chart]:
-    """Plots the loss of each method, then how well each solves its own task, on its own axes.
-
-    Args:
-        logs: method label to seed to what the run has logged.
-        batch_sizes: by method label; the charts count images, not steps.
-    """
-    found: dict[str, list[Chart]] = {"loss": [], "metric": []}
-    for label, by_seed in logs.items():
-        runs = {seed: _by_images(rows, batch_sizes[label]) for seed, rows in by_seed.items()}
-        for name in _own_curves(runs.values()):
-            found[name.partition("/")[0]].append(_own_chart(label, name, runs))
-    return [*found["loss"], *found["metric"]]
-
-
-def progress_charts(
-    logs: Mapping[str, Mapping[int, Log]],
-    batch_sizes: Mapping[str, int],
-    styles: Mapping[str, Look],
-) -> list[Chart]:
-    """Plots evaluations that were made during pre-training, all methods in one chart."""
-    curves: dict[str, dict[str, list[Curve]]] = {}
-    for label, by_seed in logs.items():
-        for rows in by_seed.values():
-            for name, curve in _by_images(rows, batch_sizes[label]).items():
-                if _is_evaluation(name):
-                    curves.setdefault(name, {}).setdefault(label, []).append(curve)
-    return [_progress_chart(name, by_label, styles) for name, by_label in curves.items()]
 
 
 def layer_chart(
@@ -227,7 +184,7 @@ def layer_chart(
         axes.set_xlim(0.5, last + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(min(last, MAX_LAYER_TICKS), integer=True))
         axes.set_xlabel("layer")
-        _legend(axes, (start for _, start in lines))
+        legend(axes, (start for _, start in lines))
         _focus(axes, (mean for points in lines.values() for _, mean in points), row.metric)
         format_values(axes, row.metric)
         description = f"{title}. {'. '.join(described)}."
@@ -310,7 +267,7 @@ def _errorbar(
         markersize=5.5,
         elinewidth=1.0,
         capsize=2.5,
-        label=_in_legend(label) if ours else "",
+        label=in_legend(label) if ours else "",
     )
 
 
@@ -331,7 +288,7 @@ def _focus(axes: Axes, estimates: Iterable[Interval], metric: str) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def _legend(axes: Axes, starts: Iterable[str] = (), columns: int = 4) -> None:
+def legend(axes: Axes, starts: Iterable[str] = (), columns: int = 4) -> None:
     """Above the plot, where it hides nothing: every method, and each kind of baseline once."""
     handles, names = axes.get_legend_handles_labels()
     for start in dict.fromkeys(starts):
@@ -352,108 +309,9 @@ def _legend(axes: Axes, starts: Iterable[str] = (), columns: int = 4) -> None:
     )
 
 
-def _in_legend(label: str) -> str:
+def in_legend(label: str) -> str:
     """A label that matplotlib shows; one that begins with an underscore it would hide."""
     return f"\u2060{label}" if label.startswith("_") else label
-
-
-def _own_curves(runs: Iterable[Mapping[str, Curve]]) -> list[str]:
-    """The loss of a method, and the accuracies of its task.
-
-    With several terms the loss is their weighted sum; each term is in the runs' own reports.
-    """
-    names = dict.fromkeys(name for curves in runs for name in curves)
-    terms = [name for name in names if name.startswith("loss/") and name != "loss/total"]
-    loss = terms if len(terms) == 1 else [name for name in names if name == "loss/total"]
-    accuracies = [
-        name
-        for name in names
-        if name.startswith("metric/") and words.is_share(name) and not words.is_guess(name)
-    ]
-    return [*loss, *accuracies]
-
-
-def _own_chart(label: str, name: str, runs: Mapping[int, Mapping[str, Curve]]) -> Chart:
-    kind, _, rest = name.partition("/")
-    what = "loss" if kind == "loss" else rest.replace("/", " ").replace("_", " ")
-    title = f"{label}: {what}"
-    described = []
-    with (plot := Plot(3.4, 2.4)) as axes:
-        for key, side, colour in (
-            (name, "training", FIRST),
-            (f"heldout/{name}", "held-out", SECOND),
-        ):
-            curves = [curves[key] for curves in runs.values() if key in curves]
-            if not curves:
-                continue
-            described += _draw_seeds(axes, curves, name, label=side, colour=colour)
-        found = {
-            text: value for curves in runs.values() for text, value in guesses(name, curves).items()
-        }
-        for (guess, height), dashes in zip(found.items(), DASHES, strict=False):
-            axes.axhline(height, color=INK, linestyle=(0, dashes), linewidth=1.2, label=guess)
-            described.append(f"{guess} is {words.number(height, name)}")
-        _legend(axes, columns=2)
-        axes.set_xlabel("images seen")
-        format_counts(axes)
-        format_values(axes, name)
-        description = f"{title} over the images seen, {len(runs)} seeds: {', '.join(described)}."
-        return Chart(title, description, plot.svg(f"own {title}"))
-
-
-def _progress_chart(
-    name: str, by_label: Mapping[str, Sequence[Curve]], styles: Mapping[str, Look]
-) -> Chart:
-    title = f"{name_of(*name.split('/', maxsplit=1))} during pre-training"
-    described = []
-    with (plot := Plot(4.8, 3.0)) as axes:
-        for label, curves in by_label.items():
-            look = styles[label]
-            described += _draw_seeds(
-                axes, curves, name, label=label, colour=look.colour, marker=look.marker
-            )
-        axes.set_xlabel("images seen")
-        format_counts(axes)
-        _legend(axes)
-        format_values(axes, name)
-        description = f"{title}: {', '.join(described)}."
-        return Chart(title, description, plot.svg(f"progress {name}"))
-
-
-def _draw_seeds(
-    axes: Axes, curves: Sequence[Curve], name: str, *, label: str, colour: str, marker: str = "o"
-) -> list[str]:
-    """Draws each seed faintly and their mean over it; says where the mean ends."""
-    most = max(20, MAX_POINTS // (len(curves) + 1))
-    few = {"marker": marker, "markersize": 3.5}
-    if len(curves) > 1:
-        for curve in curves:
-            axes.plot(*thinned(curve, most), color=colour, linewidth=0.8, alpha=0.35)
-    xs, ys = thinned(_mean(curves), most)
-    axes.plot(xs, ys, color=colour, label=_in_legend(label), **(few if len(xs) < 40 else {}))  # type: ignore[arg-type]
-    return [f"{label} ends at {words.number(ys[-1], name)}"]
-
-
-def _mean(curves: Sequence[Curve]) -> Curve:
-    """The mean over seeds, where all of them have logged."""
-    by_seed = [dict(zip(*curve, strict=True)) for curve in curves]
-    shared = sorted(set.intersection(*(set(values) for values in by_seed)))
-    if not shared:
-        return curves[0]
-    return shared, [statistics.fmean(values[x] for values in by_seed) for x in shared]
-
-
-def _by_images(rows: Log, batch_size: int) -> dict[str, Curve]:
-    return {
-        name: ([step * batch_size for step in steps], values)
-        for name, (steps, values) in logged(rows).items()
-    }
-
-
-def _is_evaluation(name: str) -> bool:
-    """True for what can be compared, not for a method's own task or its optimizer."""
-    own = ("loss", "metric", "heldout", "lr", "grad_norm", "time")
-    return name.partition("/")[0] not in own
 
 
 def _chosen(outcomes: Sequence[Outcome], label: str, row: Row) -> list[int]:

@@ -7,8 +7,10 @@ from rich.console import Console
 from mimkit.compare.execute import claim, execute
 from mimkit.compare.gather import gather
 from mimkit.compare.launchers import Launcher
+from mimkit.compare.outlook import free_disk, table
 from mimkit.compare.pictures import draw
-from mimkit.compare.plan import Question, free_disk, make_plan, table
+from mimkit.compare.plan import make_plan
+from mimkit.compare.question import Question
 from mimkit.compare.records import Comparison
 from mimkit.compare.report import write_report
 from mimkit.compare.tables import markdown, write_csv, write_json

@@ -19,13 +19,20 @@ from rich.console import Console
 
 from mimkit.compare.board import Board, Running, makespan
 from mimkit.compare.cause import disk_is_full, ended_by, last_words, tail
+from mimkit.compare.folder import (
+    cell_command,
+    failure_file,
+    is_finished,
+    log_file,
+    recipe_path,
+    run_folder,
+)
 from mimkit.compare.launchers import Job, Launcher
-from mimkit.compare.methods import recipe_path
 from mimkit.compare.records import Cell, Plan
 from mimkit.data.workers import cores
 from mimkit.errors import DataError
 from mimkit.files import write_text
-from mimkit.report.folder import LOCK, RunFolder
+from mimkit.report.folder import LOCK
 from mimkit.train.distributed import torchrun
 from mimkit.train.signals import Interrupted, Request, listen
 from mimkit.train.trial import duration
@@ -40,42 +47,6 @@ class Stopped(Interrupted):
 
     def __init__(self, number: int, finished: int, total: int) -> None:
         super().__init__(number, f"with {finished} of {total} runs finished")
-
-
-def run_folder(cell: Cell, folder: Path) -> Path:
-    """Where the run of a cell lies."""
-    return folder / "runs" / cell.method / str(cell.seed)
-
-
-def log_file(cell: Cell, folder: Path) -> Path:
-    """Where the output of a cell's processes lies, one after the other."""
-    return folder / "logs" / f"{cell.method}-{cell.seed}.log"
-
-
-def failure_file(cell: Cell, folder: Path) -> Path:
-    """Where it lies why a cell has failed; there is none if it has not."""
-    return folder / "failed" / f"{cell.method}-{cell.seed}.txt"
-
-
-def is_finished(cell: Cell, folder: Path) -> bool:
-    """Whether the run of a cell has been trained and evaluated."""
-    ledger = RunFolder(run_folder(cell, folder)).read_ledger()
-    return "evaluate" in ledger.get("seconds", {})
-
-
-def cell_command(cell: Cell, folder: Path, device: str | None = None) -> list[str]:
-    """The command line that makes the run of a cell, or goes on with it."""
-    recipe = recipe_path(folder, cell.method)
-    command = [
-        "mimkit",
-        "run",
-        str(recipe),
-        "--seed",
-        str(cell.seed),
-        "--out",
-        f"{folder / 'runs'}",
-    ]
-    return command if device is None else [*command, "--device", device]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimkit.compare.answer import answer
-from mimkit.compare.methods import recipe_path
+from mimkit.compare.folder import cell_command, failure_file, is_whole, run_folder
 from mimkit.compare.records import (
     Cell,
     Comparison,
@@ -51,7 +51,7 @@ def gather(plan: Plan, folder: Path) -> Comparison:
     refused = [
         f"{one.cell}: {one.reason}"
         for one in outcomes
-        if one.state == "failed" and _is_finished(one.ledger)
+        if one.state == "failed" and is_whole(one.ledger)
     ]
     return Comparison(
         plan=plan,
@@ -64,15 +64,11 @@ def gather(plan: Plan, folder: Path) -> Comparison:
 
 
 def _outcome(plan: Plan, method: Method, cell: Cell, folder: Path) -> Outcome:
-    runs = folder / "runs"
-    run = RunFolder(runs / cell.method / str(cell.seed))
-    recipe = recipe_path(folder, cell.method)
-    command = shlex.join(
-        ["mimkit", "run", str(recipe), "--seed", str(cell.seed), "--out", str(runs)]
-    )
+    run = RunFolder(run_folder(cell, folder))
+    command = shlex.join(cell_command(cell, folder))
     try:
         ledger = run.read_ledger()
-        if _is_finished(ledger):
+        if is_whole(ledger):
             reason = _objection(plan, method, ledger, run.path)
             if reason:
                 return Outcome(cell, "failed", run.path, command, reason, ledger)
@@ -80,15 +76,11 @@ def _outcome(plan: Plan, method: Method, cell: Cell, folder: Path) -> Outcome:
             return Outcome(cell, "finished", run.path, command, "", ledger, results)
     except DataError as error:
         return Outcome(cell, "failed", run.path, command, str(error))
-    failed = folder / "failed" / f"{cell.method}-{cell.seed}.txt"
+    failed = failure_file(cell, folder)
     if failed.is_file():
         reason = failed.read_text(encoding="utf-8", errors="replace").strip()
         return Outcome(cell, "failed", run.path, command, reason, ledger)
     return Outcome(cell, "missing", run.path, command, ledger=ledger)
-
-
-def _is_finished(ledger: Mapping[str, Any]) -> bool:
-    return "evaluate" in ledger.get("seconds", {})
 
 
 def _objection(plan: Plan, method: Method, ledger: Mapping[str, Any], path: Path) -> str:

@@ -247,11 +247,6 @@ def _side(source: Source) -> float:
     return float(source.sizes.min(dim=1).values.float().median())
 
 
-def recipe_path(folder: Path, label: str) -> Path:
-    """Where the whole recipe of a method lies in the folder of a comparison."""
-    return folder / "recipes" / f"{label}.toml"
-
-
 def default_folder(references: Sequence[str], dataset: str | None) -> Path:
     """Where a comparison lies if the user does not say."""
     names = [Path(name).stem for name in (*references, *([dataset] if dataset else []))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
@@ -10,9 +9,7 @@ from itertools import product
 from typing import Final, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
@@ -25,19 +22,15 @@ from mimkit.evaluate.fractions import (
     stratified_subset,
     tell_gaps,
 )
+from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 
 _NAME: Final = "linear_probe"
-_EPSILON = 1e-6
-_MAX_ITERATIONS = 200
 _CHOSEN: Final = "chosen on development images"
 _PIXELS: Final = "pixels"
 _PIXELS_SIDE: Final = 16
-_TRIAL_IMAGES: Final = 2048
-_TRIAL_ITERATIONS: Final = 5
 # On CIFAR-10, mean of weight decays from 0.1 (a quarter of the most) to 0.001 (nearly all).
-_USUAL_ITERATIONS: Final = _MAX_ITERATIONS // 2
 
 Pooling = Literal["mean", "cls", "cls_mean"]
 _PARTS: Final[Mapping[Pooling, tuple[Pool, ...]]] = {
@@ -45,81 +38,6 @@ _PARTS: Final[Mapping[Pooling, tuple[Pool, ...]]] = {
     "cls": ("cls",),
     "cls_mean": ("cls", "mean"),
 }
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A fitted linear classifier.
-
-    Args:
-        mean: (D,) that is subtracted from features.
-        scale: (D,) by which they are multiplied after that.
-        weight: (num_classes, D).
-        bias: (num_classes,).
-    """
-
-    mean: Tensor
-    scale: Tensor
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, features: Tensor) -> Tensor:
-        """Gives logits: (n, D) to (n, num_classes)."""
-        return F.linear((features - self.mean) * self.scale, self.weight, self.bias)
-
-    def score(self, features: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Returns accuracy and mean cross-entropy."""
-        logits, labels = self(features), labels.to(features.device)
-        accuracy = MulticlassAccuracy(len(self.bias), average="micro").to(features.device)
-        return float(accuracy(logits, labels)), float(F.cross_entropy(logits, labels))
-
-
-def fit(
-    features: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    weight_decay: float,
-    start: Probe | None = None,
-    max_iterations: int = _MAX_ITERATIONS,
-) -> Probe:
-    """Minimises the mean cross-entropy + weight_decay / 2 x squared weights, by L-BFGS.
-
-    At weak weight decay 200 iterations from zero end short of the optimum, so `LinearProbe` goes
-    from strong to weak and starts each fit from the one before.
-
-    Args:
-        features: (n, D) float32.
-        labels: (n,) int64.
-        num_classes: how many classes there are, also if ``labels`` lack some.
-        weight_decay: factor of the penalty; biases pay none.
-        start: where to start; None for zero.
-        max_iterations: where to stop at the latest.
-    """
-    labels = labels.to(features.device)
-    mean = features.mean(0)
-    scale = (features.var(0, correction=0) + _EPSILON).rsqrt()
-    standard = (features - mean) * scale
-    size = (num_classes, features.shape[1])
-    weight = standard.new_zeros(size) if start is None else start.weight.clone()
-    bias = standard.new_zeros(num_classes) if start is None else start.bias.clone()
-    parameters = [weight.requires_grad_(), bias.requires_grad_()]
-    optimizer = torch.optim.LBFGS(
-        parameters,
-        max_iter=max_iterations,
-        tolerance_grad=1e-6,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.cross_entropy(F.linear(standard, weight, bias), labels)
-        loss = loss + 0.5 * weight_decay * weight.square().sum()
-        torch.autograd.backward(loss)
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    return Probe(mean, scale, weight.detach(), bias.detach())
 
 
 class LinearProbe(Evaluator):
@@ -226,7 +144,7 @@ class LinearProbe(Evaluator):
         seconds = 0.0
         for fraction, (width, count) in product(self.label_fractions, widths.items()):
             num_labels = len(stratified_subset(labels.train, fraction, subject.seed))
-            once = _seconds_of_fit(num_labels, width, labels.num_classes, subject.device)
+            once = seconds_of_fit(num_labels, width, labels.num_classes, subject.device)
             seconds += count * once
         num_fits = 1 + self.searches * len(self.weight_decays)
         return Work(encoded=num_encoded, seconds=len(seeds) * num_fits * seconds)
@@ -276,19 +194,6 @@ class LinearProbe(Evaluator):
         """Encodes one image: shows how many layers there are, and whether they can be pooled."""
         encoder, one = subject.pretrainer.encoder, torch.arange(1)
         return extract_layers(encoder, subject, subject.train, one, self.parts, layers=self.layers)
-
-
-def _seconds_of_fit(num_images: int, width: int, num_classes: int, device: torch.device) -> float:
-    """Estimates what one fit takes, from a few iterations on random features."""
-    count = min(num_images, _TRIAL_IMAGES)
-    features = torch.randn(count, width, generator=torch.Generator().manual_seed(0)).to(device)
-    labels = torch.arange(count, device=device) % num_classes
-    for iterations in (1, _TRIAL_ITERATIONS):  # the first time is slower
-        start = time.perf_counter()
-        probe = fit(features, labels, num_classes, weight_decay=0.1, max_iterations=iterations)
-        float(probe.bias.sum())  # waits for the device
-    seconds = (time.perf_counter() - start) / _TRIAL_ITERATIONS
-    return seconds * _USUAL_ITERATIONS * num_images / count
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,59 @@
+"""What the runs of a plan will take."""
+
+import shutil
+from pathlib import Path
+
+from rich.table import Table
+
+from mimkit.compare.budget import describe
+from mimkit.compare.records import Plan
+from mimkit.report import words
+
+
+def table(plan: Plan, jobs: int) -> Table:
+    """Lays the plan out for people."""
+    found = Table(
+        "method",
+        "recipe",
+        "steps x batch",
+        "GFLOP/image",
+        "trainable",
+        "memory",
+        "train",
+        "evaluate",
+        title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget)} for each method "
+        f"and seed",
+        title_justify="left",
+    )
+    for column in found.columns[2:]:
+        column.justify = "right"
+    for method in plan.methods:
+        trial = method.trial
+        found.add_row(
+            method.label,
+            Path(method.source).name,
+            f"{method.total_steps:,} x {method.batch_size}",
+            f"{trial.flops_per_image / 1e9:.2f}",
+            words.magnitude(trial.parameters["trainable"]),
+            words.memory(trial.peak_memory_bytes),
+            words.duration(method.total_steps * trial.seconds_per_step),
+            words.duration(method.evaluate_seconds),
+        )
+    seconds = seconds_left(plan) / jobs
+    disk = words.memory(len(plan.seeds) * sum(m.disk_bytes for m in plan.methods))
+    found.caption = f"about {words.duration(seconds)} with --jobs {jobs}, {disk} of disk"
+    return found
+
+
+def seconds_left(plan: Plan) -> float:
+    """Estimates the work of all runs, one after the other; targets are prepared already."""
+    one = sum(m.total_steps * m.trial.seconds_per_step + m.evaluate_seconds for m in plan.methods)
+    return len(plan.seeds) * one
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free where a folder lies or will lie."""
+    place = folder
+    while not place.exists():
+        place = place.parent
+    return shutil.disk_usage(place).free

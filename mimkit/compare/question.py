@@ -1,0 +1,41 @@
+"""What the command line asks of a comparison."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from mimkit.compare.methods import (
+    Asked,
+)
+from mimkit.compare.records import Budget
+
+
+@dataclass(frozen=True)
+class Question:
+    """All that the command line says.
+
+    Args:
+        methods: as the user calls them.
+        recipes: what it says of their recipes.
+        budget: of each run; None for the least that one of the recipes has.
+        seeds: how many.
+        evaluate: which evaluations; None for all that the data allow.
+        device: where to compute, or None.
+        jobs: runs at once.
+        command: what was typed.
+    """
+
+    methods: tuple[str, ...]
+    recipes: Asked
+    budget: Budget | None
+    seeds: int
+    evaluate: tuple[str, ...] | None
+    device: str | None
+    jobs: int
+    command: str
+
+    def fixed(self) -> dict[str, Any]:
+        """What must stay as it is while a comparison goes on; methods and seeds may be added."""
+        said = asdict(replace(self, methods=(), seeds=0, jobs=0, command=""))
+        plain: dict[str, Any] = json.loads(json.dumps(said))
+        return plain
