@@ -52,7 +52,7 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
         known[draft.found.reference] = settle_method(draft, sizes, question, folder, console)
     plan = Plan(
         command=question.command,
-        dataset=question.recipes.dataset or "each recipe's own",
+        dataset=earlier.dataset if earlier else drafts[0].found.recipe.data.name,
         budget=budget,
         seeds=tuple(range(max(question.seeds, len(earlier.seeds) if earlier else 0))),
         methods=tuple(known.values()),
