@@ -215,9 +215,10 @@ def test_a_stream_that_is_left_early_leaves_no_process_behind():
 def test_loader_processes_leave_signals_to_the_training_process(number):
     batches = stream(make_batches(file_source()), 0, 30, workers=2, device=CPU)
     next(batches)
+    next(batches)  # the second process has started too: they take turns
     for process in multiprocessing.active_children():
         os.kill(process.pid, number)
-    assert len(list(batches)) == 29
+    assert len(list(batches)) == 28
 
 
 @pytest.mark.gpu
