@@ -6,7 +6,6 @@ from torch import Tensor, nn
 
 from mimkit.errors import BoundaryError
 from mimkit.parts.base import Head
-from mimkit.parts.patches import take
 from mimkit.parts.records import Geometry, Mask, Tokens
 
 _INIT_STD: Final = 0.02
@@ -25,7 +24,7 @@ class LinearHead(Head):
     """
 
     ragged = True
-    needs_hidden = True
+    only_targets = True
 
     def __init__(self, geometry: Geometry, *, cut_init: bool = False) -> None:
         super().__init__()
@@ -46,14 +45,14 @@ class LinearHead(Head):
         """Predicts from the tokens at the targets.
 
         Shape: each (B, G, M, K).
-        Raises: BoundaryError if not all of the grid has entered the encoder.
+        Raises: BoundaryError if the tokens are not those at the targets.
         """
-        num_tokens, num_patches = tokens.patches.shape[1], mask.grid.num_patches
-        if num_tokens != num_patches:
+        _, groups, targets = mask.target.shape
+        num_tokens = tokens.patches.shape[1]
+        if num_tokens != groups * targets:
             raise BoundaryError(
-                f"head 'linear' reads the tokens at the targets: all {num_patches} patches must "
-                f"enter the encoder, but {num_tokens} did. Use a masker that replaces patches by "
-                "mask tokens, for instance masker.mode = 'replace' of masker 'random'."
+                f"head 'linear' reads the tokens at the targets: {groups * targets} of them are "
+                f"expected, but {num_tokens} came. Encoder.at gives them."
             )
-        at_targets = take(tokens.patches, mask.target)  # (B, G, M, D)
+        at_targets = tokens.patches.unflatten(1, (groups, targets))  # (B, G, M, D)
         return {name: predict(at_targets) for name, predict in self.predictors.items()}

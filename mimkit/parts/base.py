@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.errors import RecipeError
+from mimkit.parts.patches import take
 from mimkit.parts.records import (
     Batch,
     Grid,
@@ -173,6 +174,29 @@ class Encoder(Part, Module):
         Shape: patches (B, S, D), prefix (B, R, D), index (B, S).
         """
 
+    def at(
+        self, image: Tensor, context: Tensor | None, hidden: Tensor | None, wanted: Tensor
+    ) -> Tokens:
+        """Encodes like `forward`, but gives only the patches at ``wanted``, of those that entered.
+
+        This is what a head with ``only_targets`` is given. Override it where an encoder can spare
+        itself the work on the other tokens in its last block.
+
+        Args:
+            image: (B, C, H, W) float.
+            context: as in `forward`.
+            hidden: as in `forward`.
+            wanted: (B, W) int64, places in the context; one may occur more than once.
+
+        Shape: patches (B, W, D), prefix (B, R, D), index (B, W).
+        """
+        tokens = self(image, context, hidden)
+        return Tokens(
+            patches=take(tokens.patches, wanted),
+            prefix=tokens.prefix,
+            index=take(tokens.index, wanted),
+        )
+
     def features(self, image: Tensor) -> Tokens:
         """Gives the tokens that a frozen probe reads; by default those of the whole image.
 
@@ -297,10 +321,13 @@ class Head(Part, Module):
     Attributes:
         ragged: True if padded targets do not disturb the others.
         needs_hidden: True if it reads the tokens at ``mask.target``, so that a masker must hide.
+        only_targets: True if it reads these and no others, nor the prefix. It is then given these
+            alone, in the order of ``mask.target.flatten(1)``, which lets an encoder do less.
     """
 
     ragged: ClassVar[bool] = False
     needs_hidden: ClassVar[bool] = False
+    only_targets: ClassVar[bool] = False
 
     @abstractmethod
     def forward(self, tokens: Tokens, mask: Mask) -> dict[str, Tensor]:

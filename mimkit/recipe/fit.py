@@ -40,7 +40,7 @@ def _misfits(
             f"as mask tokens, because {by} hides them, but it has no mask token. "
             f"See: mimkit list encoders {recipe.encoder.name}"
         )
-    if head.needs_hidden and not masker.hides:
+    if (head.needs_hidden or head.only_targets) and not masker.hides:
         yield (
             f"{recipe.where('masker')}: head '{recipe.head.name}' reads the tokens of hidden "
             f"patches, so the masker must hide patches, but {by} drops them. "

@@ -1,7 +1,7 @@
 """One training step. START READING HERE.
 
 image -> encoder -> tokens -> head -> predictions -> (with the targets) losses -> one number.
-No method is named here, nothing branches, and nothing waits for the GPU.
+No method is named here, no number decides what is computed, and nothing waits for the GPU.
 """
 
 from typing import TYPE_CHECKING, cast
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.parts.base import Module, Target
-from mimkit.parts.records import Batch, Mask, StepOutput, Term, Tokens, Width
+from mimkit.parts.records import Batch, Mask, StepOutput, Term, Width
 from mimkit.parts.shapes import Axes
 from mimkit.recipe.build import Parts
 
@@ -56,8 +56,13 @@ class Pretrainer(Module):
         """
         mask = batch.mask
         axes = Axes(B=mask.context.shape[0], G=mask.target.shape[1], M=mask.target.shape[2])
-        tokens: Tokens = self.encoder(batch.image, mask.context, mask.hidden)
-        axes.sizes.update(S=mask.context.shape[1], D=self.encoder.embed_dim)
+        if self.head.only_targets:
+            wanted = mask.target.flatten(1)
+            tokens = self.encoder.at(batch.image, mask.context, mask.hidden, wanted)
+        else:
+            wanted = mask.context
+            tokens = self.encoder(batch.image, mask.context, mask.hidden)
+        axes.sizes.update(S=wanted.shape[1], D=self.encoder.embed_dim)
         axes.check("the encoder's patches", tokens.patches, "B S D")
         axes.check("the encoder's prefix", tokens.prefix, "B R D")
         axes.check("the encoder's index", tokens.index, "B S", torch.int64)

@@ -8,6 +8,8 @@ from einops import rearrange
 from timm.models.beit import Block as TimmBlock
 from torch import Tensor, nn
 
+from mimkit import take
+
 
 class Block(TimmBlock):
     """A transformer block with learned factors on its branches and a bias on its attention.
@@ -19,31 +21,54 @@ class Block(TimmBlock):
     Source: names, options and function of timm's block, from which it differs in rounding only.
     """
 
-    def forward(self, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
-        """Attends, then applies the MLP.
+    def forward(
+        self,
+        x: Tensor,
+        shared_rel_pos_bias: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Attends, then applies the MLP; to all tokens, or only to those at ``wanted``.
 
-        Shape: x (B, T, D), bias (1 or B, heads, T, T); result (B, T, D).
+        Shape: x (B, T, D), bias (1 or B, heads, T, T), wanted (B, W) int64; result (B, T or W, D).
         """
-        attended = self._attend(self.norm1(x), shared_rel_pos_bias)
+        attended = self._attend(self.norm1(x), shared_rel_pos_bias, wanted)
+        x = x if wanted is None else take(x, wanted)
         x = _sum(x, attended, self.drop_path1)
         mlp: Any = self.mlp
         hidden = mlp.act(mlp.fc1(self.norm2(x)))
         return _sum(x, _scaled(hidden, mlp.fc2, self.gamma_2), self.drop_path2)
 
-    def _attend(self, x: Tensor, bias: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, bias: Tensor | None, wanted: Tensor | None) -> Tensor:
         attn: Any = self.attn
-        qkv = F.linear(x, attn.qkv.weight, torch.cat([attn.q_bias, attn.k_bias, attn.v_bias]))
-        query, key, value = rearrange(
-            qkv, "b t (three h d) -> three b h t d", three=3, h=attn.num_heads
-        )
         if attn.relative_position_bias_table is not None:
             rows = attn.relative_position_bias_table[attn.relative_position_index]
             bias = rearrange(rows, "query key h -> 1 h query key").contiguous()
+        weight, biases = attn.qkv.weight, (attn.q_bias, attn.k_bias, attn.v_bias)
+        if wanted is None:
+            qkv = F.linear(x, weight, torch.cat(biases))
+            query, key, value = _heads(qkv, 3, attn.num_heads)
+        else:
+            dim = x.shape[-1]
+            (query,) = _heads(F.linear(take(x, wanted), weight[:dim], biases[0]), 1, attn.num_heads)
+            key, value = _heads(
+                F.linear(x, weight[dim:], torch.cat(biases[1:])), 2, attn.num_heads
+            )
+            bias = None if bias is None else _rows(bias, wanted)
         joined = rearrange(_attention(query, key, value, bias), "b h t d -> b t (h d)")
         return _scaled(joined, attn.proj, self.gamma_1)
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def _heads(joined: Tensor, parts: int, num_heads: int) -> Tensor:
+    return rearrange(joined, "b t (parts h d) -> parts b h t d", parts=parts, h=num_heads)
+
+
+def _rows(bias: Tensor, wanted: Tensor) -> Tensor:
+    """Gives the bias of the queries at ``wanted``, (B, heads, W, T)."""
+    by_query = bias.transpose(1, 2).expand(wanted.shape[0], -1, -1, -1)
+    return take(by_query, wanted).transpose(1, 2)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:

@@ -138,6 +138,24 @@ class BEiTViT(Encoder):
             x = block(x, bias)
         return _tokens(x if self.norm is None else self.norm(x), index)
 
+    def at(
+        self, image: Tensor, context: Tensor | None, hidden: Tensor | None, wanted: Tensor
+    ) -> Tokens:
+        """Encodes like `forward`, but the last block computes only the tokens at ``wanted``.
+
+        No other token is read after it, so the others' queries and MLP are spared: about half of
+        a block where 75 of 196 patches are predicted.
+
+        Shape: patches (B, W, D), prefix (B, 0, D), index (B, W).
+        """
+        x, bias, index = self._embed(image, context, hidden)
+        last, before = self.blocks[-1], self.blocks[:-1]
+        for block in before:
+            x = block(x, bias)
+        x = last(x, bias, wanted + 1)  # behind the class token
+        x = x if self.norm is None else self.norm(x)
+        return Tokens(patches=x, prefix=x[:, :0], index=take(index, wanted))
+
     def layers(self, image: Tensor) -> tuple[Tokens, ...]:
         """Gives the tokens after each block; only the last have passed the final norm.
 

@@ -5,6 +5,8 @@ import torch
 from mimkit_beit.block import Block
 from timm.models import beit as timm_beit
 
+from mimkit import take
+
 HEADS, WINDOW, TOKENS = 2, (2, 3), 7
 
 
@@ -48,6 +50,34 @@ def test_values_and_gradients_are_timms(options, shared):
     theirs, ours = found
     assert len(ours) == len(theirs) == 2 + bool(shared) + len(list(block.parameters()))
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [
+        ({"init_values": 0.1, "drop_path": 0.4}, None),
+        ({"init_values": 0.1}, 1),
+        ({"init_values": 0.1}, 4),
+        ({"init_values": None, "window_size": WINDOW}, None),
+    ],
+    ids=["no bias", "bias", "a bias for each image", "positions of its own"],
+)
+def test_a_part_of_the_tokens_is_as_if_all_had_been_computed(options, shared):
+    _, block = pair(**options)
+    wanted = torch.tensor([[1, 4, 6], [2, 2, 3], [6, 5, 1], [1, 1, 1]])  # padding repeats
+    found = []
+    for all_tokens in (True, False):
+        block.zero_grad()
+        x, bias = inputs(shared or 1)
+        torch.manual_seed(2)
+        given = bias if shared else None
+        y = take(block(x, given), wanted) if all_tokens else block(x, given, wanted)
+        y.square().mean().backward()
+        grads = [x.grad, bias.grad, *(parameter.grad for parameter in block.parameters())]
+        found.append([y.detach(), *(grad for grad in grads if grad is not None)])
+    whole, part = found
+    assert len(part) == len(whole)
+    torch.testing.assert_close(part, whole, rtol=1e-4, atol=1e-6)
 
 
 def test_without_gradients_it_is_timms_too():

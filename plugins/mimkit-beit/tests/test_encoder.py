@@ -104,6 +104,26 @@ def test_relative_positions_follow_rows_and_columns_of_any_grid():
 # ------------------------------------------------------------------------------------------ masks
 
 
+@pytest.mark.parametrize("final_norm", ["tokens", "pooled"])
+@pytest.mark.parametrize("positions", POSITIONS)
+def test_the_tokens_at_some_places_are_those_of_the_whole(positions, final_norm):
+    encoder = beit(positions=positions, final_norm=final_norm, layer_scale=0.1)
+    image, wanted = torch.randn(2, 3, 16, 16), torch.tensor([[0, 3, 9], [6, 6, 15]])
+    whole = encoder(image, ALL, HIDDEN)
+    some = encoder.at(image, ALL, HIDDEN, wanted)
+    torch.testing.assert_close(some.patches, take(whole.patches, wanted))
+    assert torch.equal(some.index, wanted)
+
+
+def test_the_places_are_counted_among_those_that_entered():
+    encoder, image = beit(positions="relative"), torch.randn(2, 3, 16, 16)
+    some = encoder.at(image, CONTEXT, None, torch.tensor([[1, 3], [0, 2]]))
+    whole = encoder(image, CONTEXT)
+    torch.testing.assert_close(some.patches[0], whole.patches[0, [1, 3]])
+    torch.testing.assert_close(some.patches[1], whole.patches[1, [0, 2]])
+    assert some.index.tolist() == [[3, 12], [1, 8]]
+
+
 @pytest.mark.parametrize("positions", POSITIONS)
 @pytest.mark.parametrize("grid", [SQUARE, OBLONG], ids=["4x4", "3x5"])
 def test_nothing_hidden_is_the_plain_encoder(positions, grid):

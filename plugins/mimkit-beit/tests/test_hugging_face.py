@@ -69,10 +69,10 @@ def test_masked_image_modeling_gives_the_same_logits(tmp_path, options, form):
 
     image, masked = torch.randn(2, 3, 16, 16), torch.rand(2, 16) < 0.4
     mask = Mask.replace(masked, encoder.grid)
-    everywhere = torch.ones(2, 16, dtype=torch.bool)
+    everywhere = Mask.replace(torch.ones(2, 16, dtype=torch.bool), encoder.grid)
     with torch.no_grad():
-        tokens = encoder(image, mask.context, mask.hidden)
-        logits = head(tokens, Mask.replace(everywhere, encoder.grid))["tokens"][:, 0]
+        tokens = encoder.at(image, mask.context, mask.hidden, everywhere.target.flatten(1))
+        logits = head(tokens, everywhere)["tokens"][:, 0]
         expected = made(image, bool_masked_pos=masked).logits
     torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.1

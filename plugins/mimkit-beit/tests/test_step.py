@@ -11,7 +11,7 @@ from mimkit_beit.target import DVAETokens
 from mimkit_beit.tokenizer import Size, Tokenizer, make_network
 from safetensors.torch import load_file
 
-from mimkit import Batch, Geometry, Grid, RecipeError, Term, View, freeze
+from mimkit import Batch, Encoder, Geometry, Grid, RecipeError, Term, View, freeze
 from mimkit.builtin.heads import LinearHead
 from mimkit.builtin.losses import CrossEntropy
 from mimkit.pipeline.run import run
@@ -106,6 +106,21 @@ def assemble(num_codes: int, grid: Grid = GRID, **options) -> tuple[Pretrainer, 
 def test_the_loss_starts_at_the_logarithm_of_the_number_of_codes():
     pretrainer, batch = assemble(8192, embed_dim=192, depth=2, num_heads=3)
     assert pretrainer(batch).loss.item() == pytest.approx(9.011, abs=0.05)
+
+
+@pytest.mark.parametrize("positions", ["absolute", "relative"])
+def test_what_the_last_block_is_spared_changes_neither_loss_nor_gradients(positions, monkeypatch):
+    pretrainer, batch = assemble(
+        16, embed_dim=16, depth=2, num_heads=2, positions=positions, layer_scale=0.1
+    )
+    found = []
+    for at in (BEiTViT.at, Encoder.at):  # the second encodes all and picks
+        monkeypatch.setattr(BEiTViT, "at", at)
+        pretrainer.zero_grad()
+        output = pretrainer(batch)
+        output.loss.backward()
+        found.append([output.loss, *(p.grad for p in pretrainer.parameters())])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-7)
 
 
 def test_nothing_of_the_tokenizer_is_trained_or_saved():
