@@ -13,6 +13,7 @@ from mimkit.evaluate.attentive import (
     even_batch,
     standardise,
 )
+from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.evaluate.statistics import summarise
 from mimkit.parts.records import Tokens
 
@@ -131,11 +132,11 @@ def test_every_result_has_its_baseline_with_the_same_labels(subject, geometry):
     evaluator.check(subject)
     results = evaluator.run(subject)
     keys = {(r.init, r.seed, r.protocol["label_fraction"]) for r in results}
-    assert len(results) == len(keys) == 8
-    assert {r.init for r in results} == {"pretrained", "random"}
+    assert len(results) == len(keys) == 12
+    assert {r.init for r in results} == {"pretrained", "random", "pixels"}
     for result in results:
         assert result.protocol["num_labels"] == 120 * result.protocol["label_fraction"]
-        assert result.protocol["num_heads"] == 8
+        assert result.chosen["num_heads"] == (12 if result.init == "pixels" else 8)
         assert result.num_images == 40
         assert 0 <= result.value <= 1
 
@@ -157,9 +158,9 @@ def test_it_learns(subject, geometry):
 
     encoder.features = features
     options = {**QUICK, "total_steps": 60, "lrs": (1e-9, 0.1)}
-    ours, random = AttentiveProbe(geometry, **options).run(subject)
+    ours, random, _ = AttentiveProbe(geometry, **options).run(subject)
     assert ours.value > 0.9
-    assert ours.chosen == {"lr": 0.1}
+    assert ours.chosen["lr"] == 0.1
     assert random.value < 0.6
 
 
@@ -170,14 +171,14 @@ def test_the_learning_rate_is_chosen_on_development_images_alone(subject, geomet
     searched = [cell for cell in cells(subject) if cell["split"] == "development"]
     # Once for each start, with the first seed.
     assert sorted((cell["init"], cell["lr"], cell["seed"]) for cell in searched) == sorted(
-        (init, lr, 0) for init in ("pretrained", "random") for lr in lrs
+        (init, lr, 0) for init in ("pretrained", "random", "pixels") for lr in lrs
     )
     for result in results:
         best = max(
             (cell for cell in searched if cell["init"] == result.init),
             key=lambda cell: (cell["accuracy"], -cell["loss"]),
         )
-        assert result.chosen == {"lr": best["lr"]}
+        assert result.chosen["lr"] == best["lr"]
 
 
 def test_other_test_labels_change_no_choice(subject, geometry, tmp_path):
@@ -207,7 +208,7 @@ def test_class_token_and_patches_are_read_or_the_patches_alone(subject, geometry
     monkeypatch.setattr(encoder, "features", features)
     bare = dataclasses.replace(subject, workdir=subject.workdir / "bare")
     AttentiveProbe(geometry, lrs=(0.1,), **QUICK).run(bare)
-    assert set(seen) == {(17, 16), (16, 16)}
+    assert set(seen) == {(17, 16), (16, 16), (16, 96)}  # the last are pieces of the image
 
 
 @pytest.mark.parametrize(
@@ -226,7 +227,7 @@ def test_evaluations_by_another_protocol_are_never_taken_together(subject, geome
     options = {"lrs": (0.1,), **QUICK}
     results = AttentiveProbe(geometry, **options).run(subject)
     results += AttentiveProbe(geometry, **(options | change)).run(subject)
-    assert len(summarise(results)["summaries"]) == 4
+    assert len(summarise(results)["summaries"]) == 6
 
 
 # ------------------------------------------------------------------------------ batch statistics
@@ -280,7 +281,7 @@ def test_batches_that_are_judged_together_are_mixed_and_even(subject, geometry, 
     AttentiveProbe(geometry, lrs=(0.1,), batch_norm="batch", **QUICK).run(
         dataclasses.replace(subject, test=by_class)
     )
-    assert sizes == [16, 16, 8] * 2
+    assert sizes == [16, 16, 8] * 3
     assert all(len(truth.unique()) > 2 for truth in labels)
     assert sorted(torch.cat(labels[:3]).tolist()) == sorted(by_class.labels.tolist())
 
@@ -351,9 +352,9 @@ def test_a_killed_run_repeats_nothing_that_was_finished(subject, geometry, monke
 
     monkeypatch.setattr(AttentiveClassifier, "__init__", counted)
     assert evaluator.run(subject) == whole
-    assert len(trained) == 8 - 3
+    assert len(trained) == 12 - 3
     assert evaluator.run(subject) == whole
-    assert len(trained) == 8 - 3
+    assert len(trained) == 12 - 3
 
 
 def test_finished_cells_need_no_tokens(subject, geometry, monkeypatch):
@@ -370,7 +371,8 @@ def test_other_weights_are_measured_anew(subject, geometry):
     with torch.no_grad():
         subject.pretrainer.encoder.patch_embed.proj.weight.mul_(3.0)
     evaluator.run(subject)
-    assert [cell["init"] for cell in cells(subject)] == ["pretrained", "random", "pretrained"]
+    inits = [cell["init"] for cell in cells(subject)]
+    assert inits == ["pretrained", "random", "pixels", "pretrained"]
 
 
 def test_the_same_evaluation_gives_the_same_numbers(subject, geometry):
@@ -396,8 +398,8 @@ def test_the_subject_and_the_random_state_stay_as_they_were(subject, geometry):
 def test_a_diverged_training_is_said_and_never_chosen(subject, geometry):
     said = []
     evaluator = AttentiveProbe(geometry, lrs=(1e30, 0.01), **QUICK)
-    ours, _ = evaluator.run(dataclasses.replace(subject, report=said.append))
-    assert ours.chosen == {"lr": 0.01}
+    ours, *_ = evaluator.run(dataclasses.replace(subject, report=said.append))
+    assert ours.chosen["lr"] == 0.01
     assert [line.endswith("(diverged)") for line in said[:3]] == [True, False, False]
 
 
@@ -423,3 +425,48 @@ def test_too_few_labels_to_choose_on_are_refused_before_training(subject, geomet
 def test_nothing_to_do_is_refused(geometry, option):
     with pytest.raises(RecipeError, match="at least"):
         AttentiveProbe(geometry, **option)
+
+
+# ---------------------------------------------------------------------------------------- pixels
+
+
+@pytest.mark.parametrize(
+    ("size", "grid"),
+    [((32, 32), (8, 8)), ((224, 224), (8, 8)), ((16, 30), (4, 7)), ((3, 5), (1, 1))],
+)
+def test_pixel_tokens_are_pieces_of_the_image_with_their_positions(size, grid):
+    image = torch.rand(2, 3, *size)
+    tokens = PixelTokens(3, None).features(image)
+    assert tokens.patches.shape == (2, grid[0] * grid[1], 96)
+    assert tokens.prefix.shape == (2, 0, 96)
+    pixels, places = tokens.patches.split([48, 48], dim=2)
+    mean = pixels.unflatten(2, (3, 16)).mean(dim=(1, 3))
+    if size[0] % 32 == size[1] % 32 == 0:
+        torch.testing.assert_close(mean, image.mean(dim=(2, 3)))
+    assert torch.equal(places[0], places[1])
+    assert len(places[0].unique(dim=0)) == grid[0] * grid[1]
+
+
+@pytest.mark.parametrize(("channels", "heads"), [(1, None), (3, 16), (4, 5), (13, 12)])
+def test_pixel_tokens_are_as_wide_as_the_heads_need(channels, heads):
+    tokens = PixelTokens(channels, heads)
+    assert tokens.embed_dim % (heads or 12) == 0
+    assert tokens.features(torch.rand(1, channels, 16, 16)).patches.shape[2] == tokens.embed_dim
+
+
+def test_a_probe_of_pixels_sees_where_things_are():
+    """A bright piece in the upper half or in the lower one: the mean of all pieces is the same."""
+    labels = torch.arange(160) % 2
+    image = torch.zeros(160, 3, 16, 16)
+    for number, label in enumerate(labels.tolist()):
+        row, column = 8 * label + 4 * (number % 4 // 2), 4 * (number % 16 // 4)
+        image[number, :, row : row + 4, column : column + 4] = 2.0
+    tokens = standardise(PixelTokens(3, None).features(image).patches)
+    torch.manual_seed(0)
+    model = AttentiveClassifier(96, 2, 12)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    for _ in range(100):
+        optimizer.zero_grad()
+        F.cross_entropy(model(tokens), labels).backward()
+        optimizer.step()
+    assert (model(tokens).argmax(1) == labels).float().mean() > 0.95

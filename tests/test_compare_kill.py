@@ -5,6 +5,7 @@ import importlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,13 @@ from rich.console import Console
 from mimkit import cli
 from mimkit.compare.execute import claim, execute
 from mimkit.compare.folder import is_finished, run_folder
+from mimkit.compare.gather import gather
 from mimkit.compare.launchers import LocalLauncher
 from mimkit.compare.records import Budget, Method, Plan, Trial
+from mimkit.compare.report import write_report
+from mimkit.compare.tables import markdown, write_csv
+from mimkit.data.sources import open_source
+from mimkit.recipe.schema import load
 
 KILLS = 20
 
@@ -66,11 +72,13 @@ part = "knn"
 
 
 def make_plan(folder: Path) -> Plan:
-    trial = Trial(0.1, 1e6, 2**20, 0.0, {}, {}, 0.1, 0.1, "", 48, "CPU")
     methods = {"one": "mse", "two": "l1"}
     (folder / "recipes").mkdir(parents=True, exist_ok=True)
     for name, loss in methods.items():
         (folder / "recipes" / f"{name}.toml").write_text(RECIPE.format(name=name, loss=loss))
+    data = load(str(folder / "recipes" / "one.toml")).data
+    images = open_source(data, "train").fingerprint
+    trial = Trial(0.1, 1e6, 2**20, 0.0, {}, {}, 0.1, 0.1, images, 48, "CPU")
     described = tuple(Method(name, name, name, 8, 200, (), trial, 1.0) for name in methods)
     return Plan("mimkit compare", "shapes", Budget("steps", 200), (0, 1), described, "0.1.0")
 
@@ -131,6 +139,10 @@ def compare(folder: Path, launcher) -> None:
         console = Console(file=file, width=200)
         plan = make_plan(folder)
         execute(plan, folder, jobs=2, launcher=launcher, device="cpu", console=console)
+        comparison = gather(plan, folder)
+        write_csv(comparison, folder / "results.csv")
+        (folder / "results.md").write_text(markdown(comparison))
+        write_report(comparison)
 
 
 def serve() -> None:
@@ -214,6 +226,23 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
     for cell in make_plan(folder).cells:
         assert is_finished(cell, folder)
         assert values(folder, cell) == values(undisturbed, cell), cell
+    for name in ("results.csv", "results.md"):
+        texts = [(one / name).read_text().replace(str(one), "") for one in (folder, undisturbed)]
+        assert texts[0] == texts[1], name
+    tables = tables_of(folder)
+    assert len(tables) >= 3
+    assert tables == tables_of(undisturbed)
+
+
+def tables_of(folder: Path) -> dict[str, str]:
+    """The report's tables by their names, but for those that hold times and memory."""
+    page = (folder / "report.html").read_text().replace(str(folder), "")
+    found = re.findall(r'<table[^>]*aria-label="([^"]*)"[^>]*>(.*?)</table>', page, re.DOTALL)
+    return {
+        name: table
+        for name, table in found
+        if name not in ("what each method was given and took", "cost of every run")
+    }
 
 
 @pytest.mark.slow

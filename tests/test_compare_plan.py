@@ -1,6 +1,9 @@
 """Planning a comparison: budgets, the recipe of a method, its evaluations, measured trials."""
 
 import json
+import re
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +14,10 @@ from mimkit.compare.budget import describe, images_of, parse_budget
 from mimkit.compare.draft import threads
 from mimkit.compare.matrix import choose_sizes, evaluations
 from mimkit.compare.methods import Asked, find_methods, fitted_batch, schedule
-from mimkit.compare.outlook import table
+from mimkit.compare.outlook import table, warnings
 from mimkit.compare.plan import make_plan, read_plan
 from mimkit.compare.question import Question
-from mimkit.compare.records import Budget, Trial
+from mimkit.compare.records import Budget, Method, Plan, Trial
 from mimkit.data.sources import open_source
 from mimkit.errors import DataError, MimkitError, RecipeError
 from mimkit.recipe.schema import load
@@ -239,6 +242,12 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     again = make_plan(question(recipes, seeds=3), folder, Console(quiet=True))
     assert again.methods == plan.methods
     assert again.seeds == (0, 1, 2)
+    text = Path(recipes[1]).read_text()
+    Path(recipes[1]).write_text(text.replace("depth = 2", "depth = 3"))
+    with pytest.raises(DataError, match=r"two\.toml: this recipe.* is another one than when"):
+        make_plan(question(recipes), folder, Console(quiet=True))
+    Path(recipes[1]).write_text(text + "# a comment changes nothing\n")
+    assert make_plan(question(recipes, seeds=3), folder, Console(quiet=True)) == again
     with pytest.raises(DataError, match=r"another comparison.*budget"):
         make_plan(question(recipes, "images=64"), folder, Console(quiet=True))
     tree = json.loads((folder / "plan.json").read_text())
@@ -248,6 +257,23 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     (folder / "plan.json").write_text("{")
     with pytest.raises(DataError, match="must be the plan of a comparison"):
         make_plan(question(recipes), folder, Console(quiet=True))
+
+
+def test_what_the_machine_may_lack_is_said(tmp_path, monkeypatch):
+    trial = replace(TRIAL, peak_memory_bytes=2 * 2**30)
+    large = replace(trial, peak_memory_bytes=5 * 2**30)
+    methods = tuple(
+        Method(name, name, name, 8, 10, (), one, 1.0, disk_bytes=10 * 2**20)
+        for name, one in (("one", trial), ("two", large))
+    )
+    plan = Plan("", "shapes", Budget("steps", 10), (0, 1), methods, "0.1.0")
+    monkeypatch.setattr("mimkit.compare.outlook._memory", lambda: 11 * 2**30)
+    assert warnings(plan, 2, tmp_path) == []
+    assert warnings(plan, 0, tmp_path) == []
+    (said,) = warnings(plan, 3, tmp_path)
+    assert re.match(r"3 runs at once may need 12\.0\sGiB of memory, .* has 11\.0\sGiB", said)
+    monkeypatch.setattr("mimkit.compare.outlook._free_disk", lambda _: 39 * 2**20)
+    assert warnings(plan, 1, tmp_path) == ["The disk may be too small for all runs."]
 
 
 def test_a_recipe_that_cannot_run_is_refused_by_its_name(tmp_path):

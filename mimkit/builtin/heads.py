@@ -2,6 +2,7 @@
 
 from typing import Final
 
+from einops import rearrange
 from torch import Tensor, nn
 
 from mimkit.errors import BoundaryError
@@ -54,5 +55,5 @@ class LinearHead(Head):
                 f"head 'linear' reads the tokens at the targets: {groups * targets} of them are "
                 f"expected, but {num_tokens} came. Encoder.at gives them."
             )
-        at_targets = tokens.patches.unflatten(1, (groups, targets))  # (B, G, M, D)
+        at_targets = rearrange(tokens.patches, "b (g m) d -> b g m d", g=groups)  # (B, G, M, D)
         return {name: predict(at_targets) for name, predict in self.predictors.items()}

@@ -7,7 +7,7 @@ from rich.console import Console
 from mimkit.compare.execute import claim, execute
 from mimkit.compare.gather import gather
 from mimkit.compare.launchers import Launcher
-from mimkit.compare.outlook import free_disk, table
+from mimkit.compare.outlook import table, warnings
 from mimkit.compare.pictures import draw
 from mimkit.compare.plan import make_plan
 from mimkit.compare.question import Question
@@ -45,8 +45,9 @@ def conduct(
         for method in plan.methods:
             for note in method.notes:
                 console.print(f"  {method.label}: {note}")
-        if sum(m.disk_bytes for m in plan.methods) * len(plan.seeds) > free_disk(folder):
-            console.print("[yellow]The disk may be too small for all runs.[/]")
+        jobs_here = question.jobs if launcher.shares_machine else 0
+        for warning in warnings(plan, jobs_here, folder):
+            console.print(f"[yellow]{warning}[/]")
         if dry_run:
             return None
         execute(

@@ -108,6 +108,7 @@ def settle_method(
         trial=trial,
         evaluate_seconds=facts["evaluate_seconds"],
         disk_bytes=int(facts["disk_bytes"]),
+        digest=found.digest,
     )
 
 

@@ -24,7 +24,7 @@ from mimkit.evaluate.base import Evaluator, Plain
 from mimkit.recipe import registry
 from mimkit.report.folder import RunFolder
 
-OF_METHOD: Final = ("num_layers", "num_heads")
+OF_METHOD: Final = ("num_layers",)
 """Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""
 
 
@@ -35,10 +35,10 @@ def gather(plan: Plan, folder: Path) -> Comparison:
     is not the one of the plan is refused by name: it was made by another version of mimkit, saw
     other images, or fewer or more of them.
 
-    Numbers belong to one row if evaluator, metric and protocol agree. Two settings that follow
-    from a method's encoder may differ, the number of its layers and that of its attention heads;
-    then the row's protocol does not name them. Should other settings differ, or the data whose
-    labels are read, the methods are not compared, and that is said.
+    Numbers belong to one row if evaluator, metric and protocol agree. One setting that follows
+    from a method's encoder may differ, the number of its layers; then the row's protocol does not
+    name it. Should other settings differ, or the data whose labels are read, the methods are not
+    compared, and that is said.
 
     Args:
         plan: what should lie there.

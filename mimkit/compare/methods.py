@@ -1,5 +1,6 @@
 """From what a user calls a method, and a data set, to the recipe that will be run."""
 
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from mimkit.data.locate import registered
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
-from mimkit.recipe.schema import Recipe, load
+from mimkit.recipe.schema import Recipe, load, resolved
 
 _MIN_STEPS: Final = 50
 _MIN_BATCH: Final = 8
@@ -54,6 +55,11 @@ class Found:
     recipe: Recipe
     tables: Mapping[str, Any]
     notes: tuple[str, ...]
+
+    @property
+    def digest(self) -> str:
+        """Changes whenever the recipe does, were it by an edit of its file."""
+        return hashlib.sha256(resolved(self.recipe).encode()).hexdigest()
 
 
 def find_methods(references: Sequence[str], asked: Asked) -> tuple[Found, ...]:

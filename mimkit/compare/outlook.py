@@ -1,5 +1,6 @@
 """What the runs of a plan will take."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -51,8 +52,32 @@ def seconds_left(plan: Plan) -> float:
     return len(plan.seeds) * one
 
 
-def free_disk(folder: Path) -> int:
-    """Bytes that are free where a folder lies or will lie."""
+def warnings(plan: Plan, jobs: int, folder: Path) -> list[str]:
+    """Says what this machine may have too little of.
+
+    Args:
+        plan: what will run.
+        jobs: runs at once on this machine.
+        folder: where they will lie.
+    """
+    found = []
+    if len(plan.seeds) * sum(m.disk_bytes for m in plan.methods) > _free_disk(folder):
+        found.append("The disk may be too small for all runs.")
+    on_cpu = [m.trial.peak_memory_bytes for m in plan.methods if m.trial.device.startswith("CPU")]
+    together = sum(sorted(on_cpu * len(plan.seeds), reverse=True)[:jobs])
+    if together > _memory():
+        found.append(
+            f"{jobs} runs at once may need {words.memory(together)} of memory, and this machine "
+            f"has {words.memory(_memory())}. Fewer at once: --jobs."
+        )
+    return found
+
+
+def _memory() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _free_disk(folder: Path) -> int:
     place = folder
     while not place.exists():
         place = place.parent

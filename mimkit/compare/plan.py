@@ -38,13 +38,9 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
     if earlier is not None:
         _refuse_another(earlier, question, folder)
     known = {m.reference: m for m in earlier.methods} if earlier else {}
-    found = {
-        one.reference: one
-        for one in find_methods(
-            [reference for reference in question.methods if reference not in known],
-            question.recipes,
-        )
-    }
+    found = {one.reference: one for one in find_methods(question.methods, question.recipes)}
+    for reference in known.keys() & found.keys():
+        _refuse_edited(known[reference], found.pop(reference), folder)
     budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
     drafts = [draft_method(one, question, budget, folder, console) for one in found.values()]
     sizes = _sizes(earlier, drafts)
@@ -135,6 +131,15 @@ def _least(found: Sequence[Found]) -> Budget:
         return train.total_epochs * len(open_source(recipe.data, "train"))
 
     return Budget("images", min(images(one.recipe) for one in found))
+
+
+def _refuse_edited(method: Method, found: Found, folder: Path) -> None:
+    if method.digest != found.digest:
+        raise DataError(
+            f"{found.source}: this recipe, or a part that it names, is another one than when the "
+            f"comparison in {folder} was planned: its finished runs must not be compared with new "
+            "ones. Undo the change, or choose another folder with --out."
+        )
 
 
 def _refuse_another(earlier: Plan, question: Question, folder: Path) -> None:

@@ -70,6 +70,7 @@ class Method:
         trial: what it costs.
         evaluate_seconds: estimate for the evaluations of one run.
         disk_bytes: estimate for one run folder.
+        digest: of that recipe with all that the command line says of it.
     """
 
     label: str
@@ -81,6 +82,7 @@ class Method:
     trial: Trial
     evaluate_seconds: float
     disk_bytes: int = 0
+    digest: str = ""
 
     @property
     def images(self) -> int:

@@ -31,6 +31,7 @@ from mimkit.evaluate.fractions import (
     tell_gaps,
 )
 from mimkit.evaluate.images import Images, TrainingImages, WholeImages
+from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 from mimkit.train.optim import learning_rate, set_learning_rate
@@ -47,7 +48,8 @@ class AttentiveProbe(Evaluator):
     All tokens are read, the class token and the patches; of encoders without a class token the
     patches alone. They are computed once and kept, if ``cache_gib`` allows. The learning rate is
     chosen on a development split of the labelled images, once for each fraction and start, with
-    the first seed. Beside the pre-trained encoder stands the same with random weights.
+    the first seed. Beside the pre-trained encoder stand the same with random weights, and pieces
+    of the image with their positions (`PixelTokens`).
 
     Args:
         geometry: not needed.
@@ -143,22 +145,23 @@ class AttentiveProbe(Evaluator):
         seeds = range(subject.seed, subject.seed + self.seeds)
         num_test = len(stratified_limit(labels.test, self.num_test_images))
         shape = _token_shape(subject.pretrainer.encoder, subject)
-        encoded, passed = 0, 0.0
+        a_pass = self._seconds_of_image(shape, labels, subject)
+        encoded, seconds = 0, 0.0
         for number, some in enumerate((seeds, *([seed] for seed in seeds))):
             # The pre-trained encoder searches, and the first of the random ones for all of them.
             trained, judged = self._passes(labels, some, subject.seed, searches=number < 2)
             num_kept = len(self.training_images(labels.train, some, subject.seed)) + num_test
             kept = _gib(num_kept, shape) <= self.cache_gib
             encoded += num_kept if kept else trained + judged
-            passed += trained + judged / 3
+            seconds += (trained + judged / 3) * a_pass
+        shape = _token_shape(self._pixels(subject), subject)
+        trained, judged = self._passes(labels, seeds, subject.seed, searches=True)
+        seconds += (trained + judged / 3) * self._seconds_of_image(shape, labels, subject)
         # One image of each encoder shows the tokens' shape.
-        return Work(
-            encoded=encoded + len(seeds) + 1,
-            seconds=passed * self._seconds_of_image(shape, labels.num_classes, subject.device),
-        )
+        return Work(encoded=encoded + len(seeds) + 1, seconds=seconds)
 
     def run(self, subject: Subject) -> list[Result]:
-        """Gives ``accuracy`` of the pre-trained and of random encoders, by fraction and seed."""
+        """Gives ``accuracy`` of the encoder, of random ones, of pixels, by fraction and seed."""
         table = _Table(
             options=self,
             subject=subject,
@@ -170,7 +173,10 @@ class AttentiveProbe(Evaluator):
         chosen: dict[float, float] = {}
         for seed in seeds:
             results += table.probe("random", subject.fresh(seed).encoder, [seed], chosen)
-        return results
+        return results + table.probe("pixels", self._pixels(subject), seeds, {})
+
+    def _pixels(self, subject: Subject) -> PixelTokens:
+        return PixelTokens(len(subject.view.mean), self.num_heads)
 
     def training_images(self, labels: Tensor, seeds: Sequence[int], first_seed: int) -> Tensor:
         """Returns all images of which some fraction and seed reads the label, ascending."""
@@ -196,11 +202,9 @@ class AttentiveProbe(Evaluator):
                 judged += len(self.lrs) * len(held)
         return trainings * self.total_steps * self.batch_size, judged
 
-    def _seconds_of_image(
-        self, shape: tuple[int, int], num_classes: int, device: torch.device
-    ) -> float:
+    def _seconds_of_image(self, shape: tuple[int, int], labels: Labels, subject: Subject) -> float:
         """Measures steps on random tokens, each batch gathered as from those that are kept."""
-        size = self.batch_size
+        size, num_classes, device = self.batch_size, labels.num_classes, subject.device
         kept = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
         rows = torch.arange(size, device=device)
         with torch.random.fork_rng(devices=[]):
@@ -220,7 +224,7 @@ class AttentiveProbe(Evaluator):
 
 @dataclass(frozen=True)
 class _Frozen:
-    """Standardised tokens of one split, from an encoder in evaluation mode.
+    """Standardised tokens of one split, from an encoder in evaluation mode or from pixels.
 
     Args:
         encoder: gives them.
@@ -230,7 +234,7 @@ class _Frozen:
         keep: compute them once and keep them.
     """
 
-    encoder: Encoder
+    encoder: Encoder | PixelTokens
     subject: Subject
     source: Source
     index: Tensor
@@ -273,7 +277,7 @@ def even_batch(num_images: int, batch_size: int) -> int:
     return next(s for s in sizes if num_images % s == 0 or 2 * (num_images % s) >= s)
 
 
-def _token_shape(encoder: Encoder, subject: Subject) -> tuple[int, int]:
+def _token_shape(encoder: Encoder | PixelTokens, subject: Subject) -> tuple[int, int]:
     """Returns T and D of one image's tokens."""
     with evaluation_mode(encoder):
         one = _Frozen(encoder, subject, subject.train, torch.arange(1), keep=True).kept
@@ -296,7 +300,7 @@ class _Cell:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """What one encoder makes of both splits.
+    """What one encoder, or what stands in for it, makes of both splits.
 
     Args:
         init: how its weights came about.
@@ -323,7 +327,11 @@ class _Table:
     cells: Cells
 
     def probe(
-        self, init: str, encoder: Encoder, seeds: Sequence[int], chosen: dict[float, float]
+        self,
+        init: str,
+        encoder: Encoder | PixelTokens,
+        seeds: Sequence[int],
+        chosen: dict[float, float],
     ) -> list[Result]:
         """Measures one encoder.
 
@@ -343,7 +351,7 @@ class _Table:
                     results.append(self._result(encoded, fraction, seed, chosen[fraction]))
             return results
 
-    def _encoded(self, init: str, encoder: Encoder, seeds: Sequence[int]) -> _Encoded:
+    def _encoded(self, init: str, encoder: Encoder | PixelTokens, seeds: Sequence[int]) -> _Encoded:
         options, subject, labels = self.options, self.subject, self.labels
         train = options.training_images(labels.train, seeds, subject.seed)
         test = stratified_limit(labels.test, options.num_test_images)
@@ -399,14 +407,14 @@ class _Table:
                 "label_fraction": fraction,
                 "num_labels": len(subset),
                 "num_test_images": len(test),
-                "num_heads": choose_heads(encoded.width, options.num_heads),
+                "num_heads": options.num_heads or "most of up to 12",
                 "batch_norm": options.batch_norm,
                 "total_steps": options.total_steps,
                 "batch_size": options.batch_size,
                 "warmup_steps": options.warmup_steps,
                 "lrs": ", ".join(f"{lr:g}" for lr in options.lrs),
             },
-            chosen={"lr": lr},
+            chosen={"lr": lr, "num_heads": choose_heads(encoded.width, options.num_heads)},
         )
 
     def _measure(self, encoded: _Encoded, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:

@@ -50,9 +50,7 @@ class Block(TimmBlock):
         else:
             dim = x.shape[-1]
             (query,) = _heads(F.linear(take(x, wanted), weight[:dim], biases[0]), 1, attn.num_heads)
-            key, value = _heads(
-                F.linear(x, weight[dim:], torch.cat(biases[1:])), 2, attn.num_heads
-            )
+            key, value = _heads(F.linear(x, weight[dim:], torch.cat(biases[1:])), 2, attn.num_heads)
             bias = None if bias is None else _rows(bias, wanted)
         joined = rearrange(_attention(query, key, value, bias), "b h t d -> b t (h d)")
         return _scaled(joined, attn.proj, self.gamma_1)
