@@ -94,11 +94,25 @@ def list_(
 
 
 @app.command()
-def check(recipe: RecipeArgument, preset: PresetOption = None, settings: SetOption = None) -> None:
-    """Check a recipe without running it: every problem at once, or a summary and 'ok'."""
-    from mimkit.recipe import summary
+def check(
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE|DISTRIBUTION", help="A recipe, or an installed package with parts."
+        ),
+    ],
+    preset: PresetOption = None,
+    settings: SetOption = None,
+) -> None:
+    """Check a recipe without running it, or all parts of a plugin against the contract."""
+    from mimkit.recipe import registry, summary
 
-    summary.check(recipe, preset, settings or [], Console())
+    if registry.is_distribution(what):
+        from mimkit.conformance.table import check_distribution
+
+        check_distribution(what, Console())
+    else:
+        summary.check(what, preset, settings or [], Console())
 
 
 @app.command()

@@ -1,7 +1,8 @@
 """Maskers that several methods share."""
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
 
 import torch
 from einops import rearrange, repeat
@@ -28,6 +29,8 @@ class RandomMasker(Masker):
         (replace, units of 32 px); predicting all: BEiT, arXiv 2106.08254, section 3.3.
         SimMIM's code rounds the number of masked units up.
     """
+
+    miniature: ClassVar[Mapping[str, Any]] = {"mask_ratio": 0.5}
 
     def __init__(
         self,

@@ -33,7 +33,14 @@ from mimkit.parts.records import (
 
 
 class Part(ABC):  # noqa: B024 -- abstract by what its subclasses declare
-    """What all parts share: the constructor rule above, and options that are plain data."""
+    """What all parts share: the constructor rule above, and options that are plain data.
+
+    Attributes:
+        miniature: options, other than the defaults, that make it small, quick and offline, for
+            the checks of `mimkit.conformance`; also what has no default.
+    """
+
+    miniature: ClassVar[Mapping[str, Any]] = {}
 
     @classmethod
     def settle(cls, options: Mapping[str, Any], say: Callable[[str], None]) -> Mapping[str, Any]:

@@ -85,6 +85,16 @@ def entries(kind: str) -> list[Entry]:
     return sorted(found, key=lambda entry: (entry.name, entry.distribution))
 
 
+def is_distribution(name: str) -> bool:
+    """Whether an installed distribution of this name registers anything."""
+    plain = name.lower().replace("_", "-")
+    return any(
+        point.dist is not None and point.dist.name.lower().replace("_", "-") == plain
+        for kind in KINDS
+        for point in _entry_points(f"mimkit.{kind}")
+    )
+
+
 def find(kind: str, name: str) -> Entry:
     """Finds a registered name, or ``distribution:name`` where several offer it.
 

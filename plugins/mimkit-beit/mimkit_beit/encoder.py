@@ -1,7 +1,8 @@
 """BEiT's vision transformer (arXiv 2106.08254), on timm's blocks."""
 
 import math
-from typing import TYPE_CHECKING, Any, Final, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,8 @@ class BEiTViT(Encoder):
         in the code: normal with deviation 0.02 cut at +-0.02; the last weight of both branches of
         block l divided by sqrt(2 l).
     """
+
+    miniature: ClassVar[Mapping[str, Any]] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
     def __init__(
         self,

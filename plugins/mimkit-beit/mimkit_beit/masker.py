@@ -1,7 +1,8 @@
 """Blockwise masking (BEiT, arXiv 2106.08254): rectangles until a share of the grid is covered."""
 
 import math
-from typing import Final, Literal
+from collections.abc import Mapping
+from typing import Any, ClassVar, Final, Literal
 
 import numpy as np
 import torch
@@ -58,6 +59,8 @@ class BlockMasker(Masker):
         rounds. Both have 14 x 14 patches and ``min_block`` 16; scaling it with the grid, and that
         no mask is empty, are ours (16 on 4 x 4 patches leaves many masks empty).
     """
+
+    miniature: ClassVar[Mapping[str, Any]] = {"mask_ratio": 0.4}
 
     def __init__(
         self,

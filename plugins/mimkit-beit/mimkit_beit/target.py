@@ -5,7 +5,7 @@ import difflib
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -79,6 +79,13 @@ class DVAETokens(Target):
     """
 
     ragged = True
+    miniature: ClassVar[Mapping[str, Any]] = {
+        "weights": "train",
+        "codebook_size": 8,
+        "hidden_dim": 4,
+        "code_dim": 4,
+        "total_steps": 2,
+    }
 
     def __init__(
         self,

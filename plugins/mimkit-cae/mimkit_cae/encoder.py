@@ -1,6 +1,7 @@
 """CAE's vision transformer (arXiv 2202.03026, section 3.1), on timm's blocks."""
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,8 @@ class CAEViT(Encoder):
     Source: CAE, arXiv 2202.03026, section 3.1 and appendix; start values as in the released code,
         which has both. The class token is decayed like any weight, as released.
     """
+
+    miniature: ClassVar[Mapping[str, Any]] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
 
     def __init__(
         self,

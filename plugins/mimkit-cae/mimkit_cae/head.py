@@ -1,6 +1,7 @@
 """CAE's head: regressor, decoder, linear layers. Source: arXiv 2202.03026, section 3.1."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch.nn.functional as F
 from einops import rearrange
@@ -38,6 +39,8 @@ class CAEHead(Head):
         still adds positions and a norm; here, as in another, nothing stands between. A decoder of
         another width than the encoder's, which the code allows, is left out.
     """
+
+    miniature: ClassVar[Mapping[str, Any]] = {"depth_regressor": 2, "depth_decoder": 1}
 
     def __init__(
         self,

@@ -1,6 +1,7 @@
 """The patch network P of Selfie (arXiv 1906.02940): a ResNet that sees one patch at a time."""
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from einops import rearrange
@@ -26,6 +27,8 @@ class PatchResNet(Encoder):
         ResNet-50 v2, arXiv 1603.05027. Whether a norm closes stage 3, and the stem of small
         patches, are not documented; re-implementations use the small stem and no norm.
     """
+
+    miniature: ClassVar[Mapping[str, Any]] = {"width": 16}
 
     def __init__(
         self,
