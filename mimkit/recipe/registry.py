@@ -10,10 +10,18 @@ import pkgutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import importlib_metadata
 
 from mimkit.errors import PluginError, nearest
+
+CONTRACT: Final = 1
+"""Version of what parts and core expect of each other; it rises when plugins must change.
+
+A plugin says which one it is made for by an entry point of the group ``mimkit.contract``, whose
+name is the number; one that says nothing is taken to be made for this one.
+"""
 
 
 @dataclass(frozen=True)
@@ -125,8 +133,21 @@ def find(kind: str, name: str) -> Entry:
 def load(entry: Entry) -> object:
     """Imports what an entry names.
 
-    Raises: PluginError if that fails, or if it is not of the class that its kind demands.
+    Raises: PluginError if that fails, if it is not of the class that its kind demands, or if its
+        distribution is made for another version of the contract.
     """
+    made_for = _contract_of(entry.distribution)
+    if made_for != CONTRACT:
+        newer, name = made_for > CONTRACT, entry.distribution
+        raise PluginError(
+            f"{entry} must be made for version {CONTRACT} of mimkit's contract with plugins, but "
+            f"{name} is made for version {made_for}. "
+            + (
+                f"Update mimkit (pip install -U mimkit), or install an earlier {name}."
+                if newer
+                else f"Update it: pip install -U {name}"
+            )
+        )
     try:
         loaded = pkgutil.resolve_name(entry.value)
     except Exception as error:  # a plugin's import may raise anything
@@ -151,6 +172,15 @@ def recipe_files() -> dict[str, Path]:
     known = entries("recipes")
     names = [entry.name for entry in known]
     return {entry.name: Path(entry.value) for entry in known if names.count(entry.name) == 1}
+
+
+def _contract_of(distribution: str) -> int:
+    stated = [
+        int(point.name)
+        for point in _entry_points("mimkit.contract")
+        if point.dist is not None and point.dist.name == distribution and point.name.isdecimal()
+    ]
+    return stated[0] if stated else CONTRACT
 
 
 def _entry_points(group: str) -> Iterable[importlib_metadata.EntryPoint]:

@@ -135,7 +135,7 @@ def _part_table(document: Document, key: Key, problems: Problems) -> PartTable |
         cls = cast(type, registry.load(entry))
         model = schema(entry, cls)
     except PluginError as error:
-        problems.add(document, (*key, "part"), str(error), error)
+        problems.add(document, (*key, "part"), f"{error}{_made_with(document, key)}", error)
         return None
     try:
         valid = model.model_validate_json(json.dumps(options, default=str))
@@ -151,6 +151,17 @@ def _part_table(document: Document, key: Key, problems: Problems) -> PartTable |
         distribution=entry.distribution,
         version=entry.version,
     )
+
+
+def _made_with(document: Document, key: Key) -> str:
+    """Says which distribution offered a part when a run folder's recipe was written."""
+    origin = document.tree.get("origin")
+    parts = origin.get("parts") if isinstance(origin, dict) else None
+    made = parts.get(".".join(map(str, key))) if isinstance(parts, dict) else None
+    if not isinstance(made, str):
+        return ""
+    name, _, version = made.partition(" ")
+    return f" The run was made with {made}: pip install {name}=={version}"
 
 
 def _compare_targets(document: Document, problems: Problems) -> None:
