@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
+    "mimkit.api": ("Features", "compare", "load_encoder", "run"),
     "mimkit.builtin.positions": ("sincos",),
     "mimkit.errors": (
         "BoundaryError",
@@ -63,6 +64,7 @@ __all__ = [
     "DataError",
     "Encoder",
     "Evaluator",
+    "Features",
     "Geometry",
     "Grid",
     "Head",
@@ -90,11 +92,14 @@ __all__ = [
     "View",
     "Width",
     "Work",
+    "compare",
     "freeze",
+    "load_encoder",
     "paste",
     "patch_attention",
     "patchify",
     "read_checkpoint",
+    "run",
     "scatter",
     "set_drop_path",
     "sincos",
@@ -103,6 +108,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from mimkit.api import Features, compare, load_encoder, run
     from mimkit.builtin.positions import sincos
     from mimkit.errors import (
         BoundaryError,

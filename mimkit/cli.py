@@ -216,11 +216,11 @@ def compare(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and plan only.")] = False,
 ) -> None:
     """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
-    from mimkit.compare.budget import parse_budget
-    from mimkit.compare.conduct import conduct
-    from mimkit.compare.launchers import default_jobs, make_launcher
-    from mimkit.compare.methods import Asked, default_folder
-    from mimkit.compare.question import Question
+    from mimkit.comparison.budget import parse_budget
+    from mimkit.comparison.conduct import conduct
+    from mimkit.comparison.launchers import default_jobs, make_launcher
+    from mimkit.comparison.methods import Asked, default_folder
+    from mimkit.comparison.question import Question
     from mimkit.train.signals import Interrupted
 
     folder = out or default_folder(methods, dataset)

@@ -14,18 +14,18 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.compare.board import makespan
-from mimkit.compare.cause import ended_by, last_words
-from mimkit.compare.execute import claim, execute
-from mimkit.compare.folder import cell_command, failure_file, is_finished, log_file, run_folder
-from mimkit.compare.launchers import (
+from mimkit.comparison.board import makespan
+from mimkit.comparison.cause import ended_by, last_words
+from mimkit.comparison.execute import claim, execute
+from mimkit.comparison.folder import cell_command, failure_file, is_finished, log_file, run_folder
+from mimkit.comparison.launchers import (
     LocalLauncher,
     SlurmLauncher,
     _Task,
     default_jobs,
     make_launcher,
 )
-from mimkit.compare.records import Budget, Cell, Method, Plan, Trial
+from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
 from mimkit.errors import DataError, RecipeError
 from mimkit.train.signals import Interrupted
 
@@ -353,7 +353,7 @@ def test_a_second_comparison_in_the_folder_is_refused_until_the_first_is_gone(tm
 def test_runs_share_the_cores_and_a_number_of_threads_that_was_asked_for_stays(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("mimkit.compare.execute.cores", lambda: 8)
+    monkeypatch.setattr("mimkit.comparison.execute.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launcher = Scripts(tmp_path, a="FINISH", b="FINISH", c="FINISH")
     go(make_plan(tmp_path, "a", "b", "c"), tmp_path, launcher, jobs=2)
@@ -483,7 +483,7 @@ def test_wrong_options_of_a_launcher_are_refused(tmp_path, name, options, messag
     [("cpu", 0, 8), (None, 0, 8), (None, 3, 3), ("cuda:1", 3, 1)],
 )
 def test_as_many_runs_at_once_as_there_are_gpus_else_cores(monkeypatch, device, gpus, expected):
-    monkeypatch.setattr("mimkit.compare.launchers.cores", lambda: 64)
+    monkeypatch.setattr("mimkit.comparison.launchers.cores", lambda: 64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert default_jobs(device) == expected

@@ -5,10 +5,10 @@ from itertools import product
 import pytest
 
 import mimkit
-from mimkit.compare.answer import answer, main_row
-from mimkit.compare.gather import gather
-from mimkit.compare.records import Budget, Method, Plan, Row, Trial
-from mimkit.compare.statistics import judge
+from mimkit.comparison.answer import answer, main_row
+from mimkit.comparison.gather import gather
+from mimkit.comparison.records import Budget, Method, Plan, Row, Trial
+from mimkit.comparison.statistics import judge
 
 STEPS, BATCH = 50, 16
 LAYER = "chosen on development images"

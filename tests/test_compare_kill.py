@@ -17,13 +17,13 @@ import pytest
 from rich.console import Console
 
 from mimkit import cli
-from mimkit.compare.execute import claim, execute
-from mimkit.compare.folder import is_finished, run_folder
-from mimkit.compare.gather import gather
-from mimkit.compare.launchers import LocalLauncher
-from mimkit.compare.records import Budget, Method, Plan, Trial
-from mimkit.compare.report import write_report
-from mimkit.compare.tables import markdown, write_csv
+from mimkit.comparison.execute import claim, execute
+from mimkit.comparison.folder import is_finished, run_folder
+from mimkit.comparison.gather import gather
+from mimkit.comparison.launchers import LocalLauncher
+from mimkit.comparison.records import Budget, Method, Plan, Trial
+from mimkit.comparison.report import write_report
+from mimkit.comparison.tables import markdown, write_csv
 from mimkit.data.sources import open_source
 from mimkit.recipe.schema import load
 

@@ -17,10 +17,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.compare.charts import cost_chart, looks, pareto_front
-from mimkit.compare.gather import gather
-from mimkit.compare.records import Budget, Interval, Method, Plan, Row, Trial, Verdicts
-from mimkit.compare.report import write_report
+from mimkit.comparison.charts import cost_chart, looks, pareto_front
+from mimkit.comparison.gather import gather
+from mimkit.comparison.records import Budget, Interval, Method, Plan, Row, Trial, Verdicts
+from mimkit.comparison.report import write_report
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.report.embed import embedded

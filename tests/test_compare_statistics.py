@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mimkit.compare.records import Row
-from mimkit.compare.statistics import compare, judge, seeds_needed, spread
+from mimkit.comparison.records import Row
+from mimkit.comparison.statistics import compare, judge, seeds_needed, spread
 
 SEEDS, COMPARISONS, TEST_IMAGES, GAIN = 5, 1000, 2000, 0.01
 

@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 import mimkit
-from mimkit.compare.records import (
+from mimkit.comparison.records import (
     Budget,
     Cell,
     Comparison,
@@ -18,8 +18,8 @@ from mimkit.compare.records import (
     Row,
     Trial,
 )
-from mimkit.compare.statistics import compare, judge, spread
-from mimkit.compare.tables import lines, markdown, table, write_csv, write_json
+from mimkit.comparison.statistics import compare, judge, spread
+from mimkit.comparison.tables import lines, markdown, table, write_csv, write_json
 
 LAYER = "chosen on development images"
 SHARES = {

@@ -117,9 +117,9 @@ class Flat(Good):
 
 
 @breaks("the_same_seed_gives_the_same_masks", "maskers")
-class Constant(Good):
+class Restless(Good):
     def sample(self, batch_size, generator):
-        return super().sample(batch_size, torch.Generator().manual_seed(0))
+        return super().sample(batch_size, torch.Generator().manual_seed(next(COUNT)))
 
 
 @breaks("positions_lie_on_the_grid_and_ascend", "maskers")

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -45,17 +46,33 @@ def load_encoder(run: str | Path) -> Encoder:
     Raises: DataError if the folder holds no encoder; PluginError if its plugin is not installed.
     """
     folder = Path(run)
+    record = read_record(folder)
     try:
-        record = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
         tensors = load_file(folder / "encoder.safetensors")
     except FileNotFoundError as error:
-        raise DataError(
-            f"{error.filename}: not found, so this is not the folder of a finished run. "
-            "See what there is: ls runs/*/*"
-        ) from error
+        raise _unfinished(error.filename) from error
     part = load(find("encoders", f"{record['distribution']}:{record['part'].split(':')[-1]}"))
     geometry = Geometry(Grid(**record["grid"]), record["channels"])
     with torch.random.fork_rng(devices=[]):
         encoder: Encoder = part(geometry, **record["options"])  # type: ignore[operator]
     encoder.load_state_dict(tensors)
     return encoder.eval()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Reads what ``encoder.json`` says of the encoder of a run: its part, options and image.
+
+    Raises: DataError if the folder holds none.
+    """
+    try:
+        record: dict[str, Any] = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _unfinished(error.filename) from error
+    return record
+
+
+def _unfinished(file: str) -> DataError:
+    return DataError(
+        f"{file}: not found, so this is not the folder of a finished run. "
+        "See what there is: ls runs/*/*"
+    )

@@ -6,7 +6,7 @@ from typing import Final
 
 from matplotlib.axes import Axes
 
-from mimkit.compare.charts import Look, in_legend, legend, name_of
+from mimkit.comparison.charts import Look, in_legend, legend, name_of
 from mimkit.report import words
 from mimkit.report.plots import (
     DASHES,

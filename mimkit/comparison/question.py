@@ -4,10 +4,10 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mimkit.compare.methods import (
+from mimkit.comparison.methods import (
     Asked,
 )
-from mimkit.compare.records import Budget
+from mimkit.comparison.records import Budget
 
 
 @dataclass(frozen=True)

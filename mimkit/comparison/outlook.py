@@ -6,8 +6,8 @@ from pathlib import Path
 
 from rich.table import Table
 
-from mimkit.compare.budget import describe
-from mimkit.compare.records import Plan
+from mimkit.comparison.budget import describe
+from mimkit.comparison.records import Plan
 from mimkit.report import words
 
 

@@ -26,7 +26,7 @@ from typing import Final
 from scipy.special import ndtri, stdtr, stdtrit
 from scipy.stats import nct
 
-from mimkit.compare.records import Interval, Pair, Row, Verdicts
+from mimkit.comparison.records import Interval, Pair, Row, Verdicts
 from mimkit.evaluate.statistics import student_interval, verdict
 from mimkit.report.findings import BASELINES
 

@@ -4,9 +4,9 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations
 from typing import Final
 
-from mimkit.compare.budget import describe
-from mimkit.compare.records import Cell, Interval, Pair, Plan, Row, Verdicts
-from mimkit.compare.statistics import differs
+from mimkit.comparison.budget import describe
+from mimkit.comparison.records import Cell, Interval, Pair, Plan, Row, Verdicts
+from mimkit.comparison.statistics import differs
 from mimkit.report import words
 
 MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")

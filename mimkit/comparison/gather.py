@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mimkit.compare.answer import answer
-from mimkit.compare.folder import cell_command, failure_file, is_whole, run_folder
-from mimkit.compare.records import (
+from mimkit.comparison.answer import answer
+from mimkit.comparison.folder import cell_command, failure_file, is_whole, run_folder
+from mimkit.comparison.records import (
     Cell,
     Comparison,
     Method,
@@ -18,7 +18,7 @@ from mimkit.compare.records import (
     Plan,
     Row,
 )
-from mimkit.compare.statistics import judge
+from mimkit.comparison.statistics import judge
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Plain
 from mimkit.recipe import registry

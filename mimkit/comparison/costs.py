@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from mimkit.compare.records import Method, Outcome
+from mimkit.comparison.records import Method, Outcome
 from mimkit.report import words
 
 ALIKE: Final = 1.01

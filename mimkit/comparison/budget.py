@@ -3,7 +3,7 @@
 import re
 from typing import Final, get_args
 
-from mimkit.compare.records import Budget, Trial, Unit
+from mimkit.comparison.records import Budget, Trial, Unit
 from mimkit.errors import RecipeError, nearest
 
 _FACTORS: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}

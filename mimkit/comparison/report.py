@@ -8,16 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from mimkit.compare import charts
-from mimkit.compare.answer import is_layer
-from mimkit.compare.budget import describe
-from mimkit.compare.charts import Look, name_of
-from mimkit.compare.costs import Cost, cost_of, quantities, seconds
-from mimkit.compare.curves import Log, progress_charts, training_charts
-from mimkit.compare.folder import recipe_path
-from mimkit.compare.gather import OF_METHOD
-from mimkit.compare.records import Comparison, Outcome, Verdicts
-from mimkit.compare.tables import MARKS
+from mimkit.comparison import charts
+from mimkit.comparison.answer import is_layer
+from mimkit.comparison.budget import describe
+from mimkit.comparison.charts import Look, name_of
+from mimkit.comparison.costs import Cost, cost_of, quantities, seconds
+from mimkit.comparison.curves import Log, progress_charts, training_charts
+from mimkit.comparison.folder import recipe_path
+from mimkit.comparison.gather import OF_METHOD
+from mimkit.comparison.records import Comparison, Outcome, Verdicts
+from mimkit.comparison.tables import MARKS
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.report import words

@@ -4,17 +4,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mimkit.compare.execute import claim, execute
-from mimkit.compare.gather import gather
-from mimkit.compare.launchers import Launcher
-from mimkit.compare.outlook import table, warnings
-from mimkit.compare.pictures import draw
-from mimkit.compare.plan import make_plan
-from mimkit.compare.question import Question
-from mimkit.compare.records import Comparison
-from mimkit.compare.report import write_report
-from mimkit.compare.tables import markdown, write_csv, write_json
-from mimkit.compare.tables import table as results_table
+from mimkit.comparison.execute import claim, execute
+from mimkit.comparison.gather import gather
+from mimkit.comparison.launchers import Launcher
+from mimkit.comparison.outlook import table, warnings
+from mimkit.comparison.pictures import draw
+from mimkit.comparison.plan import make_plan
+from mimkit.comparison.question import Question
+from mimkit.comparison.records import Comparison
+from mimkit.comparison.report import write_report
+from mimkit.comparison.tables import markdown, write_csv, write_json
+from mimkit.comparison.tables import table as results_table
 from mimkit.files import write_text
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mimkit.compare.records import Cell
+from mimkit.comparison.records import Cell
 from mimkit.report.folder import RunFolder
 
 

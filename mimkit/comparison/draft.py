@@ -9,18 +9,18 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from mimkit.compare.budget import describe, images_of
-from mimkit.compare.folder import recipe_path
-from mimkit.compare.matrix import Sizes, evaluations
-from mimkit.compare.methods import (
+from mimkit.comparison.budget import describe, images_of
+from mimkit.comparison.folder import recipe_path
+from mimkit.comparison.matrix import Sizes, evaluations
+from mimkit.comparison.methods import (
     Found,
     fitted_batch,
     load_for,
     schedule,
 )
-from mimkit.compare.question import Question
-from mimkit.compare.records import Budget, Method, Trial
-from mimkit.compare.trial import read_trial
+from mimkit.comparison.question import Question
+from mimkit.comparison.records import Budget, Method, Trial
+from mimkit.comparison.trial import read_trial
 from mimkit.data.sources import Source, open_labelled, open_source
 from mimkit.data.workers import cores
 from mimkit.errors import RecipeError
@@ -123,7 +123,7 @@ def _measure(
     file.unlink(missing_ok=True)
     write_text(held, text)
     console.print(f"[bold]trial[/] {label}")
-    command = [sys.executable, "-m", "mimkit.compare.trial", str(held), str(file)]
+    command = [sys.executable, "-m", "mimkit.comparison.trial", str(held), str(file)]
     done = subprocess.run(
         command + ([question.device] if question.device else []),
         env={"OMP_NUM_THREADS": str(threads(question.jobs)), **os.environ},

@@ -9,14 +9,14 @@ from typing import Final
 from rich.console import Console
 
 import mimkit
-from mimkit.compare.draft import Draft, draft_method, settle_method
-from mimkit.compare.matrix import Sizes, choose_sizes
-from mimkit.compare.methods import (
+from mimkit.comparison.draft import Draft, draft_method, settle_method
+from mimkit.comparison.matrix import Sizes, choose_sizes
+from mimkit.comparison.methods import (
     Found,
     find_methods,
 )
-from mimkit.compare.question import Question
-from mimkit.compare.records import Budget, Method, Plan, Trial
+from mimkit.comparison.question import Question
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.data.sources import open_source
 from mimkit.errors import DataError, RecipeError
 from mimkit.files import write_json

@@ -1,6 +1,6 @@
 """Measuring what a method costs here, in a process of its own.
 
-``python -m mimkit.compare.trial RECIPE FILE [DEVICE]`` prepares the targets, which all runs then
+``python -m mimkit.comparison.trial RECIPE FILE [DEVICE]`` prepares the targets, which all runs then
 find in the cache, times a few steps, and writes a `Trial` and what the evaluations need.
 """
 
@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mimkit.compare.records import Trial
+from mimkit.comparison.records import Trial
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json

@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 import mimkit
-from mimkit.compare.answer import STARTS, called, is_layer
-from mimkit.compare.budget import describe
-from mimkit.compare.records import Comparison, Interval, Pair, Row, Verdicts
+from mimkit.comparison.answer import STARTS, called, is_layer
+from mimkit.comparison.budget import describe
+from mimkit.comparison.records import Comparison, Interval, Pair, Row, Verdicts
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
 from mimkit.report import words

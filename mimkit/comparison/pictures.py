@@ -15,8 +15,8 @@ from rich.markup import escape
 from torch import Tensor
 
 import mimkit
-from mimkit.compare.gather import gather
-from mimkit.compare.records import Outcome, Plan
+from mimkit.comparison.gather import gather
+from mimkit.comparison.records import Outcome, Plan
 from mimkit.data import cache
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import DataError, MimkitError

@@ -17,9 +17,9 @@ from typing import Final
 import torch
 from rich.console import Console
 
-from mimkit.compare.board import Board, Running, makespan
-from mimkit.compare.cause import disk_is_full, ended_by, last_words, tail
-from mimkit.compare.folder import (
+from mimkit.comparison.board import Board, Running, makespan
+from mimkit.comparison.cause import disk_is_full, ended_by, last_words, tail
+from mimkit.comparison.folder import (
     cell_command,
     failure_file,
     is_finished,
@@ -27,8 +27,8 @@ from mimkit.compare.folder import (
     recipe_path,
     run_folder,
 )
-from mimkit.compare.launchers import Job, Launcher
-from mimkit.compare.records import Cell, Plan
+from mimkit.comparison.launchers import Job, Launcher
+from mimkit.comparison.records import Cell, Plan
 from mimkit.data.workers import cores
 from mimkit.errors import DataError
 from mimkit.files import write_text

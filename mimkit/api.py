@@ -1,0 +1,187 @@
+"""The command line as functions, for notebooks and scripts."""
+
+import os
+import shlex
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mimkit.comparison.budget import parse_budget
+from mimkit.comparison.conduct import conduct
+from mimkit.comparison.launchers import LocalLauncher, default_jobs
+from mimkit.comparison.methods import Asked, default_folder
+from mimkit.comparison.question import Question
+from mimkit.comparison.records import Comparison
+from mimkit.errors import RecipeError
+from mimkit.parts.base import Encoder
+from mimkit.pipeline import run as pipeline
+from mimkit.recipe.schema import load
+from mimkit.train import encoder_file
+
+
+def run(
+    recipe: str | PathLike[str],
+    *,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    data: str | None = None,
+    seed: int | None = None,
+    device: str | None = None,
+    out: str | PathLike[str] = "runs",
+    fresh: bool = False,
+) -> Path:
+    """Pre-trains, evaluates and reports, as ``mimkit run`` does, in this process.
+
+    >>> folder = run(tiny, settings=["train.total_steps=4"])
+    >>> (folder / "report.html").is_file()
+    True
+
+    Args:
+        recipe: a TOML file, or the name of a registered recipe.
+        preset: one of the recipe's presets.
+        settings: ``"a.b=VALUE"``, as ``--set``.
+        data: where to look for the data first.
+        seed: of everything random; None for the recipe's own.
+        device: "cpu", "cuda", "cuda:1"; None for cuda where there is one.
+        out: the run lies in ``out/<name>/<seed>``; an interrupted run there goes on.
+        fresh: start anew, removing that run.
+
+    Returns: the run folder.
+    Raises: MimkitError for everything a user can mend; RecipeError if the recipe asks for several
+        processes, which only the command line starts.
+    """
+    chosen = load(
+        fspath(recipe), preset=preset, overrides=list(settings), seed=seed, data_path=data
+    )
+    if chosen.train.processes > 1 and "RANK" not in os.environ:
+        raise RecipeError(
+            f"{fspath(recipe)}, train.processes: must be 1 here, but is {chosen.train.processes}; "
+            f"several processes are started by: {_command('run', fspath(recipe))}"
+        )
+    return pipeline.run(
+        chosen, out=Path(out), device=device, fresh=fresh, command=_command("run", fspath(recipe))
+    )
+
+
+def compare(
+    methods: Sequence[str | PathLike[str]],
+    *,
+    dataset: str | None = None,
+    labels: str | None = None,
+    budget: str | None = None,
+    seeds: int = 3,
+    evaluate: Sequence[str] | None = None,
+    preset: str | None = None,
+    settings: Sequence[str] = (),
+    data: str | None = None,
+    device: str | None = None,
+    jobs: int | None = None,
+    out: str | PathLike[str] | None = None,
+) -> Comparison:
+    """Compares methods at an equal budget, as ``mimkit compare`` does; runs are own processes.
+
+    >>> found = compare([tiny], budget="steps=4", seeds=1, evaluate=["knn"], jobs=1)
+    >>> [outcome.state for outcome in found.outcomes]
+    ['finished']
+    >>> (found.folder / "report.html").is_file()
+    True
+
+    Args:
+        methods: m of a recipe m_DATASET, or a recipe.
+        dataset: a registered name, a folder, a Hugging Face id; None: each recipe's own.
+        labels: labelled images, where the data set has no labels.
+        budget: ``"steps=400"``, ``"images=20k"``, ``"time=30m"`` or ``"flops=1e17"`` for each run;
+            None: the fewest images of these recipes.
+        seeds: runs of each method.
+        evaluate: names of evaluators; None: all that the data allow.
+        preset: of every recipe.
+        settings: ``"a.b=VALUE"`` for every recipe.
+        data: where to look for the data first.
+        device: see `run`.
+        jobs: runs at once; None: one a GPU, else one a core, up to eight.
+        out: folder of the comparison; None: ``comparisons/METHODS-DATASET``.
+
+    Returns: all that was found: ``answer`` is it in one sentence.
+    Raises: MimkitError for everything a user can mend.
+    """
+    names = tuple(fspath(method) for method in methods)
+    question = Question(
+        methods=names,
+        recipes=Asked(dataset, preset, tuple(settings), data, labels),
+        budget=None if budget is None else parse_budget(budget),
+        seeds=seeds,
+        evaluate=None if evaluate is None else tuple(evaluate),
+        device=device,
+        jobs=jobs or default_jobs(device),
+        command=_command("compare", *names),
+    )
+    folder = default_folder(names, dataset) if out is None else Path(out)
+    found = conduct(question, folder, LocalLauncher())
+    assert found is not None  # it is None after a dry run only
+    return found
+
+
+def load_encoder(run: str | PathLike[str]) -> "Features":
+    """Loads the encoder of a finished run as a module that gives features.
+
+    >>> model = load_encoder(run(tiny, settings=["train.total_steps=4"]))
+    >>> model(torch.rand(2, 3, 16, 16)).shape
+    torch.Size([2, 16])
+
+    Args:
+        run: the run folder.
+
+    Raises: DataError if the folder holds no encoder; PluginError if its plugin is not installed.
+    """
+    folder = Path(run)
+    encoder = encoder_file.load_encoder(folder)
+    record = encoder_file.read_record(folder)
+    return Features(encoder, record["mean"], record["std"]).eval()
+
+
+class Features(nn.Module):
+    """An encoder that takes images as they come: in [0, 1], not normalised.
+
+    >>> model = load_encoder(run(tiny, settings=["train.total_steps=4"]))
+    >>> model.encoder.features(model.normalised(torch.rand(1, 3, 16, 16))).patches.shape
+    torch.Size([1, 16, 16])
+
+    Args:
+        encoder: of a run.
+        mean: of the data set it was trained on, by channel.
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """Subtracts the mean and divides by the deviation.
+
+        Shape: (B, C, H, W) in [0, 1].
+        """
+        return (image - self.mean) / self.std
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Gives the mean of the patches' tokens.
+
+        Shape: (B, C, H, W) in [0, 1], of the size of pre-training; (B, D).
+        """
+        return self.encoder.features(self.normalised(image)).patches.mean(dim=1)
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+
+def _command(*words: str) -> str:
+    return shlex.join(["mimkit", *words])
