@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: install demo test check slow format
+.PHONY: install demo test check slow format docs
 .DEFAULT_GOAL := install
 
 $(VENV)/.installed: $(PROJECTS)
@@ -32,6 +32,9 @@ check: install  ## format, lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: install  ## the documentation, in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f .mkdocs.yml --strict
 
 format: install  ## what `check` asks for, done
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 it failed, 2 the user can mend it.
 """
 
+import json
 import os
 import shlex
 import sys
@@ -79,11 +80,18 @@ def list_(
         str | None, typer.Argument(help="maskers, encoders, targets, heads, losses, ...")
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of them: its options.")] = None,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="A JSON schema of recipes, for editors.")
+    ] = False,
 ) -> None:
     """List parts, data sets and recipes; with a name: its options, source and file."""
     from mimkit.recipe import listing
 
-    if kind is None:
+    if schema:
+        from mimkit.recipe.json_schema import json_schema
+
+        print(json.dumps(json_schema(), indent=1))  # noqa: T201 -- to be redirected to a file
+    elif kind is None:
         listing.show_all(Console())
     elif name is None:
         listing.show_kind(kind, Console())
@@ -286,6 +294,38 @@ def export(
     from mimkit.pipeline.exporting import export_run
 
     export_run(run, format_, out, console=Console())
+
+
+plugin = typer.Typer(no_args_is_help=True, help="Write a plugin.")
+app.add_typer(plugin, name="plugin")
+
+
+@plugin.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package: mimkit-mine.")],
+    *,
+    kinds: Annotated[
+        str, typer.Option("--with", metavar="KIND,...", help="masker, encoder, target, head, loss.")
+    ] = "masker,target",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to make; default: NAME.")
+    ] = None,
+) -> None:
+    """Write a complete, tested package with one small part of each kind and a recipe."""
+    from mimkit.plugin.new import write_plugin
+
+    folder = write_plugin(name, kinds.split(","), out or Path(name))
+    Console().print(
+        f"[bold]wrote[/] {folder}. To use it:\n  pip install -e '{folder}[dev]'\n"
+        f"  pytest {folder}\n  mimkit check {name}",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+@plugin.callback()
+def _plugin() -> None:
+    """Write a plugin."""
 
 
 def main() -> None:

@@ -51,9 +51,9 @@ class DataSection(Strict):
         description="labelled images for the evaluations, as name but not looked for in path, if "
         "those to pre-train on have no labels",
     )
-    image_size: Annotated[tuple[int, int], BeforeValidator(_pair)] = Field(
-        description="height and width the encoder sees, in pixels; one number for a square"
-    )
+    image_size: Annotated[
+        tuple[int, int], BeforeValidator(_pair, json_schema_input_type=int | tuple[int, int])
+    ] = Field(description="height and width the encoder sees, in pixels; one number for a square")
     patch_size: PositiveInt = Field(
         description="side of a patch in pixels; must divide the image's height and width"
     )

@@ -71,6 +71,11 @@ class _Tables(Strict):
     origin: dict[str, Any] = Field({})
 
 
+def tables_schema() -> dict[str, Any]:
+    """Returns a JSON schema of the top level of a recipe; parts are any table that names one."""
+    return _Tables.model_json_schema()
+
+
 def validate(document: Document, file: Path, problems: Problems) -> Recipe | None:
     """Makes a recipe of a document, or notes all of its problems and returns None."""
     parts = {key: _part_table(document, key, problems) for key in _part_keys(document.tree)}

@@ -1,0 +1,1 @@
+"""``mimkit plugin new``: a package to start from."""
