@@ -1,7 +1,8 @@
 """mimkit: masked image modeling from exchangeable parts, compared honestly.
 
-What a plugin author needs is importable from here; see ``docs/writing-a-plugin.md``. Names are
-loaded on first use, so that ``import mimkit`` costs nothing and ``mimkit --help`` needs no torch.
+What a plugin author needs is importable from here; see ``docs/writing-a-plugin.md`` and
+``docs/contract.md``. Names are loaded on first use, so that ``import mimkit`` costs nothing and
+``mimkit --help`` needs no torch.
 """
 
 import importlib

@@ -77,7 +77,8 @@ def mimkit(
 @app.command(name="list")
 def list_(
     kind: Annotated[
-        str | None, typer.Argument(help="maskers, encoders, targets, heads, losses, ...")
+        str | None,
+        typer.Argument(help="maskers, encoders, ..., recipes; or a table: data, augment, train."),
     ] = None,
     name: Annotated[str | None, typer.Argument(help="One of them: its options.")] = None,
     schema: Annotated[
@@ -93,6 +94,10 @@ def list_(
         print(json.dumps(json_schema(), indent=1))  # noqa: T201 -- to be redirected to a file
     elif kind is None:
         listing.show_all(Console())
+    elif kind in ("data", "augment", "train"):
+        from mimkit.recipe import details
+
+        details.show_section(kind, Console())
     elif name is None:
         listing.show_kind(kind, Console())
     else:
@@ -221,7 +226,9 @@ def compare(
         Path | None,
         typer.Option(metavar="DIR", help="Default: comparisons/METHODS-DATASET."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Measure and plan only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Prepare targets, measure, plan; run nothing.")
+    ] = False,
 ) -> None:
     """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
     from mimkit.comparison.budget import parse_budget

@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from mimkit.cli import app
 from mimkit.parts.base import Masker
 from mimkit.recipe import listing
+from mimkit.recipe.sections import SECTIONS
 
 HEAVY = ("torch", "timm", "mimkit_selfie", "datasets", "mimkit.parts")
 
@@ -200,3 +201,12 @@ def test_what_nobody_expected_exits_with_1(monkeypatch):
 
     monkeypatch.setattr(listing, "show_all", fail)
     assert mimkit("list").exit_code == 1
+
+
+@pytest.mark.parametrize("table", ["data", "augment", "train"])
+def test_the_keys_of_a_table_are_listed_with_their_meaning(table):
+    done = CliRunner().invoke(app, ["list", table], env={"COLUMNS": "160"})
+    assert done.exit_code == 0, done.output
+    model = SECTIONS[table]
+    assert all(name in done.output for name in model.model_fields)
+    assert all(field.description for field in model.model_fields.values())

@@ -259,6 +259,15 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
         make_plan(question(recipes), folder, Console(quiet=True))
 
 
+def test_methods_on_other_numbers_of_images_are_refused_with_both_numbers(recipes, tmp_path):
+    file = Path(recipes[1])
+    file.write_text(file.read_text().replace("num_images = 400", "num_images = 300"))
+    with pytest.raises(
+        RecipeError, match=r"one has 400 of shapes, .* two 300 of shapes, the first"
+    ):
+        make_plan(question(recipes), tmp_path / "out", Console(quiet=True))
+
+
 def test_what_the_machine_may_lack_is_said(tmp_path, monkeypatch):
     trial = replace(TRIAL, peak_memory_bytes=2 * 2**30)
     large = replace(trial, peak_memory_bytes=5 * 2**30)

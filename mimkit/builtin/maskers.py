@@ -18,7 +18,7 @@ class RandomMasker(Masker):
 
     Args:
         geometry: the patch grid.
-        mask_ratio: share of the patches that is masked and predicted; rounded down to patches.
+        mask_ratio: share of the patches that is masked and predicted; rounded down to whole units.
         mode: "drop": masked patches never enter the encoder; "replace": as mask tokens.
         unit: side, in patches, of the squares that are masked as a whole.
         predict: the masked patches, or all patches of the image, which needs mode "replace".

@@ -17,7 +17,7 @@ from mimkit.comparison.methods import (
 )
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.data.sources import open_source
+from mimkit.data.sources import Source, open_source
 from mimkit.errors import DataError, RecipeError
 from mimkit.files import write_json
 from mimkit.recipe.schema import Recipe
@@ -113,11 +113,16 @@ def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:
         if draft.labelled.fingerprint != first.labelled.fingerprint:
             raise RecipeError(
                 f"compare: all methods must be judged on the same images, but {first.found.label} "
-                f"has {first.labelled.name} and {draft.found.label} {draft.labelled.name} "
-                "(or another size or number of them). Name the data: --dataset."
+                f"has {_images(first.labelled)} and {draft.found.label} {_images(draft.labelled)}. "
+                "Name the data (--dataset), or their number (--set data.num_images=N)."
             )
     images = [draft.total_steps * draft.batch_size for draft in drafts]
     return choose_sizes(min(images), first.labelled)
+
+
+def _images(source: Source) -> str:
+    height, width = (int(side) for side in source.sizes[0])
+    return f"{len(source):,} of {source.name}, the first of {height} x {width} px"
 
 
 def _least(found: Sequence[Found]) -> Budget:

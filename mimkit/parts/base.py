@@ -33,7 +33,7 @@ from mimkit.parts.records import (
 
 
 class Part(ABC):  # noqa: B024 -- abstract by what its subclasses declare
-    """What all parts share: the constructor rule above, and options that are plain data.
+    """What all parts share: the constructor rule (see the contract of a part), and plain options.
 
     Attributes:
         miniature: options, other than the defaults, that make it small, quick and offline, for

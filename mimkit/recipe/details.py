@@ -14,6 +14,7 @@ from mimkit.recipe.listing import origin, plain_table
 from mimkit.recipe.options import describe, options
 from mimkit.recipe.problems import written
 from mimkit.recipe.registry import KINDS, Entry, find, load
+from mimkit.recipe.sections import SECTIONS
 
 
 def show(kind: str, name: str, console: Console) -> None:
@@ -27,6 +28,18 @@ def show(kind: str, name: str, console: Console) -> None:
     for item in about:
         console.print(item, markup=False, highlight=False)
     console.print(f"From: {origin(entry)}, {file}", markup=False, highlight=False, soft_wrap=True)
+
+
+def show_section(name: str, console: Console) -> None:
+    """Prints the keys of a table of recipes that belongs to no part, such as ``[train]``."""
+    section = SECTIONS[name]
+    table = plain_table("key", "value", "default", "meaning")
+    for key, field in section.model_fields.items():
+        default = "required" if field.is_required() else written(field.default)
+        about = field.description or ""
+        table.add_row(key, describe(field.annotation), default, about)
+    console.print(f"[{name}]", style="bold", markup=False, highlight=False)
+    console.print(table)
 
 
 def _recipe(entry: Entry) -> tuple[list[str | Table], str]:

@@ -1,6 +1,6 @@
 """The tables of a recipe that belong to no part: ``[data]``, ``[augment]``, ``[train]``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Final, Literal
 
 from pydantic import (
     BaseModel,
@@ -128,14 +128,18 @@ class TrainSection(Strict):
     warmup_epochs: NonNegativeFloat | None = Field(
         None, description="epochs of linear warm-up, instead of warmup_steps"
     )
-    weight_decay: NonNegativeFloat = Field(0.0, description="not applied to biases and norms")
+    weight_decay: NonNegativeFloat = Field(
+        0.0, description="not applied to parameters of one axis, nor to what a part exempts"
+    )
     momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
     betas: tuple[Ratio, Ratio] = Field((0.9, 0.999), description="of AdamW")
     clip_norm: PositiveFloat | None = Field(
         None, description="largest norm of the gradient; default: unlimited"
     )
     accumulate: PositiveInt = Field(
-        1, description="pieces into which a batch is split to save memory; must divide batch_size"
+        1,
+        description="pieces into which a batch is split to save memory; must divide batch_size; "
+        "each counts the same, and the last is logged",
     )
     processes: PositiveInt = Field(
         1, description="processes of one run, under torchrun; one for each GPU"
@@ -175,3 +179,11 @@ class TrainSection(Strict):
         if batch_size % accumulate:
             raise ValueError(f"must divide batch_size ({batch_size}), but is {accumulate}")
         return accumulate
+
+
+SECTIONS: Final[dict[str, type[Strict]]] = {
+    "data": DataSection,
+    "augment": AugmentSection,
+    "train": TrainSection,
+}
+"""Tables of a recipe by their names."""
