@@ -13,6 +13,9 @@ def sincos(grid: Grid, embed_dim: int) -> Tensor:
     The four quarters of the width are [sin row, cos row, sin col, cos col], with frequencies
     10000^(-k / (D / 4)).
 
+    >>> sincos(Grid(2, 3, patch_size=4), 8).shape
+    torch.Size([6, 8])
+
     Shape: (N, D) float32.
     Raises: RecipeError if D is not divisible by 4.
     Source: MoCo v3, arXiv 2104.02057; the order of the quarters is that of CAE's code. MAE's code

@@ -26,6 +26,13 @@ if TYPE_CHECKING:
 class Subject:
     """A pre-trained model and the data to judge it by.
 
+    >>> class CountImages(Evaluator):
+    ...     def __init__(self, geometry): ...
+    ...
+    ...     def run(self, subject: Subject):
+    ...         count = len(subject.test)
+    ...         return [Result("count", "images", count, count, subject.seed, "pretrained", {})]
+
     Args:
         pretrainer: the model as it stands; an evaluator must not change it.
         masker: the recipe's, for evaluators that repeat the pre-training task.
@@ -68,6 +75,9 @@ class Subject:
 class Result:
     """One measured number.
 
+    >>> Result("knn", "accuracy", 0.4, 1000, 0, "pretrained", {"k": 20}).value
+    0.4
+
     Args:
         evaluator: registered name of the evaluator.
         metric: what was measured, e.g. ``"accuracy"``; where an evaluator also measures a
@@ -96,6 +106,9 @@ class Result:
 class Work:
     """What one call of `Evaluator.run` has to do, before it does it.
 
+    >>> Work(encoded=60_000).encoded
+    60000
+
     Args:
         encoded: images that pass a network forwards only: the frozen encoder, or a fine-tuned
             network that is judged.
@@ -110,6 +123,15 @@ class Work:
 
 class Evaluator(Part):
     """Judges a pre-trained encoder.
+
+    >>> class CountLabels(Evaluator):
+    ...     needs_labels = True
+    ...
+    ...     def __init__(self, geometry): ...
+    ...
+    ...     def run(self, subject):
+    ...         count = len(subject.train.labels.unique())
+    ...         return [Result("count_labels", "classes", count, 0, subject.seed, "pretrained", {})]
 
     Attributes:
         every_steps: run also during training at this interval; None or 0 only at its end.

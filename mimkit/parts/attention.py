@@ -10,6 +10,10 @@ def patch_attention(
 
     Without a prefix token it is the mean over the patches that look.
 
+    >>> query = key = torch.randn(2, 3, 5, 8)  # 3 heads; a class token and 4 patches
+    >>> patch_attention(query, key, 1).sum(dim=1)
+    tensor([1., 1.])
+
     Args:
         query: (B, heads, T, d), not yet scaled; T counts prefix tokens, then patches.
         key: (B, heads, T, d).

@@ -35,6 +35,16 @@ from mimkit.parts.records import (
 class Part(ABC):  # noqa: B024 -- abstract by what its subclasses declare
     """What all parts share: the constructor rule (see the contract of a part), and plain options.
 
+    >>> class Halves(Masker):
+    ...     miniature = {"upper": True}  # what `mimkit check` tries it with
+    ...
+    ...     def __init__(self, geometry, *, upper: bool):
+    ...         self.upper = upper
+    ...
+    ...     def sample(self, batch_size, generator): ...
+    >>> Halves(Geometry(Grid(2, 2, 4)), upper=False).upper
+    False
+
     Attributes:
         miniature: options, other than the defaults, that make it small, quick and offline, for
             the checks of `mimkit.conformance`; also what has no default.
@@ -59,7 +69,11 @@ class Part(ABC):  # noqa: B024 -- abstract by what its subclasses declare
 
 
 class Images(Protocol):
-    """The unlabelled training images, as `Target.prepare` gets them."""
+    """The unlabelled training images, as `Target.prepare` gets them.
+
+    >>> def brightest(images: Images, view: View) -> float:
+    ...     return float(images.view(torch.arange(len(images)), view).max())
+    """
 
     @property
     def fingerprint(self) -> str:
@@ -75,7 +89,14 @@ class Images(Protocol):
 
 
 class Module(nn.Module):
-    """`torch.nn.Module` as the core needs it."""
+    """`torch.nn.Module` as the core needs it.
+
+    >>> class Tokened(Module):
+    ...     def no_weight_decay(self):
+    ...         return frozenset({"mask_token"})
+    >>> sorted(Tokened().no_weight_decay())
+    ['mask_token']
+    """
 
     def no_weight_decay(self) -> frozenset[str]:
         """Names of parameters, relative to this module, that weight decay leaves alone.
@@ -87,6 +108,17 @@ class Module(nn.Module):
 
 class Masker(Part):
     """Chooses what is hidden. Runs on the CPU, in a data worker.
+
+    >>> class First(Masker):
+    ...     def __init__(self, geometry, *, num_masked: int = 1):
+    ...         self.grid, self.num_targets = geometry.grid, num_masked
+    ...
+    ...     def sample(self, batch_size, generator):
+    ...         masked = torch.arange(self.grid.num_patches) < self.num_targets
+    ...         return Mask.drop(masked.expand(batch_size, -1), self.grid)
+    >>> mask = First(Geometry(Grid(2, 2, 4))).sample(1, torch.Generator())
+    >>> mask.context.tolist(), mask.target.tolist()
+    ([[1, 2, 3]], [[[0]]])
 
     Attributes:
         ragged: True if counts differ between images, so that padding occurs.
@@ -126,6 +158,17 @@ class Masker(Part):
 class Backbone(Module, ABC):
     """The network that a downstream task trains end to end.
 
+    >>> class Mean(Backbone):
+    ...     num_features = 3
+    ...
+    ...     def forward(self, image):
+    ...         return image.mean(dim=(2, 3))
+    ...
+    ...     def layer_groups(self):
+    ...         return []
+    >>> Mean()(torch.zeros(2, 3, 8, 8)).shape
+    torch.Size([2, 3])
+
     Attributes:
         num_features: width of its output.
     """
@@ -158,6 +201,11 @@ class Backbone(Module, ABC):
 
 class Encoder(Part, Module):
     """What is kept after pre-training.
+
+    >>> from mimkit.builtin.encoders import ViT
+    >>> encoder: Encoder = ViT(Geometry(Grid(2, 2, 4)), embed_dim=16, depth=1, num_heads=2)
+    >>> encoder(torch.zeros(1, 3, 8, 8), torch.tensor([[0, 3]])).patches.shape
+    torch.Size([1, 2, 16])
 
     Attributes:
         embed_dim: D, the width of its tokens.
@@ -254,6 +302,16 @@ class Encoder(Part, Module):
 class Target(Part, Module):
     """What must be predicted.
 
+    >>> class Position(Target):
+    ...     def __init__(self, geometry):
+    ...         super().__init__()
+    ...         self.width = Width("class", geometry.grid.num_patches)
+    ...
+    ...     def forward(self, batch, encoder):
+    ...         return batch.mask.target
+    >>> Position(Geometry(Grid(2, 2, 4))).width
+    Width(kind='class', size=4)
+
     Attributes:
         width: kind and size of one target, which a head must match.
         views: renderings it needs beside the encoder's ``"image"``.
@@ -325,6 +383,17 @@ class Target(Part, Module):
 class Head(Part, Module):
     """Turns the encoder's tokens into predictions; it never sees a target.
 
+    >>> class Zero(Head):
+    ...     def __init__(self, geometry):
+    ...         super().__init__()
+    ...         self.outputs = geometry.outputs
+    ...
+    ...     def forward(self, tokens, mask):
+    ...         shape = mask.target.shape
+    ...         return {name: torch.zeros(*shape, w.size) for name, w in self.outputs.items()}
+    >>> Zero(Geometry(Grid(2, 2, 4), outputs={"ids": Width("class", 7)})).ragged
+    False
+
     Attributes:
         ragged: True if padded targets do not disturb the others.
         needs_hidden: True if it reads the tokens at ``mask.target``, so that a masker must hide.
@@ -353,6 +422,17 @@ class Head(Part, Module):
 
 class Loss(Part, Module):
     """Compares predictions with targets.
+
+    >>> class Distance(Loss):
+    ...     def __init__(self, geometry):
+    ...         super().__init__()
+    ...
+    ...     def forward(self, prediction, target, valid):
+    ...         kept = torch.where(valid[..., None], prediction.float(), 0.0)
+    ...         return (kept - target).abs().mean(dim=-1)
+    >>> valid = torch.tensor([[[True, False]]])
+    >>> Distance(None)(torch.ones(1, 1, 2, 3), torch.zeros(1, 1, 2, 3), valid).tolist()
+    [[[1.0, 0.0]]]
 
     Attributes:
         kinds: the target width kinds that it can compare.
@@ -390,6 +470,11 @@ class Loss(Part, Module):
 
 class Importer(ABC):
     """Reads the checkpoints of another project.
+
+    >>> class Flat(Importer):
+    ...     def read(self, file):
+    ...         weights = read_checkpoint(file).tensors
+    ...         return Imported({"encoder": {"part": "vit"}}, weights)
 
     Attributes:
         recipe: the registered recipe whose remaining tables (data, training, evaluation) an

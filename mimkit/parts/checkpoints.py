@@ -34,6 +34,9 @@ _KNOWN: Final = "Known are .safetensors files, and what torch.save writes of ten
 class Checkpoint:
     """What a file holds.
 
+    >>> Checkpoint({"norm.weight": torch.ones(3)}, {"lr": 1e-3}).args["lr"]
+    0.001
+
     Args:
         tensors: the model's state dict.
         args: the options of the program that wrote it, as far as it kept them.
@@ -45,6 +48,10 @@ class Checkpoint:
 
 def read_checkpoint(file: Path) -> Checkpoint:
     """Reads a file of safetensors or of `torch.save`, onto the CPU.
+
+    >>> torch.save({"model": {"norm.weight": torch.ones(3)}}, "model.pth")
+    >>> read_checkpoint(Path("model.pth")).tensors["norm.weight"]
+    tensor([1., 1., 1.])
 
     Raises: DataError if it is neither, is damaged, or asks for code to be run.
     """

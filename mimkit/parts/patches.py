@@ -10,6 +10,9 @@ from mimkit.parts.records import Grid, Mask
 def patchify(image: Tensor, patch_size: int) -> Tensor:
     """Cuts images into patches, row by row.
 
+    >>> patchify(torch.zeros(1, 3, 8, 12), 4).shape
+    torch.Size([1, 6, 3, 4, 4])
+
     Shape: (B, C, H, W) to (B, N, C, P, P) with P = ``patch_size`` pixels.
     """
     return rearrange(
@@ -20,6 +23,10 @@ def patchify(image: Tensor, patch_size: int) -> Tensor:
 def unpatchify(patches: Tensor, grid: Grid) -> Tensor:
     """Puts patches together again.
 
+    >>> image = torch.rand(1, 3, 8, 12)
+    >>> torch.equal(unpatchify(patchify(image, 4), Grid(2, 3, 4)), image)
+    True
+
     Shape: (B, N, C, P, P) to (B, C, H, W).
     """
     return rearrange(
@@ -29,6 +36,10 @@ def unpatchify(patches: Tensor, grid: Grid) -> Tensor:
 
 def take(tokens: Tensor, index: Tensor) -> Tensor:
     """Picks rows by position, without the data-dependent shapes of boolean indexing.
+
+    >>> tokens = torch.tensor([[[10.0], [11.0], [12.0]]])
+    >>> take(tokens, torch.tensor([[2, 0]])).flatten().tolist()
+    [12.0, 10.0]
 
     Shape: tokens (B, N, ...), index (B, ...) int64; result is index's shape followed by the
     trailing axes of ``tokens``.
@@ -41,6 +52,10 @@ def take(tokens: Tensor, index: Tensor) -> Tensor:
 
 def scatter(tokens: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """Returns ``tokens`` with the rows at ``index`` replaced by ``values``; the inverse of `take`.
+
+    >>> tokens, index = torch.zeros(1, 3, 1), torch.tensor([[2, 0]])
+    >>> scatter(tokens, index, torch.tensor([[[5.0], [6.0]]])).flatten().tolist()
+    [6.0, 0.0, 5.0]
 
     Shape: tokens (B, N, ...), index (B, ...) int64, values as `take` gives them. Where an index
     occurs twice, either value may stay.
@@ -58,6 +73,10 @@ def paste(image: Tensor, patches: Tensor, mask: Mask) -> Tensor:
     """Returns the images with other pixels at the valid target positions, for pictures.
 
     Where groups overlap, any of their patches may stay.
+
+    >>> mask = Mask.replace(torch.tensor([[False, True, False, False]]), Grid(2, 2, 1))
+    >>> paste(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 1, 1, 1, 1), mask)[0, 0].tolist()
+    [[0.0, 1.0], [0.0, 0.0]]
 
     Shape: image (B, C, H, W), patches (B, G, M, C, P, P).
     """

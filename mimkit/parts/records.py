@@ -30,6 +30,10 @@ Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 class Grid:
     """How an image is cut into patches.
 
+    >>> grid = Grid(rows=2, cols=3, patch_size=4)
+    >>> grid.num_patches, grid.image_size
+    (6, (8, 12))
+
     Args:
         rows: patches from top to bottom.
         cols: patches from left to right.
@@ -57,6 +61,9 @@ class View:
 
     All views of an image share one crop box, flip and colour jitter.
 
+    >>> View("tokens", (112, 112), interpolation="lanczos").image_size
+    (112, 112)
+
     Args:
         name: key in ``Batch.views``; ``"image"`` is the encoder's.
         image_size: height and width in pixels.
@@ -75,6 +82,10 @@ class View:
 @dataclass(frozen=True)
 class Mask:
     """What the encoder sees, what is hidden from it, what must be predicted.
+
+    >>> mask = Mask.drop(torch.tensor([[True, False, False, True]]), Grid(2, 2, 4))
+    >>> mask.context.tolist(), mask.target.tolist()
+    ([[1, 2]], [[[0, 3]]])
 
     Args:
         grid: the grid that all positions refer to.
@@ -184,6 +195,10 @@ def _positions(batch_size: int, num_patches: int) -> NDArray[np.int64]:
 class Batch:
     """One step's input.
 
+    >>> mask = Mask.drop(torch.tensor([[True, False, False, True]]), Grid(2, 2, 4))
+    >>> Batch({"image": torch.zeros(1, 3, 8, 8)}, mask, None, torch.arange(1)).image.shape
+    torch.Size([1, 3, 8, 8])
+
     Args:
         views: name to (B, C, H, W) float32, normalised as the `View` of that name asks.
         mask: the masks of these images.
@@ -231,6 +246,10 @@ class Batch:
 class Tokens:
     """What an encoder gives.
 
+    >>> patches = torch.zeros(1, 4, 16)
+    >>> Tokens(patches, prefix=patches[:, :0], index=torch.arange(4)[None]).prefix.shape
+    torch.Size([1, 0, 16])
+
     Args:
         patches: (B, S, D), one vector per patch that entered.
         prefix: (B, R, D), tokens that stand for no patch (cls); R may be 0.
@@ -244,7 +263,11 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Width:
-    """What one prediction must be: scores over ``size`` classes, or a vector of ``size``."""
+    """What one prediction must be: scores over ``size`` classes, or a vector of ``size``.
+
+    >>> Width("class", 8192)
+    Width(kind='class', size=8192)
+    """
 
     kind: Literal["class", "vector"]
     size: int
@@ -253,6 +276,9 @@ class Width:
 @dataclass(frozen=True)
 class Geometry:
     """All that a part may know of the rest; settled step by step while a recipe is built.
+
+    >>> Geometry(Grid(14, 14, 16), embed_dim=768).channels
+    3
 
     Args:
         grid: the encoder's patch grid.
@@ -270,6 +296,10 @@ class Geometry:
 @dataclass(frozen=True)
 class Term:
     """One summand of the training loss.
+
+    >>> from mimkit.builtin.losses import MSE
+    >>> Term("pixels", "pixels", "pixels", MSE(Geometry(Grid(2, 2, 4))), weight=2.0).weight
+    2.0
 
     Args:
         name: key of the logs: ``loss/<name>``.
@@ -290,6 +320,9 @@ class Term:
 class StepOutput:
     """What one training step computed.
 
+    >>> StepOutput(torch.tensor(2.0), {"pixels": torch.tensor(2.0)}, {}).loss
+    tensor(2.)
+
     Args:
         loss: () float32, the weighted sum that is differentiated.
         terms: term name to () float32, unweighted.
@@ -304,6 +337,9 @@ class StepOutput:
 @dataclass(frozen=True)
 class Picture:
     """How a part shows a prediction to people.
+
+    >>> Picture("predicted pixels", torch.zeros(1, 3, 8, 8)).title
+    'predicted pixels'
 
     Args:
         title: what the picture shows, in a few words.
@@ -321,6 +357,9 @@ class Picture:
 @dataclass(frozen=True)
 class Preparation:
     """What `Target.prepare` did, for the ledger and the report.
+
+    >>> Preparation("a tokenizer", 12.5, cached=False, facts={"codes": 512}).facts["codes"]
+    512
 
     Args:
         title: what was prepared, in a few words.
@@ -341,6 +380,9 @@ class Preparation:
 class TimmModel:
     """A model of timm with the weights of an encoder.
 
+    >>> TimmModel("timm.models.vision_transformer:VisionTransformer", {"depth": 12}, {}).options
+    {'depth': 12}
+
     Args:
         model: ``"module:class"`` within timm.
         options: keyword arguments of the class, plain data.
@@ -355,6 +397,9 @@ class TimmModel:
 @dataclass(frozen=True)
 class Imported:
     """What an `Importer` found in a checkpoint.
+
+    >>> Imported({"encoder": {"part": "vit", "depth": 2}}, encoder={}).notes
+    ()
 
     Args:
         settings: tables of a recipe that follow from the file, as nested mappings: the encoder
