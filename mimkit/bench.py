@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from mimkit.pipeline.run import Run, open_run
+from mimkit.pipeline.current import Run, open_run
 from mimkit.recipe.schema import Recipe
 from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder

@@ -6,13 +6,8 @@ import torch
 import torch.nn.functional as F
 
 from mimkit.errors import DataError, RecipeError
-from mimkit.evaluate.attentive import (
-    AttentiveClassifier,
-    AttentiveProbe,
-    choose_heads,
-    even_batch,
-    standardise,
-)
+from mimkit.evaluate.attentive import AttentiveProbe, even_batch
+from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads, standardise
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.evaluate.statistics import summarise
 from mimkit.parts.records import Tokens

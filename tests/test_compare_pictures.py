@@ -16,8 +16,9 @@ from mimkit.builtin.encoders import ViT
 from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Pixels
 from mimkit.comparison import pictures as module
-from mimkit.comparison.pictures import draw, fit_region, hidden_region
+from mimkit.comparison.pictures import draw
 from mimkit.comparison.records import Budget, Method, Plan, Trial
+from mimkit.comparison.region import fit_region, hidden_region
 from mimkit.parts.base import Masker
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load

@@ -19,8 +19,8 @@ from mimkit.comparison.records import Trial
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json
+from mimkit.pipeline.current import Run, build_evaluators, open_run, subject
 from mimkit.pipeline.ledger import count_parameters, device_name
-from mimkit.pipeline.run import Run, build_evaluators, open_run, subject
 from mimkit.recipe.schema import load
 from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder

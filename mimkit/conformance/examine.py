@@ -11,7 +11,7 @@ from mimkit.conformance import common, encoders, heads, losses, maskers, recipes
 from mimkit.conformance.checks import CHECKS, Check, FailedError, NotApplicableError
 from mimkit.conformance.specimen import Specimen
 from mimkit.errors import MimkitError, PluginError, nearest
-from mimkit.recipe.registry import KINDS, Entry, entries
+from mimkit.recipe.registry import KINDS, Entry, entries, same_distribution
 
 __all__ = ["Examination", "Verdict", "checks_of", "entries_of", "examine"]
 
@@ -93,7 +93,7 @@ def entries_of(distribution: str) -> list[Entry]:
     Raises: PluginError if it registers nothing.
     """
     known = [entry for kind in KINDS for entry in entries(kind)]
-    found = [entry for entry in known if _plain(entry.distribution) == _plain(distribution)]
+    found = [entry for entry in known if same_distribution(entry.distribution, distribution)]
     if not found:
         names = sorted({entry.distribution for entry in known})
         raise PluginError(
@@ -124,7 +124,3 @@ def examine(distribution: str, kinds: Sequence[str] = tuple(KINDS)) -> Iterator[
                 examination = Examination(entry, Path(folder))
                 for check in checks_of(entry):
                     yield examination.make(check)
-
-
-def _plain(name: str) -> str:
-    return name.lower().replace("_", "-")

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Final, Literal
 
 import torch
@@ -14,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy
 
-from mimkit.data.sources import Source
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.classifier import Score
-from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads, standardise
+from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.fractions import (
     Labels,
@@ -30,7 +28,8 @@ from mimkit.evaluate.fractions import (
     stratified_subset,
     tell_gaps,
 )
-from mimkit.evaluate.images import Images, TrainingImages, WholeImages
+from mimkit.evaluate.frozen_tokens import FrozenTokens, gib_of, token_shape
+from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
@@ -38,7 +37,6 @@ from mimkit.train.optim import learning_rate, set_learning_rate
 
 _NAME: Final = "attentive_probe"
 _MOMENTUM: Final = 0.9
-_FLOAT32_BYTES: Final = 4
 _TRIAL_STEPS: Final = 3
 
 
@@ -132,7 +130,7 @@ class AttentiveProbe(Evaluator):
                 f"evaluator '{_NAME}', batch_norm: 'batch' needs at least two images to judge, "
                 f"but somewhere there is {fewest}. Use 'running', or give more labels."
             )
-        _, width = _token_shape(subject.pretrainer.encoder, subject)
+        _, width = token_shape(subject.pretrainer.encoder, subject)
         choose_heads(width, self.num_heads)
 
     def work(self, subject: Subject) -> Work:
@@ -144,17 +142,17 @@ class AttentiveProbe(Evaluator):
         labels = labels_of(subject, _NAME)
         seeds = range(subject.seed, subject.seed + self.seeds)
         num_test = len(stratified_limit(labels.test, self.num_test_images))
-        shape = _token_shape(subject.pretrainer.encoder, subject)
+        shape = token_shape(subject.pretrainer.encoder, subject)
         a_pass = self._seconds_of_image(shape, labels, subject)
         encoded, seconds = 0, 0.0
         for number, some in enumerate((seeds, *([seed] for seed in seeds))):
             # The pre-trained encoder searches, and the first of the random ones for all of them.
             trained, judged = self._passes(labels, some, subject.seed, searches=number < 2)
             num_kept = len(self.training_images(labels.train, some, subject.seed)) + num_test
-            kept = _gib(num_kept, shape) <= self.cache_gib
+            kept = gib_of(num_kept, shape) <= self.cache_gib
             encoded += num_kept if kept else trained + judged
             seconds += (trained + judged / 3) * a_pass
-        shape = _token_shape(self._pixels(subject), subject)
+        shape = token_shape(self._pixels(subject), subject)
         trained, judged = self._passes(labels, seeds, subject.seed, searches=True)
         seconds += (trained + judged / 3) * self._seconds_of_image(shape, labels, subject)
         # One image of each encoder shows the tokens' shape.
@@ -222,71 +220,10 @@ class AttentiveProbe(Evaluator):
         return (time.perf_counter() - start) / _TRIAL_STEPS / size
 
 
-@dataclass(frozen=True)
-class _Frozen:
-    """Standardised tokens of one split, from an encoder in evaluation mode or from pixels.
-
-    Args:
-        encoder: gives them.
-        subject: view, device and loader processes.
-        source: the split.
-        index: (n,) int64, ascending: the images that will be asked for.
-        keep: compute them once and keep them.
-    """
-
-    encoder: Encoder | PixelTokens
-    subject: Subject
-    source: Source
-    index: Tensor
-    keep: bool
-
-    @cached_property
-    def kept(self) -> Tensor:
-        """Encodes all images of ``index``: (n, T, D) on the device."""
-        images = WholeImages(self.source, self.index, (self.subject.view,), FEATURE_BATCH)
-        found = torch.empty(0)
-        start = 0
-        for _, tokens in self._encode(images, len(images)):
-            if not start:  # allocated once, for twice may be too much
-                found = tokens.new_empty(len(self.index), *tokens.shape[1:])
-            found[start : start + len(tokens)] = tokens
-            start += len(tokens)
-        return found
-
-    def stream(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Gives the first ``count`` batches: image numbers (B,) and tokens (B, T, D)."""
-        if not self.keep:
-            yield from self._encode(images, count)
-            return
-        for number in range(count):
-            index = images.choose(number)[0]
-            rows = torch.searchsorted(self.index, index)
-            yield index, self.kept[rows.to(self.kept.device)]
-
-    @torch.no_grad()
-    def _encode(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
-        subject = self.subject
-        for index, views in images.stream(count, workers=subject.workers, device=subject.device):
-            tokens = self.encoder.features(views[subject.view.name])
-            yield index, standardise(torch.cat([tokens.prefix, tokens.patches], dim=1))
-
-
 def even_batch(num_images: int, batch_size: int) -> int:
     """Returns the least size from ``batch_size`` on whose last batch is at least half full."""
     sizes = range(min(batch_size, num_images), num_images + 1)
     return next(s for s in sizes if num_images % s == 0 or 2 * (num_images % s) >= s)
-
-
-def _token_shape(encoder: Encoder | PixelTokens, subject: Subject) -> tuple[int, int]:
-    """Returns T and D of one image's tokens."""
-    with evaluation_mode(encoder):
-        one = _Frozen(encoder, subject, subject.train, torch.arange(1), keep=True).kept
-    return one.shape[1], one.shape[2]
-
-
-def _gib(num_images: int, shape: tuple[int, int]) -> float:
-    """Returns what the tokens of so many images need, in GiB."""
-    return num_images * math.prod(shape) * _FLOAT32_BYTES / 2**30
 
 
 @dataclass(frozen=True)
@@ -313,8 +250,8 @@ class _Encoded:
     init: str
     weights: str
     width: int
-    train: _Frozen
-    test: _Frozen
+    train: FrozenTokens
+    test: FrozenTokens
 
 
 @dataclass(frozen=True)
@@ -355,8 +292,8 @@ class _Table:
         options, subject, labels = self.options, self.subject, self.labels
         train = options.training_images(labels.train, seeds, subject.seed)
         test = stratified_limit(labels.test, options.num_test_images)
-        shape = _token_shape(encoder, subject)
-        gib = _gib(len(train) + len(test), shape)
+        shape = token_shape(encoder, subject)
+        gib = gib_of(len(train) + len(test), shape)
         keep = gib <= options.cache_gib
         if not keep:
             subject.report(
@@ -367,8 +304,8 @@ class _Table:
             init,
             digest(encoder),
             shape[1],
-            _Frozen(encoder, subject, subject.train, train, keep),
-            _Frozen(encoder, subject, subject.test, test, keep),
+            FrozenTokens(encoder, subject, subject.train, train, keep),
+            FrozenTokens(encoder, subject, subject.test, test, keep),
         )
 
     def _choose_lr(self, encoded: _Encoded, fraction: float) -> float:
@@ -449,7 +386,7 @@ class _Table:
         return classifier.to(self.subject.device)
 
     def _train(
-        self, classifier: AttentiveClassifier, frozen: _Frozen, cell: _Cell, fitted: Tensor
+        self, classifier: AttentiveClassifier, frozen: FrozenTokens, cell: _Cell, fitted: Tensor
     ) -> None:
         subject, options = self.subject, self.options
         labels = self.labels.train.to(subject.device)

@@ -95,12 +95,16 @@ def entries(kind: str) -> list[Entry]:
 
 def is_distribution(name: str) -> bool:
     """Whether an installed distribution of this name registers anything."""
-    plain = name.lower().replace("_", "-")
     return any(
-        point.dist is not None and point.dist.name.lower().replace("_", "-") == plain
+        point.dist is not None and same_distribution(point.dist.name, name)
         for kind in KINDS
         for point in _entry_points(f"mimkit.{kind}")
     )
+
+
+def same_distribution(one: str, other: str) -> bool:
+    """Whether two spellings name one distribution, as ``mimkit_mine`` and ``mimkit-mine`` do."""
+    return one.lower().replace("_", "-") == other.lower().replace("_", "-")
 
 
 def find(kind: str, name: str) -> Entry:
