@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimkit.evaluate.base import Plain
+from mimkit.report.findings import Direction, direction
 
 Unit = Literal["steps", "images", "time", "flops"]
 State = Literal["finished", "failed", "missing"]
@@ -209,11 +210,9 @@ class Interval:
     num_seeds: int
 
     @property
-    def direction(self) -> Literal["up", "down", "none"]:
+    def direction(self) -> Direction:
         """Where the interval of a difference lies: above zero, below it, or neither."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "none"
-        return "up" if self.low > 0 else "down"
+        return direction(self.low, self.high)
 
 
 @dataclass(frozen=True)

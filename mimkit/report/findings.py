@@ -17,6 +17,16 @@ BASELINES = {
 """What an evaluation is compared with, and how the report calls it."""
 
 
+Direction = Literal["up", "down", "none"]
+
+
+def direction(low: float | None, high: float | None) -> Direction:
+    """Says where an interval lies: above zero, below it, or neither; None is an open end."""
+    if low is None or high is None or low <= 0 <= high:
+        return "none"
+    return "up" if low > 0 else "down"
+
+
 @dataclass(frozen=True)
 class Spread:
     """One number over seeds."""
@@ -47,11 +57,9 @@ class Difference:
     verdict: str
 
     @property
-    def direction(self) -> Literal["up", "down", "none"]:
+    def direction(self) -> Direction:
         """Where the interval lies; ``none`` if it holds zero, or if there is none."""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "none"
-        return "up" if self.low > 0 else "down"
+        return direction(self.low, self.high)
 
 
 @dataclass(frozen=True)
