@@ -330,11 +330,6 @@ def new(
     )
 
 
-@plugin.callback()
-def _plugin() -> None:
-    """Write a plugin."""
-
-
 def main() -> None:
     """Runs the command line."""
     app()

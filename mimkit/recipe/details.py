@@ -35,9 +35,8 @@ def show_section(name: str, console: Console) -> None:
     section = SECTIONS[name]
     table = plain_table("key", "value", "default", "meaning")
     for key, field in section.model_fields.items():
-        default = "required" if field.is_required() else written(field.default)
-        about = field.description or ""
-        table.add_row(key, describe(field.annotation), default, about)
+        default = _default(... if field.is_required() else field.default)
+        table.add_row(key, describe(field.annotation), default, field.description or "")
     console.print(f"[{name}]", style="bold", markup=False, highlight=False)
     console.print(table)
 
@@ -69,7 +68,13 @@ def _options(entry: Entry, part: type, doc: str) -> Table:
     meanings = dict(re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", doc, re.MULTILINE))
     table = plain_table("option", "value", "default", "meaning")
     for option in options(entry, part):
-        default = "required" if option.default is ... else written(option.default)
         meaning = " ".join(meanings.get(option.name, "").split())
-        table.add_row(option.name, describe(option.annotation), default, meaning)
+        table.add_row(option.name, describe(option.annotation), _default(option.default), meaning)
     return table
+
+
+def _default(value: object) -> str:
+    """A default as a recipe would write it; what is None cannot be written there."""
+    if value is ...:
+        return "required"
+    return "not given" if value is None else written(value)
