@@ -148,7 +148,7 @@ def works_on_one_image(specimen: Specimen) -> None:
     part = specimen.make()
     for value in specimen.outcome(part, size=1):
         require(
-            value.ndim == 0 or value.shape[0] in (1, 2),
+            value.ndim == 0 or value.shape[0] == 1,  # what has no axes fails another check
             f"for one image it gives {tuple(value.shape)}",
             "Keep the axis of the batch.",
         )

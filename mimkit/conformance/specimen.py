@@ -1,12 +1,10 @@
 """One part in miniature, and what is put before it: images, masks, tokens."""
 
-import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, Literal
 
 import torch
@@ -173,18 +171,18 @@ class Specimen:
         prefix = torch.randn(size, 1, dim, generator=_generator(seed + 1))
         return Tokens(take(every, index), prefix[:, : 0 if head.only_targets else 1], index)
 
-    def compared(self, *, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    def compared(self, *, size: int = 2) -> tuple[Tensor, Tensor, Tensor]:
         """A prediction, a target and what is valid of them, for a loss; the last are padding."""
         width = self.loss_width(self.loss_kind)
-        generator = _generator(seed)
-        prediction = torch.randn(2, 1, NUM_MASKED, width.size, generator=generator)
+        generator = _generator(0)
+        prediction = torch.randn(size, 1, NUM_MASKED, width.size, generator=generator)
         if width.kind == "class":
-            shape = (2, 1, NUM_MASKED)
+            shape = (size, 1, NUM_MASKED)
             target = torch.randint(width.size, shape, generator=generator)
         else:
-            target = torch.randn(2, 1, NUM_MASKED, width.size, generator=generator)
-        valid = torch.ones(2, 1, NUM_MASKED, dtype=torch.bool)
-        valid[1, 0, -2:] = False
+            target = torch.randn(size, 1, NUM_MASKED, width.size, generator=generator)
+        valid = torch.ones(size, 1, NUM_MASKED, dtype=torch.bool)
+        valid[-1, 0, -2:] = False
         return prediction, target, valid
 
     @torch.no_grad()
@@ -204,7 +202,7 @@ class Specimen:
             found = part(self.tokens(part, mask), mask)
             return [found[name] for name in sorted(found)]
         assert isinstance(part, Loss)
-        return [part(*self.compared())]
+        return [part(*self.compared(size=size))]
 
 
 def needs_hidden(head: Head) -> bool:
@@ -237,13 +235,6 @@ def same(one: Sequence[Tensor], other: Sequence[Tensor], *, exactly: bool = True
     if exactly:
         return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     return all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(one, other, strict=True))
-
-
-@contextlib.contextmanager
-def workplace() -> Iterator[Path]:
-    """A folder for what targets prepare, gone afterwards."""
-    with TemporaryDirectory(prefix="mimkit-check-") as folder:
-        yield Path(folder)
 
 
 def _generator(seed: int) -> torch.Generator:
