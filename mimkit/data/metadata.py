@@ -1,5 +1,4 @@
-"""Image files without what is said about them: for files whose pixels are sound and whose notes
-are not."""
+"""Image files without their metadata, for files whose metadata keep their pixels from being read."""
 
 import re
 import struct
@@ -13,9 +12,8 @@ _WEBP_NOTE_FLAGS: Final = 0b00101100
 """Bits of a WebP header that announce these chunks: colours, EXIF, XMP."""
 _AVIF_NOTE: Final = re.compile(rb"(infe.{8})(?:Exif|mime)", re.DOTALL)
 _TIFF_PIXELS: Final = frozenset(
-    (*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, *range(322, 326))
-    + (*range(330, 340), 347, *range(512, 522), *range(529, 533))
-)
+    (*range(254, 260), 262, 266, 273, 277, 278, 279, 284, 292, 293, 317, 320, 322, 323, 324, 325)
+) | frozenset((*range(330, 340), 347, *range(512, 522), *range(529, 533)))
 """Tags that say where a TIFF's pixels lie, and how."""
 _TIFF_ORIENTATION: Final = 274
 _START_OF_SCAN: Final = 0xDA
