@@ -1,4 +1,4 @@
-"""Image files without their metadata, for files whose metadata keep their pixels from being read."""
+"""Image files without their metadata, where these keep sound pixels from being read."""
 
 import re
 import struct

@@ -1,11 +1,12 @@
 """Looking at every image once: which can be used, their sizes, their fingerprint, small pixels.
 
 An image set that was never opened before is read to its end, so that a broken image is known
-before training starts and a batch never depends on one. What was found is cached.
+before training starts and a batch never depends on one. What was found is cached; a look that is
+killed goes on where it was.
 """
 
 import hashlib
-from collections.abc import Iterator
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,20 +15,59 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mimkit.data.decode import UnreadableError, decode, measure
+from mimkit.data.chunks import Chunk, load_chunk, look_at, save_chunk
+from mimkit.data.decode import UnreadableError, measure
+from mimkit.data.pace import Pace
 from mimkit.data.table import Skipped, Table
-from mimkit.data.workers import cores
+from mimkit.data.workers import cores, leave_signals_to_parent
 from mimkit.errors import DataError
 
 RESIDENT_SIZE: Final = 64
 """Images of one common size up to this many pixels a side are kept decoded."""
-_CHUNK: Final = 256
+_CHUNK: Final = 1024
 _MANY: Final = 2000
 """From so many images on, starting processes pays."""
+_HINT: Final = (
+    "to start at once, and look at each image when training first meets it: "
+    "--set data.survey=false"
+)
+
+
+@dataclass(frozen=True)
+class Depth:
+    """Of the images whose values take more than 8 bits, the range that these use.
+
+    Args:
+        count: how many images.
+        low: the least value of all.
+        high: the greatest.
+    """
+
+    count: int
+    low: int
+    high: int
+
+    @property
+    def note(self) -> str:
+        """What a reader of results must know of it, or nothing."""
+        if self.low < 0 or self.high > _WHITE:
+            return (
+                f"{self.count:,} images hold values from {self.low:,} to {self.high:,}: what is "
+                f"outside 0 to {_WHITE:,} becomes black or white. Scale them to 0 to 255, 8 bits"
+            )
+        if self.high <= _WHITE // 2:
+            levels = (self.high * 255 + _WHITE // 2) // _WHITE + 1
+            return (
+                f"{self.count:,} images in 16 bits use only values up to {self.high:,}: as "
+                f"{_WHITE:,} is white, at most {levels} of 256 levels are left and all is dark. "
+                "Scale them to 0 to 255, 8 bits"
+            )
+        return ""
+
+
+_WHITE: Final = 65_535
 
 
 @dataclass(frozen=True)
@@ -42,6 +82,7 @@ class Survey:
         skipped: the other rows.
         fingerprint: of the usable images' files and labels.
         image_size: the common size of images that are kept decoded, or None.
+        depth: of images whose values take more than 8 bits; None if there is none.
     """
 
     rows: NDArray[np.int64]
@@ -51,34 +92,45 @@ class Survey:
     skipped: tuple[Skipped, ...]
     fingerprint: str
     image_size: tuple[int, int] | None
+    depth: Depth | None
 
 
-def survey(table: Table, pixels: Path) -> Survey:
-    """Looks at every image; writes the pixels of small ones to a file, (N, 3, H, W) uint8.
+def survey(table: Table, chunks: Path, pixels: Path, digests: Path) -> Survey:
+    """Looks at every image; writes down the pixels of small ones, and what tells files apart.
 
-    The file stays empty if the images are large or of several sizes.
+    Args:
+        table: the images.
+        chunks: folder for what was found so far; it may hold what an earlier call found.
+        pixels: file for (N, 3, H, W) uint8, empty if the images are large or of several sizes.
+        digests: file for (N, 32) uint8, SHA-256 of each usable image's file.
 
-    Raises: DataError if not one image can be used.
+    Raises: DataError if not one image can be used; OSError if a file cannot be written.
     """
     image_size = _first_size(table)
     if max(image_size) > RESIDENT_SIZE:
         image_size = (0, 0)
+    work = _Work(table, chunks, whole=image_size != (0, 0))
+    work.run()
     rows: list[NDArray[np.int64]] = []
     sizes: list[NDArray[np.int32]] = []
+    deep: list[NDArray[np.int64]] = []
     skipped: list[Skipped] = []
     digest = hashlib.sha256()
-    with pixels.open("wb") as file:
-        for chunk in _chunks(table, whole=image_size != (0, 0)):
+    with pixels.open("wb") as pixels_file, digests.open("wb") as digests_file:
+        for number in range(len(work)):
+            chunk = work.found(number)
             rows.append(chunk.rows)
             sizes.append(chunk.sizes)
+            deep.append(chunk.deep)
             skipped += chunk.skipped
-            digest.update(chunk.digests)
+            digest.update(chunk.digests.tobytes())
+            digests_file.write(chunk.digests.tobytes())
             if (chunk.sizes != image_size).any():
                 image_size = (0, 0)
-                file.truncate(0)
-            elif chunk.pixels is not None:
-                file.write(chunk.pixels.numpy().data)
-    kept = np.concatenate(rows)
+                pixels_file.truncate(0)
+            elif chunk.pixels.size:
+                pixels_file.write(np.ascontiguousarray(chunk.pixels).data)
+    kept, values = np.concatenate(rows), np.concatenate(deep)
     labels = None if table.labels is None else table.labels[kept]
     digest.update(b"" if labels is None else labels.tobytes())
     return Survey(
@@ -89,76 +141,72 @@ def survey(table: Table, pixels: Path) -> Survey:
         skipped=tuple(skipped),
         fingerprint=digest.hexdigest(),
         image_size=None if image_size == (0, 0) else image_size,
+        depth=Depth(len(values), int(values.min()), int(values.max())) if len(values) else None,
     )
 
 
-@dataclass(frozen=True)
-class _Chunk:
-    rows: NDArray[np.int64]
-    sizes: NDArray[np.int32]
-    skipped: list[Skipped]
-    digests: bytes
-    pixels: Tensor | None  # (n, 3, H, W) if all have one size; a tensor travels without a copy
+class _Work(Dataset[str | int]):
+    """The chunks of a table; each is looked at once, in whichever process, and kept in a file."""
 
-
-class _Chunks(Dataset[_Chunk]):
-    def __init__(self, table: Table, whole: bool) -> None:
+    def __init__(self, table: Table, folder: Path, *, whole: bool) -> None:
         self.table = table
+        self.folder = folder
         self.whole = whole
 
-    def __getitem__(self, start: int) -> _Chunk:
-        rows: list[int] = []
-        sizes: list[tuple[int, int]] = []
-        images: list[NDArray[np.uint8]] = []
-        skipped: list[Skipped] = []
-        digests: list[bytes] = []
-        for row in range(start, min(start + _CHUNK, len(self.table))):
-            try:
-                content = self.table.content(row)
-                if self.whole:
-                    images.append(np.asarray(decode(content)))
-                    sizes.append(images[-1].shape[:2])
-                else:
-                    sizes.append(measure(content))
-            except OSError as error:
-                reason = f"cannot be read: {error.strerror}"
-                skipped.append(Skipped(self.table.where(row), reason))
-            except UnreadableError as error:
-                skipped.append(Skipped(self.table.where(row), str(error)))
-            else:
-                rows.append(row)
-                digests.append(hashlib.sha256(content).digest())
-        alike = self.whole and len(set(sizes)) == 1
-        return _Chunk(
-            np.array(rows, dtype=np.int64),
-            np.array(sizes, dtype=np.int32).reshape(-1, 2),
-            skipped,
-            b"".join(digests),
-            torch.from_numpy(np.stack(images).transpose(0, 3, 1, 2).copy()) if alike else None,
+    def __len__(self) -> int:
+        return -(-len(self.table) // _CHUNK)
+
+    def rows(self, number: int) -> range:
+        return range(number * _CHUNK, min((number + 1) * _CHUNK, len(self.table)))
+
+    def file(self, number: int) -> Path:
+        rows = self.rows(number)
+        return self.folder / f"{rows.start}-{rows.stop}.npz"
+
+    def __getitem__(self, number: int) -> str | int:
+        """Looks at a chunk; gives the number of its images, or why it cannot be kept."""
+        try:
+            if not self.file(number).exists():  # by a process that does the same
+                save_chunk(self.file(number), self.look(number))
+        except (OSError, DataError) as error:
+            # Handed over, because a loader process that raises adds its traceback to the message.
+            return str(error)
+        return len(self.rows(number))
+
+    def look(self, number: int) -> Chunk:
+        return look_at(self.table, self.rows(number), whole=self.whole)
+
+    def found(self, number: int) -> Chunk:
+        """Reads a chunk, or looks again where its file is damaged or gone."""
+        return load_chunk(self.file(number)) or self.look(number)
+
+    def run(self) -> None:
+        """Looks at all chunks that were not looked at before."""
+        total = len(self.table)
+        if total < _MANY:
+            return  # the chunks are made as they are asked for
+        self.folder.mkdir(parents=True, exist_ok=True)
+        left = [number for number in range(len(self)) if not self.file(number).exists()]
+        done = total - sum(len(self.rows(number)) for number in left)
+        loader = DataLoader(
+            self,
+            batch_size=None,
+            sampler=left,
+            num_workers=min(cores(), len(left)),
+            worker_init_fn=leave_signals_to_parent,
+            generator=torch.Generator(),  # else starting a loader advances the global one
         )
+        task = f"looking at {total:,} images (once)"
+        with Pace(task, total, done, Console(stderr=True), hint=_HINT) as pace:
+            for count in loader:
+                if isinstance(count, str):
+                    raise OSError(count)
+                pace.advance(count)
 
 
-def _chunks(table: Table, whole: bool) -> Iterator[_Chunk]:
-    starts = range(0, len(table), _CHUNK)
-    loader = DataLoader(
-        _Chunks(table, whole),
-        batch_size=None,
-        sampler=starts,
-        num_workers=cores() if len(table) >= _MANY else 0,
-        generator=torch.Generator(),  # else starting a loader advances the global one
-    )
-    console, task = Console(stderr=True), f"looking at {len(table):,} images (once)"
-    many = len(table) >= _MANY
-    if many and not console.is_terminal:
-        console.print(task)
-    yield from track(
-        loader,
-        description=task,
-        total=len(starts),
-        console=console,
-        transient=True,
-        disable=not many or not console.is_terminal,
-    )
+def forget(chunks: Path) -> None:
+    """Removes what was kept for going on."""
+    shutil.rmtree(chunks, ignore_errors=True)
 
 
 def _first_size(table: Table) -> tuple[int, int]:
