@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.decode import UnreadableError, decode, measure
-from mimkit.data.table import Skipped, Table
+from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.workers import cores
 from mimkit.errors import DataError
 
