@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from mimkit.data.locate import registered
+from mimkit.data.intake.locate import registered
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry

@@ -19,7 +19,7 @@ from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Outcome, Plan
 from mimkit.comparison.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.data import cache
-from mimkit.data.sources import Source, open_source
+from mimkit.data.sources import Source, open_sources
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import sha256, write_atomic, write_json
 from mimkit.parts.base import Encoder
@@ -142,7 +142,7 @@ def _open(outcome: Outcome, console: Console) -> _Run | None:
 def _sheet(run: _Run, coarsest: Grid, region: Tensor, index: Tensor, console: Console) -> _Sheet:
     """Looks at the images as one method does."""
     recipe, path = run.recipe, run.outcome.folder
-    train, test = open_source(recipe.data, "train"), open_source(recipe.data, "test")
+    train, test = open_sources(recipe.data)
     parts = build(recipe, mean=train.mean, std=train.std)
     views = {view.name: test.view(index, view) for view in parts.views}
     image = denormalise(views["image"], parts.views[0])

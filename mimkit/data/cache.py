@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimkit.data.intake.table import Listing, Skipped, Table
 from mimkit.data.survey import Survey, survey
-from mimkit.data.table import Listing, Skipped, Table
 from mimkit.errors import DataError
 from mimkit.files import write_atomic
 
@@ -32,19 +32,21 @@ class Surveyed:
 
     Args:
         listing: its files.
-        limit: how many images of it, from the first, or None for all.
+        limit: how many images of it, or None for all.
+        limit_key: of the recipe, which gives the limit.
         place: its folder in the cache.
         survey: what was found.
     """
 
     listing: Listing
     limit: int | None
+    limit_key: str
     place: Path
     survey: Survey
 
     def table(self) -> Table:
         """Reads the undecoded images."""
-        return _read(self.listing, self.limit, self.place)
+        return self.listing.read(folder()).limited(self.limit, self.limit_key)
 
     def pixels(self) -> Tensor | None:
         """Maps the decoded pixels of small images, (N, 3, H, W) uint8, without reading them.
@@ -57,7 +59,7 @@ class Surveyed:
         return torch.from_numpy(np.memmap(_pixels(self.place), np.uint8, "c", shape=shape))
 
 
-def surveyed(listing: Listing, limit: int | None) -> Surveyed:
+def surveyed(listing: Listing, limit: int | None, limit_key: str) -> Surveyed:
     """Looks at every image of a split, unless the cache tells what that would find.
 
     The cache is keyed by paths, sizes and times of change of the files. A cached file that is
@@ -69,31 +71,17 @@ def surveyed(listing: Listing, limit: int | None) -> Surveyed:
     found = _load(place)
     if found is None:
         try:
-            found = _make(_read(listing, limit, place), place)
+            found = _make(listing.read(folder()).limited(limit, limit_key), place)
         except OSError as error:
             raise DataError(
                 f"{place}: what is found in the data must be cached here, but: {error}. Name "
                 "another folder with MIMKIT_CACHE."
             ) from error
-    return Surveyed(listing, limit, place, found)
+    return Surveyed(listing, limit, limit_key, place, found)
 
 
 def _key(listing: Listing, limit: int | None) -> str:
-    key = hashlib.sha256(f"{_FORMAT}\0{limit}\0{listing.choice}".encode())
-    for path in listing.files:
-        try:
-            status = path.stat()
-        except OSError:  # a link to nowhere: the survey lists it
-            stamp = "unreadable"
-        else:
-            stamp = f"{status.st_size}\0{status.st_mtime_ns}"
-        key.update(f"\0{path.absolute()}\0{stamp}".encode())
-    return key.hexdigest()[:32]
-
-
-def _read(listing: Listing, limit: int | None, place: Path) -> Table:
-    table = listing.read(place / "arrow")
-    return table if limit is None else table.head(limit)
+    return hashlib.sha256(f"{_FORMAT}\0{limit}\0{listing.stamp}".encode()).hexdigest()[:32]
 
 
 def _make(table: Table, place: Path) -> Survey:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.decode import SHRINKS, UnreadableError, look
-from mimkit.data.table import Skipped, Table
+from mimkit.data.intake.table import Skipped, Table
 from mimkit.files import write_atomic
 
 DIGEST_BYTES = 32

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.counter import uniform
-from mimkit.data.folder import HELD_OUT, TEST_FOLDERS
+from mimkit.data.folder import HELD_OUT, TEST_FOLDERS, digest
+from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.registered import DataSet, Split
-from mimkit.data.table import Skipped, Table
 from mimkit.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,10 +52,10 @@ class ParquetFiles:
         return share if self.held_out else ""
 
     @property
-    def choice(self) -> str:
-        """Which rows and columns are taken."""
+    def stamp(self) -> str:
+        """Digest of files, rows and columns."""
         columns = (self.dataset.image, self.dataset.label) if self.dataset else ()
-        return "\n".join((self.held_out or "all", *columns))
+        return digest(self.files, self.held_out or "all", *columns)
 
     def read(self, cache: Path) -> Table:
         """Reads the columns of images and labels.
@@ -74,7 +74,7 @@ class ParquetFiles:
             image, label = self._columns(features)
             records = datasets.Dataset.from_parquet(
                 [str(path) for path in self.files],
-                cache_dir=str(cache),
+                cache_dir=str(cache / "tables" / self.stamp),
                 columns=[image] if label is None else [image, label],
             )
         except (pa.ArrowException, datasets.exceptions.DatasetsError) as error:
@@ -87,7 +87,8 @@ class ParquetFiles:
                 datasets.enable_progress_bars()
         labels, classes = (None, ()) if label is None else _labels(records, label)
         records = records.select_columns(image).rename_columns({image: "image"})
-        table = Table(records.cast_column("image", datasets.Image(decode=False)), labels, classes)
+        records = records.cast_column("image", datasets.Image(decode=False))
+        table = Table(_Records(records), np.arange(len(records)), labels, classes)
         return table if self.held_out is None else table.select(_rows(len(table), self.held_out))
 
     def _columns(self, features: datasets.Features) -> tuple[str, str | None]:
@@ -121,6 +122,25 @@ class ParquetFiles:
                 f"this file has {feature.num_classes}. Is it another data set?"
             )
         return images[0], label
+
+
+@dataclass(frozen=True)
+class _Records:
+    records: datasets.Dataset
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def where(self, number: int) -> str:
+        record = self.records[number]["image"]
+        if record["bytes"] is None:
+            return str(record["path"])
+        return f"row {number}" + (f" ({record['path']})" if record["path"] else "")
+
+    def content(self, number: int) -> bytes:
+        record = self.records[number]["image"]
+        content: bytes | None = record["bytes"]
+        return Path(record["path"]).read_bytes() if content is None else content
 
 
 def list_parquet(

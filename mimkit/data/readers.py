@@ -9,7 +9,7 @@ from PIL import Image
 
 from mimkit.data import shapes
 from mimkit.data.decode import SHRINKS, UnreadableError, decode
-from mimkit.data.table import Table
+from mimkit.data.intake.table import Table
 from mimkit.errors import DataError
 
 

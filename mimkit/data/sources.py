@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -12,11 +13,11 @@ from torch import Tensor
 
 from mimkit.data import shapes
 from mimkit.data.cache import surveyed
-from mimkit.data.locate import locate, registered
+from mimkit.data.intake.locate import Wanted, locate, registered
+from mimkit.data.intake.table import Listing, Skipped
 from mimkit.data.readers import Files, Pictures, Reader
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.survey import RESIDENT_SIZE
-from mimkit.data.table import Skipped
 from mimkit.data.views import Augment, render
 from mimkit.errors import DataError
 from mimkit.parts.records import View
@@ -108,7 +109,16 @@ def open_source(section: DataSection, split: Split) -> Source:
 
     Raises: DataError if the data cannot be found or used.
     """
-    return _open(section, split, "data.name")
+    return _open(section, (split,), "data.name")[0]
+
+
+def open_sources(section: DataSection) -> tuple[Source, Source]:
+    """Opens both splits, in one walk over the disk, so that they are of one moment.
+
+    Raises: DataError as `open_source`.
+    """
+    train, test = _open(section, SPLITS, "data.name")
+    return train, test
 
 
 def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
@@ -122,8 +132,7 @@ def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
     if section.labelled is None:
         return None
     change = {"name": section.labelled, "path": None, "num_images": None, "num_test_images": None}
-    labelled = section.model_copy(update=change)
-    train, test = (_open(labelled, split, "data.labelled") for split in SPLITS)
+    train, test = _open(section.model_copy(update=change), SPLITS, "data.labelled")
     for source in (train, test):
         if source.labels is None or not bool((source.labels >= 0).any()):
             raise DataError(
@@ -134,21 +143,22 @@ def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
     return train, test
 
 
-def _open(section: DataSection, split: Split, key: str) -> Source:
+def _open(section: DataSection, splits: Sequence[Split], key: str) -> list[Source]:
     dataset = registered(section.name)
-    limit = section.num_images if split == "train" else section.num_test_images
+    limits = {"train": section.num_images, "test": section.num_test_images}
     if dataset is not None and dataset.hub is None:
-        source = _draw(section, dataset, split, limit or DRAWN[split])
+        found = [_draw(section, dataset, each, limits[each] or DRAWN[each]) for each in splits]
     else:
-        source = _read(section, dataset, split, limit, key)
-    return replace(source, mean=section.mean or source.mean, std=section.std or source.std)
+        listings = locate(Wanted(key, section.name, section.path, dataset))
+        found = [_read(section, dataset, each, listings[each], limits[each]) for each in splits]
+    return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in found]
 
 
 def _read(
-    section: DataSection, dataset: DataSet | None, split: Split, limit: int | None, key: str
+    section: DataSection, dataset: DataSet | None, split: Split, listing: Listing, limit: int | None
 ) -> Source:
-    listing = locate(section.name, section.path, dataset, split, key)
-    found = surveyed(listing, limit)
+    limit_key = "data.num_images" if split == "train" else "data.num_test_images"
+    found = surveyed(listing, limit, limit_key)
     survey, pixels = found.survey, found.pixels()
     return Source(
         name=section.name,

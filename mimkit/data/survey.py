@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from mimkit.data.chunks import Chunk, load_chunk, look_at, save_chunk
 from mimkit.data.decode import UnreadableError, measure
 from mimkit.data.pace import Pace
-from mimkit.data.table import Skipped, Table
+from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.workers import cores, leave_signals_to_parent
 from mimkit.errors import DataError
 

@@ -8,10 +8,11 @@ from rich.console import Console
 
 from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers
-from mimkit.data.sources import Source, open_labelled, open_source
+from mimkit.data.sources import Source, open_labelled, open_sources
 from mimkit.data.views import Augment, render
 from mimkit.evaluate.base import Evaluator, Subject
 from mimkit.evaluate.fractions import labels_in
+from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
@@ -60,7 +61,7 @@ class Run:
 
     def heldout_batch(self, num_images: int) -> Batch:
         """A few whole held-out images, always the same, with masks that follow from the seed."""
-        index = torch.arange(min(num_images, len(self.test)))
+        index = evenly_spaced(self.test, num_images)
         generator = torch.Generator().manual_seed(self.recipe.seed)
         views = {
             view.name: render(self.test, index, view, None, self.augment)
@@ -91,8 +92,7 @@ def open_run(
         console.print(note)
     if not world.leads:
         world.wait()  # the leading process looks at a new data set, the others read what it found
-    train = open_source(recipe.data, "train")
-    test = open_source(recipe.data, "test")
+    train, test = open_sources(recipe.data)
     labelled = open_labelled(recipe.data)
     if world.leads:
         world.wait()

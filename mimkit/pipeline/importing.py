@@ -7,7 +7,7 @@ from typing import cast
 from rich.console import Console
 from torch import Tensor, nn
 
-from mimkit.data.locate import registered
+from mimkit.data.intake.locate import registered
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.errors import DataError
 from mimkit.files import write_text

@@ -3,14 +3,15 @@
 import glob
 import os
 import re
+from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
 from mimkit.data.folder import EXTENSIONS, list_images
+from mimkit.data.intake.table import Listing
 from mimkit.data.parquet import list_parquet
 from mimkit.data.registered import DataSet, Split
-from mimkit.data.table import Listing
 from mimkit.errors import DataError, nearest
 from mimkit.recipe import registry
 
@@ -32,7 +33,35 @@ def registered(name: str) -> DataSet | None:
     return found
 
 
-def locate(
+@dataclass(frozen=True)
+class Wanted:
+    """What a recipe says of where its data lie and how they are to be understood.
+
+    Args:
+        key: of the recipe, which names the data: ``data.name`` or ``data.labelled``.
+        name: registered name, folder, file or glob (absolute, or below one of the places), or
+            Hugging Face id.
+        path: a folder to look in first, or None.
+        dataset: what is registered under the name, if anything is.
+    """
+
+    key: str
+    name: str
+    path: str | None
+    dataset: DataSet | None
+
+
+def locate(wanted: Wanted) -> dict[Split, Listing]:
+    """Finds both splits of a data set, in one walk over the disk.
+
+    Raises: DataError with the ways to get the data, if it is nowhere.
+    """
+    splits: tuple[Split, Split] = ("train", "test")
+    key, name, path = wanted.key, wanted.name, wanted.path
+    return {split: _locate(name, path, wanted.dataset, split, key) for split in splits}
+
+
+def _locate(
     name: str, path: str | None, dataset: DataSet | None, split: Split, key: str = "data.name"
 ) -> Listing:
     """Looks in ``path``, then in ``$MIMKIT_DATA``, then downloads.
