@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
+
 from mimkit.data.intake.locate import registered
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import RecipeError, nearest
@@ -15,6 +17,8 @@ from mimkit.recipe.schema import Recipe, load, resolved
 
 _MIN_STEPS: Final = 50
 _MIN_BATCH: Final = 8
+_SIDES: Final = 1000
+"""How many images are measured where not all were looked at."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +254,9 @@ def _open(asked: Asked, recipe: Recipe) -> Source:
 
 def _side(source: Source) -> float:
     """The usual short side of the images, in pixels."""
-    return float(source.sizes.min(dim=1).values.float().median())
+    few = torch.arange(min(_SIDES, len(source))) * len(source) // min(_SIDES, len(source))
+    sizes = source.extent(few) if source.sizes is None else source.sizes
+    return float(sizes.min(dim=1).values.float().median())
 
 
 def default_folder(references: Sequence[str], dataset: str | None) -> Path:

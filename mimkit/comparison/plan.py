@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+import torch
 from rich.console import Console
 
 import mimkit
@@ -121,7 +122,7 @@ def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:
 
 
 def _images(source: Source) -> str:
-    height, width = (int(side) for side in source.sizes[0])
+    height, width = source.extent(torch.tensor([0]))[0].tolist()
     return f"{len(source):,} of {source.name}, the first of {height} x {width} px"
 
 

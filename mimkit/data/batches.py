@@ -131,7 +131,7 @@ class Batches:
         mask = self.masker.sample(self.batch_size, _generator(self.seed, step))
         index, epoch = index[self.rows], epoch[self.rows]
         number = torch.from_numpy(index)
-        draws = draw(self.augment, source.sizes[number].numpy(), self.seed, epoch, index)
+        draws = draw(self.augment, source.extent(number).numpy(), self.seed, epoch, index)
         return Cut(
             pixels=cut(source, number, self.views, draws, self.augment),
             color=draws.color,

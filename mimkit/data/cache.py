@@ -4,20 +4,24 @@ import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from mimkit.data.changes import write_names
 from mimkit.data.intake.table import Listing, Skipped, Table
-from mimkit.data.survey import Survey, survey
+from mimkit.data.meeting import Meeting, glimpse
+from mimkit.data.survey import Depth, Survey, forget, survey
 from mimkit.errors import DataError
 from mimkit.files import write_atomic
 
-_FORMAT: Final = 1
+_T = TypeVar("_T")
+_FORMAT: Final = 2
 """Raised when what is cached changes, so that old files are no longer found."""
 
 
@@ -26,27 +30,49 @@ def folder() -> Path:
     return Path(os.environ.get("MIMKIT_CACHE") or Path.home() / ".cache" / "mimkit")
 
 
+def split_folder(key: str) -> Path:
+    """Returns the folder of the cache for one state of one split."""
+    return folder() / "splits" / key
+
+
 @dataclass(frozen=True)
-class Surveyed:
-    """A split whose images have all been looked at, now or in an earlier run.
+class Wish:
+    """Which images of a split are wanted.
 
     Args:
-        listing: its files.
+        listing: the split as found on disk.
         limit: how many images of it, or None for all.
         limit_key: of the recipe, which gives the limit.
-        place: its folder in the cache.
-        survey: what was found.
     """
 
     listing: Listing
     limit: int | None
     limit_key: str
-    place: Path
-    survey: Survey
+
+    @property
+    def key(self) -> str:
+        """Changes with the files, their sizes and times of change, and what is wanted of them."""
+        words = f"{_FORMAT}\0{self.limit}\0{self.listing.stamp}"
+        return hashlib.sha256(words.encode()).hexdigest()[:32]
 
     def table(self) -> Table:
         """Reads the undecoded images."""
         return self.listing.read(folder()).limited(self.limit, self.limit_key)
+
+
+@dataclass(frozen=True)
+class Surveyed:
+    """A split whose images have all been looked at, now or in an earlier run.
+
+    Args:
+        wish: which images.
+        key: its name in the cache.
+        survey: what was found.
+    """
+
+    wish: Wish
+    key: str
+    survey: Survey
 
     def pixels(self) -> Tensor | None:
         """Maps the decoded pixels of small images, (N, 3, H, W) uint8, without reading them.
@@ -56,39 +82,95 @@ class Surveyed:
         if self.survey.image_size is None:
             return None
         shape = (len(self.survey.rows), 3, *self.survey.image_size)
-        return torch.from_numpy(np.memmap(_pixels(self.place), np.uint8, "c", shape=shape))
+        file = _pixels(split_folder(self.key))
+        return torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
 
 
-def surveyed(listing: Listing, limit: int | None, limit_key: str) -> Surveyed:
+def surveyed(wish: Wish) -> Surveyed:
     """Looks at every image of a split, unless the cache tells what that would find.
 
-    The cache is keyed by paths, sizes and times of change of the files. A cached file that is
-    damaged is made again. Processes that do this at the same time write the same.
+    A cached file that is damaged is made again. Processes that do this at the same time write the
+    same.
 
     Raises: DataError if no image can be used, or the cache cannot be written.
     """
-    place = folder() / _key(listing, limit)
-    found = _load(place)
-    if found is None:
-        try:
-            found = _make(listing.read(folder()).limited(limit, limit_key), place)
-        except OSError as error:
-            raise DataError(
-                f"{place}: what is found in the data must be cached here, but: {error}. Name "
-                "another folder with MIMKIT_CACHE."
-            ) from error
-    return Surveyed(listing, limit, limit_key, place, found)
+    key = wish.key
+    place = split_folder(key)
+    return Surveyed(wish, key, _cached(place, _load, lambda: _make(wish, place)))
 
 
-def _key(listing: Listing, limit: int | None) -> str:
-    return hashlib.sha256(f"{_FORMAT}\0{limit}\0{listing.stamp}".encode()).hexdigest()[:32]
+@dataclass(frozen=True)
+class Met:
+    """A split whose images are looked at one by one, when each is first met.
+
+    Args:
+        table: its images.
+        key: its name in the cache.
+        fingerprint: of names, labels and a sample of the files.
+        reader: looks at them.
+    """
+
+    table: Table
+    key: str
+    fingerprint: str
+    reader: Meeting
 
 
-def _make(table: Table, place: Path) -> Survey:
+def met(wish: Wish) -> Met:
+    """Opens a split without looking at its images.
+
+    Raises: DataError if it holds none, or the cache cannot be written.
+    """
+    key = f"{wish.key}-met"
+    table = wish.table()
+
+    def load(place: Path) -> str | None:
+        file = place / "fingerprint"
+        return file.read_text("utf-8") if file.is_file() else None
+
+    def make() -> str:
+        reader = Meeting.made(table, place / "sizes.bin")
+        write_names(place, table, range(len(table)), wish.listing.origin)
+        found = glimpse(table, reader)
+        write_atomic(place / "fingerprint", lambda path: _write(path, found))
+        return found
+
+    place = split_folder(key)
+    fingerprint = _cached(place, load, make)
+    return Met(table, key, fingerprint, Meeting.made(table, place / "sizes.bin"))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _cached(place: Path, load: Callable[[Path], _T | None], make: Callable[[], _T]) -> _T:
+    found = load(place)
+    if found is not None:
+        return found
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        return make()
+    except OSError as error:
+        raise DataError(
+            f"{place}: what is found in the data must be cached here, but: {error}. Name "
+            "another folder with MIMKIT_CACHE."
+        ) from error
+
+
+def _make(wish: Wish, place: Path) -> Survey:
+    table, chunks = wish.table(), place / "chunks"
     made: list[Survey] = []
-    write_atomic(_pixels(place), lambda path: made.append(survey(table, path)))
-    # Written last: where it is, the pixels are complete.
+    write_atomic(
+        place / "digests.bin",
+        lambda digests: write_atomic(
+            _pixels(place), lambda pixels: made.append(survey(table, chunks, pixels, digests))
+        ),
+    )
+    write_names(place, table, made[0].rows, wish.listing.origin)
+    # Written last: where it is, all else is complete.
     write_atomic(place / "survey.npz", lambda path: _save(path, made[0]))
+    forget(chunks)
     return made[0]
 
 
@@ -102,6 +184,7 @@ def _save(path: Path, found: Survey) -> None:
         "skipped": [asdict(item) for item in found.skipped],
         "fingerprint": found.fingerprint,
         "image_size": found.image_size,
+        "depth": asdict(found.depth) if found.depth else None,
     }
     with path.open("wb") as file:
         np.savez(
@@ -126,6 +209,7 @@ def _load(place: Path) -> Survey | None:
                 skipped=tuple(Skipped(**item) for item in words["skipped"]),
                 fingerprint=words["fingerprint"],
                 image_size=(size[0], size[1]) if size else None,
+                depth=Depth(**words["depth"]) if words["depth"] else None,
             )
         expected = len(found.rows) * 3 * size[0] * size[1] if size else 0
         whole = _pixels(place).stat().st_size == expected

@@ -34,10 +34,18 @@ def cut(
     """
     if source.pixels is None:
         boxes = torch.stack([_fit(draws.box, view, augment) for view in views], 1)  # (n, views, 4)
-        rows = zip(index.tolist(), boxes.tolist(), draws.flip.tolist(), strict=True)
+        heights = source.extent(index.cpu())[:, 0].tolist()
+        rows = zip(index.tolist(), heights, boxes.tolist(), draws.flip.tolist(), strict=True)
         images = [
-            _cut_file(source, number, list(zip(views, fitted, strict=True)), flip, augment)
-            for number, fitted, flip in rows
+            _cut_file(
+                source,
+                number,
+                height,
+                list(zip(views, fitted, strict=True)),
+                flip=flip,
+                augment=augment,
+            )
+            for number, height, fitted, flip in rows
         ]
         return {view.name: torch.stack([image[view.name] for image in images]) for view in views}
     device = source.pixels.device
@@ -64,13 +72,15 @@ def _cut_pixels(pixels: Tensor, view: View, draws: Draws, augment: Augment) -> T
 def _cut_file(
     source: Source,
     index: int,
+    stored_height: int,
     boxes: Sequence[tuple[View, list[float]]],
+    *,
     flip: bool,
     augment: Augment,
 ) -> dict[str, Tensor]:
     padding = augment.padding if augment.crop == "pad" else 0
     image = source.image(index, shrink=1 if padding else _shrink(boxes))
-    times = round(int(source.sizes[index, 0]) / image.height)
+    times = round(stored_height / image.height)
     if padding:
         mode: Literal["constant", "reflect"]
         mode = "constant" if augment.padding_mode == "zero" else "reflect"

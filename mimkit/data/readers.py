@@ -9,7 +9,7 @@ from PIL import Image
 
 from mimkit.data import shapes
 from mimkit.data.decode import SHRINKS, UnreadableError, decode
-from mimkit.data.intake.table import Table
+from mimkit.data.intake.table import Skipped, Table
 from mimkit.errors import DataError
 
 
@@ -18,6 +18,18 @@ class Reader(Protocol):
 
     def __call__(self, index: int, shrink: int = 1) -> Image.Image:
         """Gives an image in RGB, up to ``shrink`` times smaller if that is cheaper."""
+
+
+class MeetingReader(Reader, Protocol):
+    """A reader that looks at an image when it is first asked for it."""
+
+    def __len__(self) -> int: ...
+
+    def measure(self, index: NDArray[np.int64]) -> NDArray[np.int32]:
+        """Tells heights and widths, (n, 2), of images (n,)."""
+
+    def broken(self) -> tuple[Skipped, ...]:
+        """Lists the images met so far that cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -40,22 +52,30 @@ class Files:
         Raises: DataError if it is not what it was. No other image stands in for it, because then
             a batch would depend on when it is read.
         """
-        row = int(self.rows[index])
         height, width = map(int, self.sizes[index])
-        try:
-            image = decode(self.table.content(row), shrink)
-        except (OSError, UnreadableError) as error:
-            problem = str(error)
-        else:
-            times = [each for each in SHRINKS if each <= shrink]
-            if image.size in [(-(-width // each), -(-height // each)) for each in times]:
-                return image
-            problem = f"it is {image.size[0]} x {image.size[1]} pixels"
-        raise DataError(
-            f"{self.table.where(row)}: must still be the image of {width} x {height} pixels that "
-            f"it was when the data was first opened, but: {problem}. Mend or remove the file, then "
-            "repeat the command: files that changed are looked at again."
-        )
+        return read_again(self.table, int(self.rows[index]), (height, width), shrink)
+
+
+def read_again(table: Table, row: int, size: tuple[int, int], shrink: int) -> Image.Image:
+    """Decodes an image whose height and width are known.
+
+    Raises: DataError if it is not what it was.
+    """
+    height, width = size
+    try:
+        image = decode(table.content(row), shrink)
+    except (OSError, UnreadableError) as error:
+        problem = str(error)
+    else:
+        times = [each for each in SHRINKS if each <= shrink]
+        if image.size in [(-(-width // each), -(-height // each)) for each in times]:
+            return image
+        problem = f"it is {image.size[0]} x {image.size[1]} pixels"
+    raise DataError(
+        f"{table.where(row)}: must still be the image of {width} x {height} pixels that it was "
+        f"when it was first looked at, but: {problem}. Mend or remove the file, then repeat the "
+        "command: files that changed are looked at again."
+    )
 
 
 @dataclass(frozen=True)

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
 from mimkit.data import shapes
-from mimkit.data.cache import surveyed
+from mimkit.data.cache import Wish, met, surveyed
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing, Skipped
-from mimkit.data.readers import Files, Pictures, Reader
+from mimkit.data.readers import Files, MeetingReader, Pictures, Reader
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.survey import RESIDENT_SIZE
 from mimkit.data.views import Augment, render
@@ -41,11 +41,12 @@ class Source:
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         fingerprint: changes whenever images, labels or their order change.
-        sizes: (N, 2) int32, heights and widths.
+        sizes: (N, 2) int32, heights and widths; None if images are looked at when they are met.
         skipped: what is not used, and why.
         note: what readers of results must know of how the split came about, or nothing.
         pixels: (N, 3, H, W) uint8 if all images have one size of at most 64 pixels, else None.
         reader: decodes one image; None where there are pixels.
+        key: of what is cached of it; "" where nothing is.
     """
 
     name: str
@@ -56,14 +57,32 @@ class Source:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     fingerprint: str
-    sizes: Tensor
+    sizes: Tensor | None
     skipped: tuple[Skipped, ...] = ()
     note: str = ""
     pixels: Tensor | None = None
     reader: Reader | None = None
+    key: str = ""
 
     def __len__(self) -> int:
-        return len(self.sizes)
+        return len(self._meeting if self.sizes is None else self.sizes)
+
+    def extent(self, index: Tensor) -> Tensor:
+        """Tells heights and widths of images, (n, 2) int32, for (n,) int64 on the CPU.
+
+        Raises: DataError if an image that was not looked at before cannot be read, nor replaced.
+        """
+        if self.sizes is None:
+            return torch.from_numpy(self._meeting.measure(index.numpy()))
+        return self.sizes[index]
+
+    def unread(self) -> tuple[Skipped, ...]:
+        """Lists what is not used, and what was met so far and cannot be read."""
+        return self.skipped + (self._meeting.broken() if self.sizes is None else ())
+
+    @property
+    def _meeting(self) -> MeetingReader:
+        return cast(MeetingReader, self.reader)
 
     def image(self, index: int, shrink: int = 1) -> Image.Image:
         """Returns an image in RGB, at its full size, or up to ``shrink`` times smaller.
@@ -88,40 +107,74 @@ class Source:
 
     def describe(self) -> str:
         """Says what was opened, in one line and one more for each oddity."""
-        height, width = self.sizes[0].tolist()
-        alike = bool((self.sizes == self.sizes[0]).all())
-        size = f"of {width} x {height} px" if alike else "of several sizes"
+        if self.sizes is None:
+            size = "not looked at before they are met (data.survey = false)"
+        else:
+            height, width = self.sizes[0].tolist()
+            alike = bool((self.sizes == self.sizes[0]).all())
+            size = f"of {width} x {height} px" if alike else "of several sizes"
         classes = f"{len(self.classes)} classes" if self.classes else "no labels"
         lines = [f"{self.name} {self.split}: {len(self):,} images {size}, {classes}, {self.origin}"]
         if self.note:
             lines.append(f"  {self.note}")
-        if self.skipped:
-            lines.append(f"  {len(self.skipped):,} skipped, all listed in the ledger; the first:")
-            lines += [f"    {item.path} {item.reason}" for item in self.skipped[:3]]
+        unread = self.unread()
+        if unread:
+            lines.append(f"  {len(unread):,} skipped, all listed in the ledger; the first:")
+            lines += [f"    {item.path} {item.reason}" for item in unread[:3]]
         return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Where the images that a recipe names lie on disk; small images that are drawn lie nowhere.
+
+    Args:
+        images: what to pre-train on.
+        labelled: ``data.labelled``.
+    """
+
+    images: Mapping[Split, Listing] | None
+    labelled: Mapping[Split, Listing] | None
+
+
+def find(section: DataSection) -> Found:
+    """Looks for the data on disk, in one walk, and downloads what is missing.
+
+    Raises: DataError if the data cannot be found.
+    """
+    labelled = _labelled(section)
+    return Found(
+        _listings(section, "data.name"),
+        None if labelled is None else _listings(labelled, "data.labelled"),
+    )
 
 
 def open_source(section: DataSection, split: Split) -> Source:
     """Opens a split of the data set that a recipe names.
 
-    The first time, every image is looked at; what cannot be decoded is skipped and listed. The
-    result is cached, and so are the pixels of small images.
+    The first time, every image is looked at, unless ``data.survey`` is false; what cannot be
+    decoded is skipped and listed. The result is cached, and so are the pixels of small images.
 
     Raises: DataError if the data cannot be found or used.
     """
-    return _open(section, (split,), "data.name")[0]
+    return _open(section, (split,), _listings(section, "data.name"))[0]
 
 
-def open_sources(section: DataSection) -> tuple[Source, Source]:
+def open_sources(section: DataSection, found: Found | None = None) -> tuple[Source, Source]:
     """Opens both splits, in one walk over the disk, so that they are of one moment.
+
+    Args:
+        section: of the recipe.
+        found: where the data lie, if that is known.
 
     Raises: DataError as `open_source`.
     """
-    train, test = _open(section, SPLITS, "data.name")
+    listings = found.images if found else _listings(section, "data.name")
+    train, test = _open(section, SPLITS, listings)
     return train, test
 
 
-def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
+def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Source, Source] | None:
     """Opens both splits of ``data.labelled``; None if the recipe names none.
 
     All of its images are used, and ``data.path`` does not matter: it says where the images to
@@ -129,10 +182,11 @@ def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
 
     Raises: DataError if the data cannot be found or used, or have no labels.
     """
-    if section.labelled is None:
+    labelled = _labelled(section)
+    if labelled is None:
         return None
-    change = {"name": section.labelled, "path": None, "num_images": None, "num_test_images": None}
-    train, test = _open(section.model_copy(update=change), SPLITS, "data.labelled")
+    listings = found.labelled if found else _listings(labelled, "data.labelled")
+    train, test = _open(labelled, SPLITS, listings)
     for source in (train, test):
         if source.labels is None or not bool((source.labels >= 0).any()):
             raise DataError(
@@ -143,37 +197,85 @@ def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
     return train, test
 
 
-def _open(section: DataSection, splits: Sequence[Split], key: str) -> list[Source]:
+def _labelled(section: DataSection) -> DataSection | None:
+    if section.labelled is None:
+        return None
+    change = {
+        "name": section.labelled,
+        "path": None,
+        "num_images": None,
+        "num_test_images": None,
+        "survey": True,
+    }
+    return section.model_copy(update=change)
+
+
+def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
+    dataset = registered(section.name)
+    if dataset is not None and dataset.hub is None:
+        return None
+    return locate(Wanted(key, section.name, section.path, dataset))
+
+
+def _open(
+    section: DataSection, splits: Sequence[Split], listings: Mapping[Split, Listing] | None
+) -> list[Source]:
     dataset = registered(section.name)
     limits = {"train": section.num_images, "test": section.num_test_images}
-    if dataset is not None and dataset.hub is None:
-        found = [_draw(section, dataset, each, limits[each] or DRAWN[each]) for each in splits]
-    else:
-        listings = locate(Wanted(key, section.name, section.path, dataset))
-        found = [_read(section, dataset, each, listings[each], limits[each]) for each in splits]
-    return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in found]
+    keys = {"train": "data.num_images", "test": "data.num_test_images"}
+    opened = []
+    for split in splits:
+        if listings is None:
+            assert dataset is not None
+            source = _draw(section, dataset, split, limits[split] or DRAWN[split])
+        else:
+            wish = Wish(listings[split], limits[split], keys[split])
+            # Held-out images are judged one by one: none may stand in for another.
+            read = _read if section.survey or split == "test" else _meet
+            source = read(section, dataset, split, wish)
+        opened.append(source)
+    return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in opened]
 
 
-def _read(
-    section: DataSection, dataset: DataSet | None, split: Split, listing: Listing, limit: int | None
-) -> Source:
-    limit_key = "data.num_images" if split == "train" else "data.num_test_images"
-    found = surveyed(listing, limit, limit_key)
+def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
+    found = surveyed(wish)
     survey, pixels = found.survey, found.pixels()
+    notes = [wish.listing.note, survey.depth.note if survey.depth else ""]
     return Source(
         name=section.name,
         split=split,
-        origin=listing.origin,
+        origin=wish.listing.origin,
         classes=survey.classes,
         labels=None if survey.labels is None else torch.from_numpy(survey.labels),
         mean=dataset.mean if dataset else IMAGENET_MEAN,
         std=dataset.std if dataset else IMAGENET_STD,
         fingerprint=survey.fingerprint,
         sizes=torch.from_numpy(survey.sizes),
-        skipped=listing.skipped + survey.skipped,
-        note=listing.note,
+        skipped=wish.listing.skipped + survey.skipped,
+        note="; ".join(note for note in notes if note),
         pixels=pixels,
-        reader=Files(found.table(), survey.rows, survey.sizes) if pixels is None else None,
+        reader=Files(wish.table(), survey.rows, survey.sizes) if pixels is None else None,
+        key=found.key,
+    )
+
+
+def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
+    found = met(wish)
+    labels = found.table.labels
+    return Source(
+        name=section.name,
+        split=split,
+        origin=wish.listing.origin,
+        classes=found.table.classes,
+        labels=None if labels is None else torch.from_numpy(labels),
+        mean=dataset.mean if dataset else IMAGENET_MEAN,
+        std=dataset.std if dataset else IMAGENET_STD,
+        fingerprint=found.fingerprint,
+        sizes=None,
+        skipped=wish.listing.skipped,
+        note=wish.listing.note,
+        reader=found.reader,
+        key=found.key,
     )
 
 

@@ -6,6 +6,7 @@ killed goes on where it was.
 """
 
 import hashlib
+import math
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.chunks import Chunk, load_chunk, look_at, save_chunk
 from mimkit.data.decode import UnreadableError, measure
-from mimkit.data.pace import Pace
 from mimkit.data.intake.table import Skipped, Table
+from mimkit.data.pace import Pace
 from mimkit.data.workers import cores, leave_signals_to_parent
 from mimkit.errors import DataError
 
@@ -30,8 +31,7 @@ _CHUNK: Final = 1024
 _MANY: Final = 2000
 """From so many images on, starting processes pays."""
 _HINT: Final = (
-    "to start at once, and look at each image when training first meets it: "
-    "--set data.survey=false"
+    "to start at once, and look at each image when training first meets it: --set data.survey=false"
 )
 
 
@@ -154,7 +154,7 @@ class _Work(Dataset[str | int]):
         self.whole = whole
 
     def __len__(self) -> int:
-        return -(-len(self.table) // _CHUNK)
+        return math.ceil(len(self.table) / _CHUNK)
 
     def rows(self, number: int) -> range:
         return range(number * _CHUNK, min((number + 1) * _CHUNK, len(self.table)))

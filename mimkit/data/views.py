@@ -132,7 +132,7 @@ def render(
     if draws is None:
         augment = Augment.none()
         zeros = np.zeros(len(index), dtype=np.int64)
-        draws = draw(augment, source.sizes[index.cpu()].numpy(), 0, zeros, zeros)
+        draws = draw(augment, source.extent(index.cpu()).numpy(), 0, zeros, zeros)
     return finish(cut(source, index, (view,), draws, augment)[view.name], view, draws.color)
 
 

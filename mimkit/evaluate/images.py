@@ -110,7 +110,7 @@ class WholeImages(Images):
         """Takes the next images."""
         index = self.index[number * self.batch_size : (number + 1) * self.batch_size]
         nothing = np.zeros(len(index), dtype=np.int64)
-        sizes = self.source.sizes[index].numpy()
+        sizes = self.source.extent(index).numpy()
         return index, nothing, draw(self.augment, sizes, 0, nothing, nothing)
 
 
@@ -137,7 +137,7 @@ class Renderings(WholeImages):
         """Takes the next images, as a function of them, the seed and the rendering alone."""
         index, epoch, _ = super().choose(number)
         epoch = epoch + self.number
-        sizes = self.source.sizes[index].numpy()
+        sizes = self.source.extent(index).numpy()
         return index, epoch, draw(self.augment, sizes, self.seed, epoch, index.numpy())
 
 
@@ -179,7 +179,7 @@ class TrainingImages(Images):
         """Takes the images of a step, as pre-training does."""
         place, epoch = positions(len(self.index), self.batch_size, self.seed, number)
         index = self.index[torch.from_numpy(place)]
-        sizes = self.source.sizes[index].numpy()
+        sizes = self.source.extent(index).numpy()
         return index, epoch, draw(self.augment, sizes, self.seed, epoch, index.numpy())
 
 

@@ -79,7 +79,7 @@ def _dataset(training: Source, test: Source) -> dict[str, object]:
         "fingerprint": training.fingerprint,
         "train_images": len(training),
         "test_images": len(test),
-        "skipped": [asdict(item) for source in (training, test) for item in source.skipped],
+        "skipped": [asdict(item) for source in (training, test) for item in source.unread()],
         "notes": [source.note for source in (training, test) if source.note],
     }
 

@@ -66,8 +66,16 @@ class DataSection(Strict):
     num_test_images: PositiveInt | None = Field(
         None, description="use only the first so many test images (shapes: draw so many)"
     )
+    survey: bool = Field(
+        True,
+        description="look at every training image before the first run; false: when training first "
+        "meets it; one that cannot be read is then listed, and the next that can stands in its "
+        "place",
+    )
     workers: NonNegativeInt | None = Field(
-        None, description="loader processes; default: 0 for sets on the device, else cores - 1"
+        None,
+        description="loader processes of each training process; default: 0 for sets on the device, "
+        "else its share of the cores, less one, up to 16",
     )
 
     @field_validator("patch_size")
