@@ -249,14 +249,35 @@ def test_on_a_gpu_nothing_waits_and_nothing_changes(crop, resident):
 class TestDefaultWorkers:
     section = DataSection(name="shapes", image_size=8, patch_size=2)
 
+    def default(self, monkeypatch, cores, source=None, **environment):
+        for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE", "MIMKIT_CORES"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(value))
+        monkeypatch.setattr("os.sched_getaffinity", lambda _: range(cores), raising=False)
+        return default_workers(self.section, source or file_source())
+
     def test_pixels_at_hand_need_none_and_files_get_all_cores_but_one(self, monkeypatch):
-        monkeypatch.setattr("mimkit.data.batches.cores", lambda: 6)
-        assert default_workers(self.section, pixel_source()) == 0
-        assert default_workers(self.section, file_source()) == 5
+        assert self.default(monkeypatch, 6, pixel_source()) == 0
+        assert self.default(monkeypatch, 6) == 5
 
     def test_one_core_still_gets_a_loader(self, monkeypatch):
-        monkeypatch.setattr("mimkit.data.batches.cores", lambda: 1)
-        assert default_workers(self.section, file_source()) == 1
+        assert self.default(monkeypatch, 1) == 1
+        assert self.default(monkeypatch, 4, LOCAL_WORLD_SIZE=8) == 1
+
+    @pytest.mark.parametrize(
+        ("cores", "ranks", "expected"), [(96, 8, 11), (16, 2, 7), (256, 2, 16)]
+    )
+    def test_the_processes_of_a_run_share_the_machine(self, monkeypatch, cores, ranks, expected):
+        found = self.default(monkeypatch, cores, LOCAL_WORLD_SIZE=ranks, WORLD_SIZE=4 * ranks)
+        assert found == expected
+        assert ranks * (found + 1) <= cores
+        assert self.default(monkeypatch, cores, WORLD_SIZE=ranks) == expected
+
+    def test_runs_of_a_comparison_share_it_too(self, monkeypatch):
+        assert self.default(monkeypatch, 96, MIMKIT_CORES=12) == 11
+        assert self.default(monkeypatch, 8, MIMKIT_CORES=12) == 7
+        assert self.default(monkeypatch, 96, MIMKIT_CORES=12, LOCAL_WORLD_SIZE=4) == 2
 
     def test_the_recipe_decides(self):
         section = self.section.model_copy(update={"workers": 3})

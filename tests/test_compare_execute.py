@@ -358,6 +358,7 @@ def test_runs_share_the_cores_and_a_number_of_threads_that_was_asked_for_stays(
     launcher = Scripts(tmp_path, a="FINISH", b="FINISH", c="FINISH")
     go(make_plan(tmp_path, "a", "b", "c"), tmp_path, launcher, jobs=2)
     assert {e["OMP_NUM_THREADS"] for _, e in launcher.asked} == {"4"}
+    assert {e["MIMKIT_CORES"] for _, e in launcher.asked} == {"4"}
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     launcher = Scripts(tmp_path / "b", a="FINISH")
     go(make_plan(tmp_path / "b", "a"), tmp_path / "b", launcher)

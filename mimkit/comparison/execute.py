@@ -29,7 +29,7 @@ from mimkit.comparison.folder import (
 )
 from mimkit.comparison.launchers import Job, Launcher
 from mimkit.comparison.records import Cell, Plan
-from mimkit.data.workers import cores
+from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.report.folder import LOCK
@@ -219,18 +219,19 @@ class _Queue:
         )
 
     def _share(self, place: int, processes: int) -> dict[str, str]:
-        """The part of this machine that is for one run: GPUs of its own, or some of the cores."""
+        """The part of this machine that is for one run: GPUs of its own, and some of the cores."""
         if not self.launcher.shares_machine:
             return {}
+        share = {SHARE: str(max(1, cores() // self.jobs))}
         if self.device in (None, "cuda") and (num_gpus := torch.cuda.device_count()):
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             gpus = visible.split(",")[:num_gpus] if visible else [*map(str, range(num_gpus))]
             first = place * processes
             own = [gpus[number % num_gpus] for number in range(first, first + processes)]
-            return {"CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
+            return {**share, "CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
         if "OMP_NUM_THREADS" in os.environ:
-            return {}
-        return {"OMP_NUM_THREADS": str(max(1, cores() // (self.jobs * processes)))}
+            return share
+        return {**share, "OMP_NUM_THREADS": str(max(1, cores() // (self.jobs * processes)))}
 
     def _is_done(self, place: int, work: _Work) -> bool:
         """Looks after one cell; starts it, or starts it again, where that is due."""

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from mimkit.data.counter import uniform
 from mimkit.data.cut import cut
 from mimkit.data.views import EPOCH_STRIDE, Augment, draw, finish
-from mimkit.data.workers import cores, leave_signals_to_parent
+from mimkit.data.workers import leave_signals_to_parent, loaders
 from mimkit.errors import DataError, RecipeError
 from mimkit.parts.base import Masker
 from mimkit.parts.records import Batch, Mask, View
@@ -154,12 +154,13 @@ def stream(
     Raises: DataError if an image can no longer be read.
     """
     pixels = batches.source.pixels
+    # Pixels on a GPU cannot be shared with other processes.
+    here = pixels is None or pixels.device.type == "cpu"
     loader = DataLoader(
         _Steps(batches),
         batch_size=None,
         sampler=range(start, stop),
-        # Pixels on a GPU cannot be shared with other processes.
-        num_workers=workers if pixels is None or pixels.device.type == "cpu" else 0,
+        num_workers=min(workers, stop - start) if here else 0,
         pin_memory=device.type == "cuda" and pixels is None,
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else starting the loader advances the global one
@@ -175,7 +176,7 @@ def default_workers(section: DataSection, source: Source) -> int:
     """Says how many loader processes to start: as the recipe says, or what suits the source."""
     if section.workers is not None:
         return section.workers
-    return 0 if source.pixels is not None else max(1, cores() - 1)
+    return 0 if source.pixels is not None else loaders()
 
 
 class _Steps(Dataset[Cut | DataError]):

@@ -2,9 +2,11 @@
 
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mimkit.errors import RecipeError
+
+T = TypeVar("T")
+_PATIENCE: Final = timedelta(days=2)
+"""The leading process may look at a new data set, or prepare a target, for hours meanwhile; where
+it fails, torchrun ends the others at once."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,17 @@ class World:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
 
+    def share(self, make: Callable[[], T]) -> T:
+        """Gives every process what ``make`` returns in the leading one, where alone it is called.
+
+        It travels pickled, from process to process of this run.
+        """
+        if self.size == 1:
+            return make()
+        held: list[Any] = [make() if self.leads else None]
+        dist.broadcast_object_list(held)
+        return cast(T, held[0])
+
     def wait(self) -> None:
         """Waits until all processes have come here."""
         if self.size > 1:
@@ -104,7 +122,7 @@ def join(device: str | None) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
     try:
         yield World(rank, size, chosen)
     finally:
