@@ -18,9 +18,10 @@ from mimkit.comparison.methods import (
 )
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.data.sources import Source, open_source
+from mimkit.data.sources import Source, find, open_labelled, open_source, open_sources
 from mimkit.errors import DataError, RecipeError
 from mimkit.files import write_json
+from mimkit.pipeline.identity import FILE, keep_data_of_all, splits
 from mimkit.recipe.schema import Recipe
 
 PLAN: Final = "plan.json"
@@ -40,6 +41,7 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
         _refuse_another(earlier, question, folder)
     known = {m.reference: m for m in earlier.methods} if earlier else {}
     found = {one.reference: one for one in find_methods(question.methods, question.recipes)}
+    _keep_data(tuple(found.values()), folder, begun=earlier is not None)
     for reference in known.keys() & found.keys():
         _refuse_edited(known[reference], found.pop(reference), folder)
     budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
@@ -99,6 +101,23 @@ def read_plan(folder: Path) -> Plan | None:
             f"{file}: must be the plan of a comparison, but cannot be read ({error}). Remove it: "
             "the same command then plans anew and keeps all finished runs."
         ) from error
+
+
+def _keep_data(found: Sequence[Found], folder: Path, *, begun: bool) -> None:
+    """Refuses data that changed since the comparison was begun: its runs share them."""
+    opened: dict[str, dict[str, Source]] = {}
+    sources: dict[str, Source] = {}
+    for one in found:
+        data = one.recipe.data
+        section = data.model_dump_json()
+        if section not in opened:
+            where = find(data)
+            drawn = where.images is None and where.labelled is None
+            opened[section] = (
+                {} if drawn else splits(*open_sources(data, where), open_labelled(data, where))
+            )
+        sources |= {f"{one.label} {split}": each for split, each in opened[section].items()}
+    keep_data_of_all(folder / FILE, sources, begun=begun, folder=folder)
 
 
 def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:

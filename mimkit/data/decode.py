@@ -116,7 +116,7 @@ def look(content: bytes, shrink: int = 1) -> Look:
 
 
 def _look(content: bytes, shrink: int) -> Look:
-    image: Image.Image = Image.open(BytesIO(content), formats=_formats())
+    image = Image.open(BytesIO(content), formats=_formats())
     if image.format == "TIFF":
         _forget_links(image)
     width, height = image.size
@@ -128,11 +128,10 @@ def _look(content: bytes, shrink: int) -> Look:
         width, height = image.size
     values = _values(image, stored)
     turn = _turn(image)
-    if turn is not None:
-        image = image.transpose(turn)
-        if turn in _SIDEWAYS:
-            width, height = height, width
-    return Look(_to_rgb(image), (height, width), values)
+    if turn in _SIDEWAYS:
+        width, height = height, width
+    upright = image if turn is None else image.transpose(turn)
+    return Look(_to_rgb(upright), (height, width), values)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
@@ -158,9 +157,10 @@ def _values(image: Image.Image, stored: str) -> tuple[int, int] | None:
     if ";16" not in stored:
         return None
     # Pillow keeps the upper 8 of 16 bits where there are several channels.
-    bands = [band for band in image.getbands() if band != "A"]
-    extrema = [image.getchannel(band).getextrema() for band in bands]
-    return 256 * int(min(e[0] for e in extrema)), 256 * int(max(e[1] for e in extrema)) + 255
+    colors = np.asarray(image)
+    if image.mode in ("LA", "RGBA"):
+        colors = colors[..., :-1]
+    return 256 * int(colors.min()), 256 * int(colors.max()) + 255
 
 
 @functools.cache

@@ -8,12 +8,13 @@ from rich.console import Console
 
 from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers
-from mimkit.data.sources import Source, open_labelled, open_sources
+from mimkit.data.sources import Source, find, open_labelled, open_sources
 from mimkit.data.views import Augment, render
 from mimkit.evaluate.base import Evaluator, Subject
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
+from mimkit.pipeline.identity import keep_data, splits
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
@@ -70,6 +71,17 @@ class Run:
         mask = self.parts.masker.sample(len(index), generator)
         return Batch(views, mask, None, index).to(self.world.device)
 
+    def say_unread(self) -> None:
+        """Tells of images that could not be read when they were first met."""
+        broken = self.train.unread()[len(self.train.skipped) :]
+        if broken:
+            self.console.print(
+                f"{len(broken):,} training images could not be read, all listed in the ledger; "
+                f"another stands in the place of each. The first: {broken[0].path} "
+                f"{broken[0].reason}",
+                markup=False,
+            )
+
     def batches(self) -> Batches:
         """This process's share of the training batches."""
         return Batches(
@@ -90,11 +102,14 @@ def open_run(
     """Opens the data, builds the parts, lets the targets prepare themselves."""
     for note in recipe.notes:
         console.print(note)
+    found = world.share(lambda: find(recipe.data))
     if not world.leads:
         world.wait()  # the leading process looks at a new data set, the others read what it found
-    train, test = open_sources(recipe.data)
-    labelled = open_labelled(recipe.data)
+    train, test = open_sources(recipe.data, found)
+    labelled = open_labelled(recipe.data, found)
     if world.leads:
+        if folder.writable:
+            keep_data(folder, splits(train, test, labelled))
         world.wait()
     for source in (train, test, *(labelled or ())):
         console.print(source.describe())

@@ -178,6 +178,7 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
         write_report(folder)
     current.seconds["evaluate"] = time.perf_counter() - start
+    current.say_unread()
     _write_ledger(current, trial, progress)
     current.console.print(f"[bold]report[/] {write_report(folder)}")
 

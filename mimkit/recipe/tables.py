@@ -89,6 +89,19 @@ class Recipe(Strict):
         return self.places.get(table, f"[{table}]")
 
     def same_as(self, other: "Recipe") -> bool:
-        """Whether both ask for the same run, wherever they were read from."""
-        nowhere: dict[str, object] = {"source": None, "places": {}, "notes": ()}
-        return self.model_copy(update=nowhere) == other.model_copy(update=nowhere)
+        """Whether both ask for the same run, wherever they were read from and the data lie.
+
+        That the data are the same is told by what they hold, once they are opened.
+        """
+        return self._nowhere() == other._nowhere()
+
+    def _nowhere(self) -> "Recipe":
+        data = self.data.model_copy(
+            update={
+                "path": None,
+                "name": self.data.name.rstrip("/").rpartition("/")[2],
+                "labelled": (self.data.labelled or "").rstrip("/").rpartition("/")[2],
+            }
+        )
+        nowhere: dict[str, object] = {"source": None, "places": {}, "notes": (), "data": data}
+        return self.model_copy(update=nowhere)
