@@ -119,7 +119,7 @@ class Met:
 def met(wish: Wish) -> Met:
     """Opens a split without looking at its images.
 
-    Raises: DataError if it holds none, or the cache cannot be written.
+    Raises: DataError if the cache cannot be written.
     """
     key = f"{wish.key}-met"
     table = wish.table()
@@ -129,9 +129,8 @@ def met(wish: Wish) -> Met:
         return file.read_text("utf-8") if file.is_file() else None
 
     def make() -> str:
-        reader = Meeting.made(table, place / "sizes.bin")
         write_names(place, table, range(len(table)), wish.listing.origin)
-        found = glimpse(table, reader)
+        found = glimpse(table)
         write_atomic(place / "fingerprint", lambda path: _write(path, found))
         return found
 

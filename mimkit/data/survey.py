@@ -27,7 +27,7 @@ from mimkit.errors import DataError
 
 RESIDENT_SIZE: Final = 64
 """Images of one common size up to this many pixels a side are kept decoded."""
-_CHUNK: Final = 1024
+_CHUNK: Final = 256
 _MANY: Final = 2000
 """From so many images on, starting processes pays."""
 _HINT: Final = (
