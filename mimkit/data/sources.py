@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimkit.data import shapes
+from mimkit.data.cache import folder as cache_folder
 from mimkit.data.cache import surveyed
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing, Skipped
@@ -149,7 +150,18 @@ def _open(section: DataSection, splits: Sequence[Split], key: str) -> list[Sourc
     if dataset is not None and dataset.hub is None:
         found = [_draw(section, dataset, each, limits[each] or DRAWN[each]) for each in splits]
     else:
-        listings = locate(Wanted(key, section.name, section.path, dataset))
+        wanted = Wanted(
+            key,
+            section.name,
+            section.path,
+            dataset,
+            cache=cache_folder(),
+            meaning=section.layout,
+            labels=section.labels,
+            image_column=section.image_column,
+            label_column=section.label_column,
+        )
+        listings = locate(wanted)
         found = [_read(section, dataset, each, listings[each], limits[each]) for each in splits]
     return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in found]
 
