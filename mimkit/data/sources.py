@@ -28,6 +28,9 @@ SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 DRAWN: Final = {"train": 10_000, "test": 2_000}
 """How many pictures of the embedded set there are where the recipe does not say."""
 
+_SHOWN: Final = 4
+"""So many names of classes are printed."""
+
 
 @dataclass(frozen=True, eq=False)
 class Source:
@@ -92,7 +95,11 @@ class Source:
         height, width = self.sizes[0].tolist()
         alike = bool((self.sizes == self.sizes[0]).all())
         size = f"of {width} x {height} px" if alike else "of several sizes"
-        classes = f"{len(self.classes)} classes" if self.classes else "no labels"
+        classes = f"{len(self.classes)} classes ({_some(self.classes)})"
+        if not self.classes:
+            classes = "no labels"
+        elif self.labels is not None and bool((self.labels < 0).any()):
+            classes += f", {int((self.labels < 0).sum()):,} images without a label"
         lines = [f"{self.name} {self.split}: {len(self):,} images {size}, {classes}, {self.origin}"]
         if self.note:
             lines.append(f"  {self.note}")
@@ -100,6 +107,10 @@ class Source:
             lines.append(f"  {len(self.skipped):,} skipped, all listed in the ledger; the first:")
             lines += [f"    {item.path} {item.reason}" for item in self.skipped[:3]]
         return "\n".join(lines)
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def open_source(section: DataSection, split: Split) -> Source:
@@ -132,14 +143,16 @@ def open_labelled(section: DataSection) -> tuple[Source, Source] | None:
     """
     if section.labelled is None:
         return None
-    change = {"name": section.labelled, "path": None, "num_images": None, "num_test_images": None}
+    change = {"name": section.labelled, "labelled": None, "path": None}
+    change |= {"num_images": None, "num_test_images": None}
     train, test = _open(section.model_copy(update=change), SPLITS, "data.labelled")
     for source in (train, test):
         if source.labels is None or not bool((source.labels >= 0).any()):
             raise DataError(
                 f"data.labelled: must name labelled images, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "
-                "a class, or name parquet files with a column of labels."
+                "a class, name the column of labels (data.label_column), or a table of files and "
+                "labels (data.labels)."
             )
     return train, test
 
@@ -150,6 +163,8 @@ def _open(section: DataSection, splits: Sequence[Split], key: str) -> list[Sourc
     if dataset is not None and dataset.hub is None:
         found = [_draw(section, dataset, each, limits[each] or DRAWN[each]) for each in splits]
     else:
+        # What says which labels to take speaks of the labelled set, if there is one.
+        elsewhere = section.labelled is not None
         wanted = Wanted(
             key,
             section.name,
@@ -157,9 +172,9 @@ def _open(section: DataSection, splits: Sequence[Split], key: str) -> list[Sourc
             dataset,
             cache=cache_folder(),
             meaning=section.layout,
-            labels=section.labels,
+            labels=None if elsewhere else section.labels,
             image_column=section.image_column,
-            label_column=section.label_column,
+            label_column=None if elsewhere else section.label_column,
         )
         listings = locate(wanted)
         found = [_read(section, dataset, each, listings[each], limits[each]) for each in splits]

@@ -8,6 +8,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
@@ -111,14 +112,14 @@ def _members(archive: Path) -> Iterator[Iterator[Member]]:
     if zipfile.is_zipfile(archive):
         with zipfile.ZipFile(archive) as zipped:
             yield (
-                (info.filename, info.file_size, lambda info=info: zipped.open(info))
+                (info.filename, info.file_size, partial(zipped.open, info))
                 for info in zipped.infolist()
                 if not info.is_dir() and (info.external_attr >> 16) & 0o170000 in (0, 0o100000)
             )
     else:
         with tarfile.open(archive) as packed:
             yield (
-                (info.name, info.size, lambda info=info: packed.extractfile(info))
+                (info.name, info.size, partial(packed.extractfile, info))
                 for info in packed
                 if info.isreg()
             )

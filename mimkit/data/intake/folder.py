@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from mimkit.data.intake.kept import keep, kept
 from mimkit.data.intake.kinds import advice, census, reason
-from mimkit.data.intake.layout import Layout, Meaning, Part, Place, arrange
+from mimkit.data.intake.layout import Layout, arrange
 from mimkit.data.intake.paths import Paths, write_paths
+from mimkit.data.intake.places import Meaning, Part, Place
 from mimkit.data.intake.sheet import METADATA, Naming, naming
 from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree

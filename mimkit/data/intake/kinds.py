@@ -27,9 +27,8 @@ _KINDS: Final = {
     **dict.fromkeys((".7z", ".rar"), "an archive that is not read here; unpack it"),
     **dict.fromkeys((".mdb", ".lmdb"), "an LMDB; write its images out as PNG or as parquet"),
     **dict.fromkeys((".arrow",), "an Arrow file; give the folder that save_to_disk wrote"),
-    **dict.fromkeys((".xml",), "a file of annotations, not of images"),
-    **dict.fromkeys((".json",), "JSON; a table of files and labels must be CSV or JSON lines"),
 }
+_JSON: Final = "JSON; a table of files and labels must be CSV or JSON lines"
 _MAGIC: Final = (
     (4, b"ftypheic", _HEIC),
     (4, b"ftypheix", _HEIC),
@@ -91,7 +90,8 @@ def describe(path: Path) -> str:
                 f"a TIFF that Pillow does not read ({_bands(path)}); write its bands out as "
                 "images of one or three"
             )
-    return _KINDS.get(path.suffix.lower(), "a file of an unknown kind")
+    known = {**_KINDS, ".json": _JSON, ".xml": "a file of annotations, not of images"}
+    return known.get(path.suffix.lower(), "a file of an unknown kind")
 
 
 def census(names: Iterable[str]) -> str:

@@ -12,8 +12,8 @@ from mimkit.data.intake.columns import Asked
 from mimkit.data.intake.folder import list_folder
 from mimkit.data.intake.hub import download, is_hub_id
 from mimkit.data.intake.kinds import describe, is_archive, is_parquet
-from mimkit.data.intake.layout import Meaning
 from mimkit.data.intake.parquet import grouped
+from mimkit.data.intake.places import Meaning
 from mimkit.data.intake.rows import Store, list_rows
 from mimkit.data.intake.saved import saved_splits
 from mimkit.data.intake.sheet import KINDS, METADATA
@@ -37,6 +37,16 @@ def registered(name: str) -> DataSet | None:
     found = registry.load(registry.find("datasets", name))
     assert isinstance(found, DataSet)
     return found
+
+
+def labels_key(path: str) -> str:
+    """Which key of ``[data]`` takes labels given as a path: a table's, or a labelled set's."""
+    kind = Path(path).suffix.lower()
+    table = kind in KINDS and kind != ".parquet"
+    given = Path(path).expanduser()
+    if kind == ".parquet" and given.is_file():
+        table = _names_files(given, Asked())
+    return "labels" if table else "labelled"
 
 
 @dataclass(frozen=True)

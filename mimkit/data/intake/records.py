@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -95,7 +95,7 @@ def copy_column(files: Sequence[Path], column: str, cache: Path) -> Records:
         copy = cache / "arrow" / f"{name}.arrow"
         if not copy.is_file():
             with pq.ParquetFile(path) as opened:
-                write_atomic(copy, lambda to, opened=opened: _copy(opened, column, to))
+                write_atomic(copy, partial(_copy, opened, column))
         copies.append(str(copy))
     return Records(tuple(copies), column, str(files[0].parent))
 
