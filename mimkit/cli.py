@@ -61,6 +61,14 @@ SetOption = Annotated[
 DataOption = Annotated[
     str | None, typer.Option("--data", metavar="PATH", help="Where to look for the data first.")
 ]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        metavar="PATH",
+        help="Where the data have no labels: a table of files and labels, or labelled images.",
+    ),
+]
 ExportFormat = Literal["timm", "safetensors"]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one.")
@@ -135,6 +143,7 @@ def run(
     preset: PresetOption = None,
     settings: SetOption = None,
     data: DataOption = None,
+    labels: LabelsOption = None,
     seed: Annotated[int | None, typer.Option(help="Of everything random; default: 0.")] = None,
     device: DeviceOption = None,
     out: Annotated[Path, typer.Option(help="The run lies in OUT/<name>/<seed>.")] = Path("runs"),
@@ -149,7 +158,19 @@ def run(
     held = Path(recipe) / "recipe.toml"
     folder = held.parent if held.is_file() else None
     reference = str(held) if folder else recipe
-    chosen = load(reference, preset=preset, overrides=settings or [], seed=seed, data_path=data)
+    tables = None
+    if labels is not None:
+        from mimkit.data.intake.locate import labels_key
+
+        tables = {"data": {labels_key(labels): labels}}
+    chosen = load(
+        reference,
+        preset=preset,
+        fixed=tables,
+        overrides=settings or [],
+        seed=seed,
+        data_path=data,
+    )
     if chosen.train.processes > 1 and "RANK" not in os.environ:
         under = torchrun(chosen.train.processes, sys.argv[1:])
         os.execv(under[0], under)  # becomes torchrun, so that signals reach it
@@ -192,10 +213,7 @@ def compare(
         str | None,
         typer.Option(metavar="D", help="A registered name, a folder, a Hugging Face id."),
     ] = None,
-    labels: Annotated[
-        str | None,
-        typer.Option(metavar="PATH", help="Labelled images, where the data set has no labels."),
-    ] = None,
+    labels: LabelsOption = None,
     budget: Annotated[
         str | None,
         typer.Option(

@@ -75,7 +75,7 @@ def evaluations(
         if name not in possible:
             raise RecipeError(
                 f"--evaluate {name}: needs labels, but the data set has none. Name a labelled "
-                "folder with --labels."
+                "folder, or a table of files and labels, with --labels."
             )
     chosen = names or (LABELLED if sizes.fractions else UNLABELLED)
     tables: dict[str, dict[str, Any]] = {

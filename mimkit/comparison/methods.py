@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import torch
 
-from mimkit.data.intake.locate import registered
+from mimkit.data.intake.locate import labels_key, registered
 from mimkit.data.sources import Source, open_source
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
@@ -30,7 +30,7 @@ class Asked:
         preset: of every recipe, or None.
         overrides: ``a.b=VALUE`` settings for every recipe.
         data_path: where to look for the data first.
-        labels: labelled images for the evaluations, or None.
+        labels: labelled images for the evaluations, or a table of files and labels, or None.
     """
 
     dataset: str | None
@@ -137,7 +137,7 @@ def _found(label: str, reference: str, source: str, recipe: Recipe, asked: Asked
     tables: dict[str, Any] = {"name": label}
     notes: list[str] = []
     if asked.labels is not None:
-        tables["data"] = {"labelled": asked.labels}
+        tables["data"] = {labels_key(asked.labels): asked.labels}
     if asked.dataset not in (None, recipe.data.name):
         data, said = _fitted(recipe, asked)
         tables["data"] = {**tables.get("data", {}), **data}

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mimkit.data import shapes
 from mimkit.data.cache import Wish, met, surveyed
+from mimkit.data.cache import folder as cache_folder
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing, Skipped
 from mimkit.data.readers import Files, MeetingReader, Pictures, Reader
@@ -26,6 +27,9 @@ from mimkit.recipe.sections import DataSection
 SPLITS: Final[tuple[Split, Split]] = ("train", "test")
 DRAWN: Final = {"train": 10_000, "test": 2_000}
 """How many pictures of the embedded set there are where the recipe does not say."""
+
+_SHOWN: Final = 4
+"""So many names of classes are printed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +117,11 @@ class Source:
             height, width = self.sizes[0].tolist()
             alike = bool((self.sizes == self.sizes[0]).all())
             size = f"of {width} x {height} px" if alike else "of several sizes"
-        classes = f"{len(self.classes)} classes" if self.classes else "no labels"
+        classes = f"{len(self.classes)} classes ({_some(self.classes)})"
+        if not self.classes:
+            classes = "no labels"
+        elif self.labels is not None and bool((self.labels < 0).any()):
+            classes += f", {int((self.labels < 0).sum()):,} images without a label"
         lines = [f"{self.name} {self.split}: {len(self):,} images {size}, {classes}, {self.origin}"]
         if self.note:
             lines.append(f"  {self.note}")
@@ -147,6 +155,10 @@ def find(section: DataSection) -> Found:
         _listings(section, "data.name"),
         None if labelled is None else _listings(labelled, "data.labelled"),
     )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
 
 
 def open_source(section: DataSection, split: Split) -> Source:
@@ -192,7 +204,8 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
             raise DataError(
                 f"data.labelled: must name labelled images, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "
-                "a class, or name parquet files with a column of labels."
+                "a class, name the column of labels (data.label_column), or a table of files and "
+                "labels (data.labels)."
             )
     return train, test
 
@@ -202,6 +215,7 @@ def _labelled(section: DataSection) -> DataSection | None:
         return None
     change = {
         "name": section.labelled,
+        "labelled": None,
         "path": None,
         "num_images": None,
         "num_test_images": None,
@@ -214,7 +228,20 @@ def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
     dataset = registered(section.name)
     if dataset is not None and dataset.hub is None:
         return None
-    return locate(Wanted(key, section.name, section.path, dataset))
+    # What says which labels to take speaks of the labelled set, if there is one.
+    elsewhere = section.labelled is not None
+    wanted = Wanted(
+        key,
+        section.name,
+        section.path,
+        dataset,
+        cache=cache_folder(),
+        meaning=section.layout,
+        labels=None if elsewhere else section.labels,
+        image_column=section.image_column,
+        label_column=None if elsewhere else section.label_column,
+    )
+    return locate(wanted)
 
 
 def _open(

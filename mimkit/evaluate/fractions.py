@@ -112,8 +112,9 @@ def labels_in(train: Source, test: Source, evaluator: str) -> Labels:
             raise DataError(
                 f"evaluator '{evaluator}' needs labels, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has none. Name a labelled set for the "
-                "evaluations with data.labelled, put the images into one folder a class, or "
-                "remove this evaluator from the recipe."
+                "evaluations with data.labelled, a table of files and labels with data.labels, a "
+                "column with data.label_column, put the images into one folder a class, or remove "
+                "this evaluator from the recipe."
             )
     assert train.labels is not None and test.labels is not None  # noqa: PT018 -- for mypy
     if train.classes != test.classes or len(train.classes) < 2:

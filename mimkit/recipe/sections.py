@@ -51,6 +51,20 @@ class DataSection(Strict):
         description="labelled images for the evaluations, as name but not looked for in path, if "
         "those to pre-train on have no labels",
     )
+    labels: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="a table of files and labels (CSV, TSV, JSON lines, parquet) (--labels)"
+    )
+    label_column: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="the column of labels in tables; 'none' for no labels; default: found"
+    )
+    image_column: Annotated[str, Field(min_length=1)] | None = Field(
+        None, description="the column of images, or of their files, in tables; default: found"
+    )
+    layout: Literal["auto", "splits", "classes", "unlabelled"] = Field(
+        "auto",
+        description="what folders are: 'splits' train, test or val with classes in them; 'classes' "
+        "each outermost one; 'unlabelled' nothing; 'auto' finds out and says it",
+    )
     image_size: Annotated[
         tuple[int, int], BeforeValidator(_pair, json_schema_input_type=int | tuple[int, int])
     ] = Field(description="height and width the encoder sees, in pixels; one number for a square")
@@ -61,10 +75,10 @@ class DataSection(Strict):
     std: PositiveChannels | None = Field(None, description="divisor; default: the data set's")
     interpolation: Interpolation = Field("bicubic", description="how images are resized")
     num_images: PositiveInt | None = Field(
-        None, description="use only the first so many training images (shapes: draw so many)"
+        None, description="use so many training images, all classes alike (shapes: draw so many)"
     )
     num_test_images: PositiveInt | None = Field(
-        None, description="use only the first so many test images (shapes: draw so many)"
+        None, description="use so many test images, all classes alike (shapes: draw so many)"
     )
     survey: bool = Field(
         True,

@@ -1,23 +1,29 @@
-"""Finding a data set: a registered name, a folder, parquet files or a Hugging Face id."""
+"""Finding a data set, and finding out what it is."""
 
 import glob
 import os
-import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Final
 
-from mimkit.data.folder import EXTENSIONS, list_images
+from mimkit.data.intake.archive import unpacked
+from mimkit.data.intake.columns import Asked
+from mimkit.data.intake.folder import list_folder
+from mimkit.data.intake.hub import download, is_hub_id
+from mimkit.data.intake.kinds import describe, is_archive, is_parquet
+from mimkit.data.intake.parquet import grouped
+from mimkit.data.intake.places import Meaning
+from mimkit.data.intake.rows import Store, list_rows
+from mimkit.data.intake.saved import saved_splits
+from mimkit.data.intake.sheet import KINDS, METADATA
 from mimkit.data.intake.table import Listing
-from mimkit.data.parquet import list_parquet
+from mimkit.data.intake.walk import Tree, walk
 from mimkit.data.registered import DataSet, Split
 from mimkit.errors import DataError, nearest
 from mimkit.recipe import registry
 
-_HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
-_ANSWER_SECONDS: Final = 10
-"""How long the Hub may take to answer before this machine counts as offline."""
+Listings = Mapping[Split, Listing]
 
 
 def registered(name: str) -> DataSet | None:
@@ -33,6 +39,16 @@ def registered(name: str) -> DataSet | None:
     return found
 
 
+def labels_key(path: str) -> str:
+    """Which key of ``[data]`` takes labels given as a path: a table's, or a labelled set's."""
+    kind = Path(path).suffix.lower()
+    table = kind in KINDS and kind != ".parquet"
+    given = Path(path).expanduser()
+    if kind == ".parquet" and given.is_file():
+        table = _names_files(given, Asked())
+    return "labels" if table else "labelled"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What a recipe says of where its data lie and how they are to be understood.
@@ -43,55 +59,57 @@ class Wanted:
             Hugging Face id.
         path: a folder to look in first, or None.
         dataset: what is registered under the name, if anything is.
+        cache: folder of everything cached, where archives are unpacked.
+        meaning: of folders (``data.layout``).
+        labels: a table of files and labels, or None.
+        image_column: which column holds the images or their files, or None.
+        label_column: which column holds the labels, ``"none"`` for no labels, or None.
     """
 
     key: str
     name: str
     path: str | None
     dataset: DataSet | None
+    cache: Path
+    meaning: Meaning = "auto"
+    labels: str | None = None
+    image_column: str | None = None
+    label_column: str | None = None
+
+    @property
+    def asked(self) -> Asked:
+        """What is known of the columns."""
+        return Asked(self.dataset, self.image_column, self.label_column)
+
+    @property
+    def roots(self) -> list[Path]:
+        """The places to look in first."""
+        places = (self.path, os.environ.get("MIMKIT_DATA"))
+        return [Path(place).expanduser() for place in places if place]
 
 
-def locate(wanted: Wanted) -> dict[Split, Listing]:
+def locate(wanted: Wanted) -> Listings:
     """Finds both splits of a data set, in one walk over the disk.
 
-    Raises: DataError with the ways to get the data, if it is nowhere.
-    """
-    splits: tuple[Split, Split] = ("train", "test")
-    key, name, path = wanted.key, wanted.name, wanted.path
-    return {split: _locate(name, path, wanted.dataset, split, key) for split in splits}
-
-
-def _locate(
-    name: str, path: str | None, dataset: DataSet | None, split: Split, key: str = "data.name"
-) -> Listing:
-    """Looks in ``path``, then in ``$MIMKIT_DATA``, then downloads.
-
-    Args:
-        name: registered name, folder, parquet file or glob (absolute, or below one of these
-            places), or Hugging Face id.
-        path: a folder to look in first, or None.
-        dataset: what is registered under the name, if anything is.
-        split: which part of it.
-        key: of the recipe, which names it.
+    Looks in ``path``, then in ``$MIMKIT_DATA``, then downloads.
 
     Raises: DataError with the ways to get the data, if it is nowhere.
     """
+    name, path, dataset, roots = wanted.name, wanted.path, wanted.dataset, wanted.roots
     if path is not None and not Path(path).expanduser().is_dir():
         raise DataError(f"data.path (--data): must be an existing folder, but is '{path}'.")
-    roots = [Path(root).expanduser() for root in (path, os.environ.get("MIMKIT_DATA")) if root]
     for root in roots if dataset else [*roots, Path()]:
         for candidate in _candidates(root, name, dataset):
-            if listing := _open(candidate, split, dataset, key):
-                return listing
+            if listings := _open(candidate, wanted):
+                return listings
     hub = dataset.hub if dataset else name
-    if hub is None or not _HUB_ID.fullmatch(hub):
-        reason = "it is no registered name and no path"
-        raise DataError(_advice(key, name, roots, dataset, reason))
-    listing = _open([_download(hub, name, roots, dataset, key)], split, dataset, key)
-    if listing is None:
-        reason = f"'{hub}' has no parquet files of it"
-        raise DataError(_advice(key, name, roots, dataset, reason))
-    return listing
+    if hub is None or not is_hub_id(hub):
+        raise DataError(_advice(wanted, "it is no registered name and no path"))
+    found, reason = download(hub, dataset)
+    listings = None if found is None else _open([found], wanted)
+    if listings is None:
+        raise DataError(_advice(wanted, reason or f"'{hub}' has no parquet files of it"))
+    return listings
 
 
 def _candidates(root: Path, name: str, dataset: DataSet | None) -> list[list[Path]]:
@@ -103,59 +121,136 @@ def _candidates(root: Path, name: str, dataset: DataSet | None) -> list[list[Pat
     below = [match for match in sorted(root.glob(dataset.folder)) if match.is_dir()]
     # --data may also name the folder itself; anything else is not searched for images.
     itself = fnmatch(root.resolve().name, dataset.folder) or (root / "train").is_dir()
-    return [[folder] for folder in ([*below, root] if itself or _parquet(root, 1) else below)]
+    itself = itself or any(root.glob("*.parquet"))
+    return [[folder] for folder in ([*below, root] if itself else below)]
 
 
-def _open(paths: list[Path], split: Split, dataset: DataSet | None, key: str) -> Listing | None:
+def _open(paths: list[Path], wanted: Wanted) -> Listings | None:
     folders = [path for path in paths if path.is_dir()]
-    if not folders:
-        return list_parquet(paths, split, dataset)
-    if len(paths) > 1:
+    if folders and len(paths) > 1:
         raise DataError(
-            f"{key}: must be one folder, or parquet files, but the pattern matches "
+            f"{wanted.key}: must be one folder, or parquet files, but the pattern matches "
             f"{len(paths)} paths, '{folders[0]}' among them."
         )
-    files = _parquet(folders[0], 2)
-    return list_parquet(files, split, dataset) if files else list_images(folders[0], split)
-
-
-def _parquet(folder: Path, depth: int) -> list[Path]:
-    patterns = ["/".join(["*"] * level + ["*.parquet"]) for level in range(depth)]
-    return sorted(path for pattern in patterns for path in folder.glob(pattern))
-
-
-def _download(hub: str, name: str, roots: list[Path], dataset: DataSet | None, key: str) -> Path:
-    # Slow to import, and only needed here.
-    from huggingface_hub import snapshot_download  # noqa: PLC0415
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError  # noqa: PLC0415
-
-    if dataset is None:
-        patterns = ["*.parquet", *(f"*{extension}" for extension in EXTENSIONS)]
-    else:
-        words = [word for split in dataset.splits.values() for word in split]
-        patterns = [f"*/{word}-*.parquet" for word in words]
-    # The bases of the Hub's own error are what its HTTP client raises, whichever that is.
-    failures: tuple[type[BaseException], ...] = (OSError, *HfHubHTTPError.__bases__)
-    try:
-        # Offline, this answers at once with what an earlier download left.
-        folder = snapshot_download(
-            hub, repo_type="dataset", allow_patterns=patterns, etag_timeout=_ANSWER_SECONDS
+    if folders:
+        return _open_folder(folders[0], str(folders[0]), wanted)
+    if len(paths) == 1:
+        return _open_file(paths[0], wanted)
+    odd = [path for path in paths if not is_parquet(path)]
+    if odd:
+        raise DataError(
+            f"{wanted.key}: must be one folder, or parquet files, but the pattern matches "
+            f"{len(paths)} files, '{odd[0]}' among them."
         )
-    except GatedRepoError as error:
-        page = f"https://huggingface.co/datasets/{hub}"
-        reason = f"its owner asks you to accept terms at {page}, then to run: hf auth login"
-        raise DataError(_advice(key, name, roots, dataset, reason)) from error
-    except failures as error:
-        reason = f"the Hugging Face Hub did not give '{hub}' ({str(error).splitlines()[0]})"
-        raise DataError(_advice(key, name, roots, dataset, reason)) from error
-    return Path(folder)
+    return _parquet(paths, wanted)
 
 
-def _advice(key: str, name: str, roots: list[Path], dataset: DataSet | None, reason: str) -> str:
+def _open_file(path: Path, wanted: Wanted) -> Listings | None:
+    try:
+        if is_archive(path):
+            return _open_folder(unpacked(path, wanted.cache), str(path), wanted)
+        if is_parquet(path) and not _names_files(path, wanted.asked):
+            return _parquet([path], wanted)
+        if path.suffix.lower() in KINDS:
+            return list_folder(
+                walk(str(path.parent)),
+                str(path),
+                meaning=wanted.meaning,
+                tables=[path],
+                only_named=True,
+                image_column=wanted.image_column,
+                label_column=wanted.label_column,
+            )
+        kind = describe(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}.") from error
+    raise DataError(
+        f"{wanted.key}: '{path}' must be a folder of images, parquet files, a zip or tar, or a "
+        f"table (CSV, TSV, JSON lines) of files and labels, but is {kind}."
+    )
+
+
+def _names_files(path: Path, asked: Asked) -> bool:
+    """Whether parquet only names the files of images."""
+    import pyarrow as pa  # noqa: PLC0415 -- slow to import
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    from mimkit.data.intake.columns import holds_images  # noqa: PLC0415
+    from mimkit.data.intake.sheet import file_column  # noqa: PLC0415
+
+    try:
+        schema = pq.read_schema(path)
+    except pa.ArrowException:
+        return False  # damaged, which is told where it is read
+    if any(holds_images(field.type) for field in schema):
+        return False
+    column = file_column(path, schema.names, asked.image)
+    return column is not None and pa.types.is_string(schema.field(column).type)
+
+
+def _open_folder(folder: Path, origin: str, wanted: Wanted) -> Listings | None:
+    if (saved := saved_splits(folder)) is not None:
+        return list_rows(saved, wanted.asked)
+    tree = walk(str(folder))
+    files = [path for path in _near(tree) if Path(path).suffix.lower() == ".parquet"]
+    if files and wanted.labels is None:
+        return _parquet([Path(tree.root, path) for path in sorted(files)], wanted)
+    return list_folder(
+        tree,
+        origin,
+        meaning=wanted.meaning,
+        tables=[] if wanted.labels is None else [_table(wanted, folder)],
+        image_column=wanted.image_column,
+        label_column=wanted.label_column,
+    )
+
+
+def _near(tree: Tree) -> list[str]:
+    """Files that are no images, at most two folders deep."""
+    return [
+        path for path in tree.others() if path.count("/") <= 1 and Path(path).name not in METADATA
+    ]
+
+
+def _table(wanted: Wanted, folder: Path) -> Path:
+    """The table of labels: where one stands, in the folder of the images, or beside the data."""
+    assert wanted.labels is not None
+    given = Path(wanted.labels).expanduser()
+    for root in (Path(), folder, folder.parent, *wanted.roots):
+        if (root / given).is_file():
+            return root / given
+    raise DataError(
+        f"data.labels: must be a table of files and labels (CSV, TSV, JSON lines, parquet), but "
+        f"'{wanted.labels}' is no file, neither here nor in {folder}. A labelled data set is named "
+        "with data.labelled."
+    )
+
+
+def _parquet(files: list[Path], wanted: Wanted) -> Listings | None:
+    """Lists parquet files; None if those of a registered data set have other names."""
+    if wanted.labels is not None:
+        raise DataError(
+            f"data.labels: must stand beside a folder of images, but {files[0]} is a table itself. "
+            "Name its column of labels with data.label_column."
+        )
+    groups = {name: Store(paths) for name, paths in grouped(files).items()}
+    if wanted.dataset is None:
+        return list_rows(groups, wanted.asked)
+    fixed: dict[str, Store] = {}
+    for split, names in wanted.dataset.splits.items():
+        paths = tuple(path for name in names if name in groups for path in groups[name].files)
+        if not paths:
+            return None
+        fixed[split] = Store(paths)
+    return list_rows(fixed, wanted.asked)
+
+
+def _advice(wanted: Wanted, reason: str) -> str:
+    key, name, roots, dataset = wanted.key, wanted.name, wanted.roots, wanted.dataset
     known = [entry.name for entry in registry.entries("datasets")]
     hint = "" if dataset else nearest(name, known)
     folder = dataset.folder.replace("[-_]", "_").rstrip("*") if dataset else Path(name).name
-    hub = (dataset.hub if dataset else None) or (name if _HUB_ID.fullmatch(name) else "USER/NAME")
+    hub = (dataset.hub if dataset else None) or (name if is_hub_id(name) else "USER/NAME")
     way, unset = f"--data FOLDER, where FOLDER/{folder} holds", "neither --data nor MIMKIT_DATA"
     if key != "data.name":  # --data says where the images to pre-train on are
         way, unset = f"{key}=FOLDER, which holds", "no MIMKIT_DATA"

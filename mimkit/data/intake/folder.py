@@ -1,0 +1,264 @@
+"""Folders of images as listings: which files belong to a split, in which order, of which class."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimkit.data.intake.kept import keep, kept
+from mimkit.data.intake.kinds import advice, census, reason
+from mimkit.data.intake.layout import Layout, arrange
+from mimkit.data.intake.paths import Paths, write_paths
+from mimkit.data.intake.places import Meaning, Part, Place
+from mimkit.data.intake.sheet import METADATA, Naming, naming
+from mimkit.data.intake.table import Skipped, Table
+from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree
+from mimkit.data.registered import Split
+from mimkit.errors import DataError
+
+_MANY: Final = 20
+"""So many files of one kind in a folder are counted, not listed."""
+HELD_OUT: Final = 10
+"""One image of so many is held out where a data set has no test part."""
+_FORMAT: Final = 1
+"""Raised when what is kept of a listing changes, so that old files are no longer found."""
+
+
+@dataclass(frozen=True)
+class FolderListing:
+    """Image files below one folder.
+
+    Args:
+        origin: where it lies, for people.
+        root: the folder.
+        part: the folders whose images belong to it.
+        classes: their names, or () if the images are not labelled.
+        share: which share of the images to take, where there is no test part.
+        named: what a table says of the images, which then counts instead of their folders.
+        skipped: files and folders that are not used.
+        note: how the split came about.
+    """
+
+    origin: str
+    root: str
+    part: Part
+    classes: tuple[str, ...]
+    share: Split | None = None
+    named: Naming | None = None
+    skipped: tuple[Skipped, ...] = ()
+    note: str = ""
+
+    @cached_property
+    def stamp(self) -> str:
+        """Digest of paths, sizes and times of change of the images, and of labels and share."""
+        words = [str(_FORMAT), self.root, str(self.share), *self.classes]
+        words.append(self.named.digest if self.named else "")
+        key = hashlib.sha256("\0".join(words).encode())
+        labels = self.part.labels or [None] * len(self.part.places)
+        for place, label in zip(self.part.places, labels, strict=True):
+            files = "\0".join(place.folder.images).encode() if self.named else b""
+            name = "\0".join((place.folder.name, *place.below, str(label)))
+            key.update(f"\1{name}\0".encode() + place.folder.digest + files)
+        return key.hexdigest()[:32]
+
+    def read(self, cache: Path) -> Table:
+        """Builds the table of paths, or maps what was built before; no image is opened.
+
+        Images come in the order of the hashes of their paths, so that an order says nothing.
+        """
+        place = cache / "tables" / self.stamp
+        found = kept(place)
+        if found is None:
+            files = list(self._files())
+            order = self._order()
+            write_paths(self.root, [files[k] for k in order], place)
+            labels = self._labels(files)
+            keep(place, None if labels is None else labels[order], self.classes)
+            found = kept(place)
+            assert found is not None
+        paths = Paths(self.root, place)
+        return Table(paths, np.arange(len(paths)), *found)
+
+    def _files(self) -> Iterator[str]:
+        for place in self.part.places:
+            yield from map(place.folder.path, place.folder.images)
+
+    def _order(self) -> NDArray[np.int64]:
+        hashes = b"".join(
+            hashlib.blake2b("/".join((*place.below, file)).encode()).digest()[:8]
+            for place in self.part.places
+            for file in place.folder.images
+        )
+        order = np.argsort(np.frombuffer(hashes, ">u8"), kind="stable")
+        if self.share is None:
+            return order
+        count = held_out(len(order))
+        return order[:count] if self.share == "test" else order[count:]
+
+    def _labels(self, files: Sequence[str]) -> NDArray[np.int64] | None:
+        if self.named is not None:
+            return np.array([self.named.codes.get(file, -1) for file in files], dtype=np.int64)
+        if self.part.labels is None:
+            return None
+        counts = [place.count for place in self.part.places]
+        return np.repeat(np.array(self.part.labels, dtype=np.int64), counts)
+
+
+def held_out(total: int) -> int:
+    """How many of so many images are held out."""
+    return max(1, total // HELD_OUT)
+
+
+def list_folder(
+    tree: Tree,
+    origin: str,
+    *,
+    meaning: Meaning = "auto",
+    tables: Sequence[Path] = (),
+    only_named: bool = False,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> dict[Split, FolderListing]:
+    """Lists both splits of a folder of images.
+
+    Args:
+        tree: the folder.
+        origin: where it lies, for people.
+        meaning: of its folders (`arrange`).
+        tables: of file and label; by default those that lie beside the images as Hugging Face has
+            it, ``metadata.csv`` or ``.jsonl``.
+        only_named: whether the tables say which images there are, not only their labels.
+        image_column: of the tables: which holds the files.
+        label_column: of the tables: which holds the labels.
+
+    Raises: DataError if there is no image, or the splits or labels do not fit.
+    """
+    if not any(folder.images for folder in tree.folders):
+        raise DataError(_empty(tree))
+    beside = [Path(tree.root, path) for path in tree.others() if Path(path).name in METADATA]
+    named = None
+    if tables or beside:
+        named = naming(tree, tables or beside, image_column, label_column)
+    elif label_column not in (None, "none"):
+        raise DataError(
+            f"data.label_column = '{label_column}': must be a column of a parquet file or table, "
+            f"but {tree.root} is a folder of images. Name a table of files and labels with "
+            "data.labels."
+        )
+    layout = _layout(tree, meaning, named, only_named=only_named)
+    notes = [*layout.notes, *layout.label_notes]
+    if named is not None:
+        notes.append(named.note)
+        if named.lost:
+            notes.append(
+                f"{len(named.lost):,} files that it names are not there, first {named.lost[0]}"
+            )
+    shares: dict[Split, Split | None] = {"train": None, "test": None}
+    if layout.test is None:
+        notes.insert(0, _hold_out(tree, layout.train.count))
+        shares = {"train": "train", "test": "test"}
+    whole = FolderListing(origin, tree.root, layout.train, layout.classes)
+    if named is not None and named.classes:
+        whole = replace(whole, classes=named.classes, named=named)
+    used = {path.name for path in (*tables, *beside)}
+    others = {split: tuple(_others(tree, layout.test, split, used)) for split in shares}
+    first = notes[:1] if layout.test is None else []
+    return {
+        "train": replace(
+            whole,
+            share=shares["train"],
+            skipped=layout.unused + others["train"],
+            note="; ".join(notes),
+        ),
+        "test": replace(
+            whole,
+            part=layout.test or layout.train,
+            share=shares["test"],
+            skipped=others["test"],
+            note="; ".join(first),
+        ),
+    }
+
+
+def _hold_out(tree: Tree, total: int) -> str:
+    if total == 1:
+        raise DataError(
+            f"{tree.root}: must hold at least two images, one to train on and one to hold out, but "
+            "holds one."
+        )
+    return f"no test part: {held_out(total):,} of {total:,} images, chosen by path, are held out"
+
+
+def _layout(tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: bool) -> Layout:
+    if named is None:
+        return arrange(tree, meaning)
+    if named.splits:
+        return _by_table(tree, named)
+    if only_named:
+        tree = Tree(tree.root, tuple(_only(tree.folders, named.codes.keys())))
+    if not named.classes:
+        return arrange(tree, meaning)
+    codes = named.codes
+
+    def labelled(part: Part) -> bool:
+        paths = (p.folder.path(name) for p in part.places for name in p.folder.images)
+        return any(codes.get(path, -1) >= 0 for path in paths)
+
+    return arrange(tree, meaning, labelled)
+
+
+def _by_table(tree: Tree, named: Naming) -> Layout:
+    """Splits images as a table says."""
+    parts: dict[str, Part] = {}
+    for split in ("train", "test"):
+        files = {file for file, of in named.splits.items() if of == split}
+        places = (Place(folder, folder.parts) for folder in _only(tree.folders, files))
+        parts[split] = Part(split, tuple(places))
+    left = sum(len(f.images) for f in tree.folders) - parts["train"].count - parts["test"].count
+    unused = (Skipped(tree.root, f"{left:,} images not used: the table puts them in no split"),)
+    return Layout(parts["train"], parts["test"], (), unused if left else (), ())
+
+
+def _only(folders: Sequence[Folder], files: Collection[str]) -> Iterator[Folder]:
+    for folder in folders:
+        kept = tuple(name for name in folder.images if folder.path(name) in files)
+        if kept:
+            yield replace(folder, images=kept)
+
+
+def _others(
+    tree: Tree, test: Part | None, split: Split, used: Collection[str]
+) -> Iterator[Skipped]:
+    """Files that are no images: those of the test part's folders for test, the rest for train."""
+    of_test = {place.folder.name for place in test.places} if test else set()
+    for folder in tree.folders:
+        if (folder.name in of_test) is not (split == "test"):
+            continue
+        at = f"{tree.root}/{folder.name}" if folder.name else tree.root
+        by_kind: dict[str, list[str]] = {}
+        for name in folder.others:
+            if name not in used:
+                by_kind.setdefault(Path(name).suffix.lower(), []).append(name)
+        for kind, names in by_kind.items():
+            if len(names) > _MANY:
+                yield Skipped(f"{at}/*{kind}", f"{len(names):,} files: {reason(names[0])}")
+            else:
+                yield from (Skipped(f"{at}/{name}", reason(name)) for name in names)
+        for name in folder.unnameable:
+            yield Skipped(ascii(f"{at}/{name}"), "has a name that is not UTF-8")
+
+
+def _empty(tree: Tree) -> str:
+    others = list(tree.others())
+    kinds = f" Its files are {census(others)}.{advice(others)}" if others else ""
+    return (
+        f"{tree.root}: must hold images ({', '.join(sorted(EXTENSIONS))}), in train/ and test/ or "
+        f"val/, in one folder per class, or at any depth, but holds none.{kinds}"
+    )

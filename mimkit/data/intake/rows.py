@@ -1,0 +1,269 @@
+"""Tables of images - parquet, or Arrow from ``save_to_disk`` - as listings."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimkit.data.counter import uniform
+from mimkit.data.intake.columns import Asked, Columns, codes_in, features_of, find_columns
+from mimkit.data.intake.folder import HELD_OUT, held_out
+from mimkit.data.intake.kept import keep, kept
+from mimkit.data.intake.labels import Codes, unite
+from mimkit.data.intake.parquet import check_whole
+from mimkit.data.intake.records import Records, copy_column
+from mimkit.data.intake.table import Skipped, Table
+from mimkit.data.intake.words import TEST_WORDS, TRAIN_WORDS, word_in, word_of
+from mimkit.data.registered import Split
+from mimkit.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+_HOLD_OUT_STREAM: Final = 100
+_FORMAT: Final = 1
+
+
+@dataclass(frozen=True)
+class Store:
+    """The files of one split.
+
+    Args:
+        files: in order.
+        arrow: whether they are Arrow streams, which can be mapped as they lie; else parquet.
+    """
+
+    files: tuple[Path, ...]
+    arrow: bool = False
+
+    @property
+    def origin(self) -> str:
+        """The folder."""
+        return str(self.files[0].parent)
+
+    def schema(self) -> pa.Schema:
+        """Of the first file."""
+        import pyarrow as pa  # noqa: PLC0415 -- slow to import
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        if self.arrow:
+            return pa.ipc.open_stream(pa.memory_map(str(self.files[0]))).schema
+        return pq.read_schema(self.files[0])
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column of all files, in memory."""
+        import pyarrow as pa  # noqa: PLC0415
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        columns = [
+            _stream(path)[name] if self.arrow else pq.read_table(path, columns=[name])[name]
+            for path in self.files
+        ]
+        chunks = [chunk for column in columns for chunk in column.chunks]
+        return pa.chunked_array(chunks, columns[0].type)
+
+    def count(self) -> int:
+        """How many rows there are."""
+        import pyarrow.parquet as pq  # noqa: PLC0415
+
+        if self.arrow:
+            return sum(len(_stream(path)) for path in self.files)
+        return sum(int(pq.read_metadata(path).num_rows) for path in self.files)
+
+    def records(self, column: str, cache: Path) -> Records:
+        """The images, each within reach."""
+        if self.arrow:
+            return Records(tuple(map(str, self.files)), column, self.origin)
+        return copy_column(self.files, column, cache)
+
+    def words(self) -> list[str]:
+        """Paths, sizes and times of change."""
+        status = [path.stat() for path in self.files]
+        return [
+            f"{path.absolute()}\0{each.st_size}\0{each.st_mtime_ns}"
+            for path, each in zip(self.files, status, strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class RowListing:
+    """One split of a table of images.
+
+    Args:
+        store: its files.
+        columns: what is read of them.
+        other: the files of the other split, with which the classes are shared.
+        share: which share of the rows to take, where no files are those of a test part.
+        skipped: files that are not used.
+        note: how the split came about.
+    """
+
+    store: Store
+    columns: Columns
+    other: Store | None = None
+    share: Split | None = None
+    skipped: tuple[Skipped, ...] = ()
+    note: str = ""
+
+    @property
+    def origin(self) -> str:
+        """The folder."""
+        return self.store.origin
+
+    @cached_property
+    def stamp(self) -> str:
+        """Digest of the files, the columns and the share."""
+        columns = self.columns
+        words = [str(_FORMAT), columns.image, str(columns.label), *(columns.names or ())]
+        words += [str(self.share), *self.store.words(), *(self.other.words() if self.other else ())]
+        return hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
+
+    def read(self, cache: Path) -> Table:
+        """Maps the images and numbers the labels."""
+        with _told(self.store):
+            records = self.store.records(self.columns.image, cache)
+            place = cache / "tables" / self.stamp
+            if (found := kept(place)) is None:
+                keep(place, *self._labels())
+                found = kept(place)
+                assert found is not None
+            table = Table(records, np.arange(len(records)), *found)
+        return table if self.share is None else table.select(_rows(len(table), self.share))
+
+    def _labels(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
+        label = self.columns.label
+        if label is None:
+            return None, ()
+        stores = [self.store] if self.other is None else [self.store, self.other]
+        codes = [_codes(store, self.columns) for store in stores]
+        return unite(codes)[0]
+
+
+def list_rows(groups: Mapping[str, Store], asked: Asked) -> dict[Split, RowListing]:
+    """Lists both splits of tables of images.
+
+    Args:
+        groups: the files, by what they are called.
+        asked: what is known of the columns.
+
+    Raises: DataError if a file is damaged, or there is no column of images.
+    """
+    trains, tests, notes, skipped = _split(groups)
+    first = groups[trains[0]]
+    train = Store(tuple(p for name in trains for p in groups[name].files), first.arrow)
+    check_whole(train.files)
+    with _told(train):
+        schema = train.schema()
+        columns = find_columns(train.files[0], schema, features_of(schema), asked)
+        columns = _checked(train, schema, columns, asked)
+        if len(tests) > 1:
+            chosen = _labelled(groups, tests, columns)
+            others = [name for name in tests if name != chosen]
+            notes.append(f"the test split is {chosen}; not used: {', '.join(others)}")
+            skipped += [Skipped(groups[name].origin, f"not used: {name}") for name in others]
+            tests = [chosen]
+    shares: dict[Split, Split | None] = {"train": None, "test": None}
+    other, held = (groups[tests[0]], "") if tests else (None, "")
+    if other is None:
+        held = f"no test part: one row of {HELD_OUT}, chosen by its number, is held out"
+        shares = {"train": "train", "test": "test"}
+    else:
+        check_whole(other.files)
+    said = "; ".join(each for each in (held, *notes, columns.note) if each)
+    listing = RowListing(train, columns, other, shares["train"], tuple(skipped), said)
+    test = replace(listing, share=shares["test"], skipped=(), note=held)
+    if other is not None:
+        test = replace(test, store=other, other=train)
+    return {"train": listing, "test": test}
+
+
+def _split(
+    groups: Mapping[str, Store],
+) -> tuple[list[str], list[str], list[str], list[Skipped]]:
+    """Finds the splits by the words in names; exact ones come first."""
+    words = {name: word_of(name) for name in groups}
+    if not any(words.values()):
+        words = {name: word_in(name) for name in groups}
+    trains = [name for name in groups if words[name] in TRAIN_WORDS]
+    tests = [name for word in TEST_WORDS for name in groups if words[name] == word]
+    rest = [name for name in groups if words[name] is None]
+    if not trains and not (tests and rest):
+        note = f"no training files: {', '.join(tests)} are one pool"
+        return [*groups], [], [note] if tests else [], []
+    if not trains:
+        return rest, tests, [f"trained on all files that are not called {', '.join(tests)}"], []
+    if not rest:
+        return trains, tests, [], []
+    skipped = [Skipped(str(path), "not used") for name in rest for path in groups[name].files]
+    note = f"not used, as other files are called train: {', '.join(rest)}"
+    return trains, tests, [f"{note} (a pattern in data.name chooses files)"], skipped
+
+
+def _checked(store: Store, schema: pa.Schema, columns: Columns, asked: Asked) -> Columns:
+    """Gives up a column of labels that was only guessed, if its values are no classes."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    if columns.label is None or asked.label is not None or asked.dataset is not None:
+        return columns
+    kind = schema.field(columns.label).type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_string(kind):
+        return columns  # classes, whatever the values are
+    found = codes_in(store.files[0], store.column(columns.label), columns, sure=False)
+    return replace(columns, label=None, note=found) if isinstance(found, str) else columns
+
+
+def _labelled(groups: Mapping[str, Store], tests: Sequence[str], columns: Columns) -> str:
+    """The first test split that has labels."""
+    if columns.label is not None:
+        for name in tests:
+            if bool((_codes(groups[name], columns)[0] >= 0).any()):
+                return name
+    return tests[0]
+
+
+def _codes(store: Store, columns: Columns) -> Codes:
+    """Numbers the labels of a split; all -1 if it has no such column."""
+    assert columns.label is not None
+    if columns.label not in store.schema().names:
+        return np.full(store.count(), -1, dtype=np.int64), columns.names or ()
+    own = features_of(store.schema()).get(columns.label)
+    names = own.get("names") if isinstance(own, dict) else None
+    mine = replace(columns, names=tuple(names) if names else columns.names)
+    found = codes_in(store.files[0], store.column(columns.label), mine, sure=True)
+    assert not isinstance(found, str)
+    return found
+
+
+def _stream(path: Path) -> pa.Table:
+    import pyarrow as pa  # noqa: PLC0415
+
+    return pa.ipc.open_stream(pa.memory_map(str(path))).read_all()
+
+
+@contextmanager
+def _told(store: Store) -> Iterator[None]:
+    """Turns what Arrow says of damaged files into one message."""
+    import pyarrow as pa  # noqa: PLC0415
+
+    try:
+        yield
+    except pa.ArrowException as error:
+        kind = "Arrow" if store.arrow else "parquet"
+        raise DataError(
+            f"{store.origin}: its {len(store.files)} {kind} files must be readable and have the "
+            f"same columns, but: {error}"
+        ) from error
+
+
+def _rows(count: int, split: Split) -> NDArray[np.int64]:
+    shuffled = np.argsort(uniform(0, _HOLD_OUT_STREAM, np.arange(count), 1)[:, 0], kind="stable")
+    test = held_out(count)
+    return np.sort(shuffled[:test] if split == "test" else shuffled[test:])
