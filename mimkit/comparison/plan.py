@@ -17,8 +17,15 @@ from mimkit.comparison.methods import (
 )
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.data.sources import Source, open_source
-from mimkit.errors import DataError, RecipeError
+from mimkit.comparison.refusals import (
+    is_another,
+    is_edited,
+    is_of_other_version,
+    kept_sizes,
+    refuse_unfit,
+)
+from mimkit.data.sources import open_source
+from mimkit.errors import DataError
 from mimkit.files import write_json
 from mimkit.recipe.schema import Recipe
 
@@ -35,12 +42,16 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
         folder holds another comparison.
     """
     earlier = read_plan(folder)
-    if earlier is not None:
-        _refuse_another(earlier, question, folder)
+    if earlier is not None and (
+        is_of_other_version(earlier, folder) or is_another(earlier, question, folder)
+    ):
+        earlier = None
     known = {m.reference: m for m in earlier.methods} if earlier else {}
     found = {one.reference: one for one in find_methods(question.methods, question.recipes)}
     for reference in known.keys() & found.keys():
-        _refuse_edited(known[reference], found.pop(reference), folder)
+        if not is_edited(known[reference], found[reference], folder):
+            del found[reference]
+    refuse_unfit(tuple(found.values()), question, earlier, folder)
     budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
     drafts = [draft_method(one, question, budget, folder, console) for one in found.values()]
     sizes = _sizes(earlier, drafts)
@@ -101,28 +112,11 @@ def read_plan(folder: Path) -> Plan | None:
 
 
 def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:
-    """Sizes the evaluations once for all methods, after the one that sees the fewest images.
-
-    Raises: RecipeError if the methods are not run on the same images.
-    """
+    """Sizes the evaluations once for all methods, after the one that sees the fewest images."""
     if earlier is not None:
-        kept = dict(earlier.sizes)
-        return Sizes(**{**kept, "fractions": tuple(kept["fractions"])})
-    first = drafts[0]
-    for draft in drafts:
-        if draft.labelled.fingerprint != first.labelled.fingerprint:
-            raise RecipeError(
-                f"compare: all methods must be judged on the same images, but {first.found.label} "
-                f"has {_images(first.labelled)} and {draft.found.label} {_images(draft.labelled)}. "
-                "Name the data (--dataset), or their number (--set data.num_images=N)."
-            )
+        return kept_sizes(earlier)
     images = [draft.total_steps * draft.batch_size for draft in drafts]
-    return choose_sizes(min(images), first.labelled)
-
-
-def _images(source: Source) -> str:
-    height, width = (int(side) for side in source.sizes[0])
-    return f"{len(source):,} of {source.name}, the first of {height} x {width} px"
+    return choose_sizes(min(images), drafts[0].labelled)
 
 
 def _least(found: Sequence[Found]) -> Budget:
@@ -136,32 +130,3 @@ def _least(found: Sequence[Found]) -> Budget:
         return train.total_epochs * len(open_source(recipe.data, "train"))
 
     return Budget("images", min(images(one.recipe) for one in found))
-
-
-def _refuse_edited(method: Method, found: Found, folder: Path) -> None:
-    if method.digest != found.digest:
-        raise DataError(
-            f"{found.source}: this recipe, or a part that it names, is another one than when the "
-            f"comparison in {folder} was planned: its finished runs must not be compared with new "
-            "ones. Undo the change, or choose another folder with --out."
-        )
-
-
-def _refuse_another(earlier: Plan, question: Question, folder: Path) -> None:
-    if earlier.mimkit != mimkit.__version__:
-        raise DataError(
-            f"{folder}: this comparison was begun with mimkit {earlier.mimkit}, and here is "
-            f"{mimkit.__version__}: their runs must not be compared. Choose another folder with "
-            "--out."
-        )
-    asked = question.fixed()
-    if asked["budget"] is None:
-        asked["budget"] = earlier.asked["budget"]
-    differ = [name for name, value in earlier.asked.items() if asked.get(name) != value]
-    if differ:
-        was = ", ".join(f"{name} {earlier.asked[name]}" for name in differ)
-        now = ", ".join(f"{name} {asked.get(name)}" for name in differ)
-        raise DataError(
-            f"{folder}: this folder holds another comparison (its {was}; asked for: {now}). "
-            "Choose another folder with --out."
-        )
