@@ -15,7 +15,6 @@ from torch import nn
 
 from mimkit.pipeline.current import Run, open_run
 from mimkit.recipe.schema import Recipe
-from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.guard import Guard
@@ -83,7 +82,7 @@ class Bench:
 def bench(recipe: Recipe, *, device: str | None, steps: int, console: Console) -> Bench:
     """Measures ``steps`` training steps of a recipe, after a warm-up; trains nothing that stays."""
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
-        current = open_run(settle(recipe, console.print), folder, world, console)
+        current = open_run(recipe, folder, world, console)
         _, trial = choose_forward(
             current.pretrainer,
             current.pretrainer,

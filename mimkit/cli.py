@@ -48,7 +48,9 @@ RecipeArgument = Annotated[
 RunnableArgument = Annotated[
     str,
     typer.Argument(
-        metavar="RECIPE", help="A TOML file, a registered recipe, or the folder of a run to go on."
+        metavar="RECIPE",
+        help="A TOML file or a folder with a recipe.toml, a registered recipe, or the folder of a "
+        "run to go on.",
     ),
 ]
 PresetOption = Annotated[
@@ -147,17 +149,20 @@ def run(
     seed: Annotated[int | None, typer.Option(help="Of everything random; default: 0.")] = None,
     device: DeviceOption = None,
     out: Annotated[Path, typer.Option(help="The run lies in OUT/<name>/<seed>.")] = Path("runs"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew, removing that run.")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Start anew, removing what that run wrote.")
+    ] = False,
 ) -> None:
     """Pre-train, evaluate, report; an interrupted run goes on where it stopped."""
     from mimkit.pipeline import run as pipeline
     from mimkit.recipe.schema import load
+    from mimkit.report import ownership
     from mimkit.train.distributed import torchrun
     from mimkit.train.signals import Interrupted
 
     held = Path(recipe) / "recipe.toml"
-    folder = held.parent if held.is_file() else None
-    reference = str(held) if folder else recipe
+    folder = held.parent if ownership.kind_of(held.parent) == "run" else None
+    reference = str(held) if held.is_file() else recipe
     tables = None
     if labels is not None:
         from mimkit.data.intake.locate import labels_key
@@ -174,6 +179,9 @@ def run(
     if chosen.train.processes > 1 and "RANK" not in os.environ:
         under = torchrun(chosen.train.processes, sys.argv[1:])
         os.execv(under[0], under)  # becomes torchrun, so that signals reach it
+    if folder is None and held.is_file():
+        lies = out / chosen.name / str(chosen.seed)
+        Console().print(f"{held}: read as a recipe; its run lies in {lies}", markup=False)
     command = shlex.join(["mimkit", *sys.argv[1:]])
     try:
         pipeline.run(chosen, out=out, folder=folder, device=device, fresh=fresh, command=command)

@@ -1,36 +1,88 @@
 """Writing files so that a kill or a full disk never leaves half of one."""
 
+import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
-from collections.abc import Callable
+import stat
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mimkit.errors import DataError
 
 
-def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
-    """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Says in words what the system has against writing ``path``.
 
-    Raises: DataError if the disk is full; ``path`` then still holds what it held before.
+    Raises: DataError instead of any OSError inside.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        write(temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DataError(
                 f"{path}: the disk is full, so this file could not be written; what was there "
                 "before is intact. Free some space, then repeat the same command to go on."
             ) from error
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
+        raise DataError(
+            f"{path}: must be written, but: {_reason(error, path)}. What was there before is "
+            "intact. Name another place with --out (MIMKIT_CACHE for what is cached), or change "
+            "who may write there."
+        ) from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Says in words why ``path`` cannot be read.
+
+    Raises: DataError instead of any OSError inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: must be readable, but: {_reason(error, path)}.") from error
+
+
+def _reason(error: OSError, path: Path) -> str:
+    said = error.strerror or str(error)
+    elsewhere = error.filename is not None and os.fspath(error.filename) != os.fspath(path)
+    return f"{said} ({error.filename})" if elsewhere else said
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, where they are not there yet.
+
+    Raises: DataError if that cannot be, as where a file is in the way.
+    """
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
+def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
+    """Lets ``write`` fill a temporary file beside ``path``, then renames it into place.
+
+    Its permissions are those of any new file of the user, whatever ``write`` made of them.
+
+    Raises: DataError if it cannot be written; ``path`` then still holds what it held before.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary.touch()
+            mode = stat.S_IMODE(temporary.stat().st_mode)
+            write(temporary)
+            temporary.chmod(mode)  # some libraries make files that only their owner may read
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # it may never have come about
+                temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,8 +95,19 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: object) -> None:
-    """Writes a JSON file atomically, keys in the given order."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+    """Writes a JSON file atomically, keys in the given order; see `finite`."""
+    write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+
+
+def finite(tree: Any) -> Any:
+    """Replaces numbers that JSON has no word for, NaN and infinities, by None."""
+    if isinstance(tree, float):
+        return tree if math.isfinite(tree) else None
+    if isinstance(tree, Mapping):
+        return {name: finite(value) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [finite(value) for value in tree]
+    return tree
 
 
 def sha256(path: Path) -> str:

@@ -276,7 +276,7 @@ def test_what_the_machine_may_lack_is_said(tmp_path, monkeypatch):
         for name, one in (("one", trial), ("two", large))
     )
     plan = Plan("", "shapes", Budget("steps", 10), (0, 1), methods, "0.1.0")
-    monkeypatch.setattr("mimkit.comparison.outlook._memory", lambda: 11 * 2**30)
+    monkeypatch.setattr("mimkit.comparison.outlook.machine_bytes", lambda: 11 * 2**30)
     assert warnings(plan, 2, tmp_path) == []
     assert warnings(plan, 0, tmp_path) == []
     (said,) = warnings(plan, 3, tmp_path)

@@ -82,8 +82,8 @@ def test_a_run_writes_the_decision_down_and_goes_on_with_it(choosy, tmp_path):
 
 def test_what_a_folder_leaves_open_its_first_run_settles(choosy, tmp_path):
     folder = tmp_path / "imported"
-    folder.mkdir()
-    (folder / "recipe.toml").write_text(resolved(load(str(choosy))))
+    with RunFolder(folder, writable=True) as imported:
+        imported.recipe.write_text(resolved(load(str(choosy))))
     assert written(folder)["normal"] == "auto"
     run(load(str(folder / "recipe.toml")), folder=folder, device="cpu")
     assert written(folder)["normal"] == "yes"

@@ -1,9 +1,7 @@
 """Running the cells of a comparison: a few at once, each an ordinary run in its own process."""
 
 import errno
-import fcntl
 import os
-import signal
 import sys
 import time
 import tomllib
@@ -17,6 +15,7 @@ from typing import Final
 import torch
 from rich.console import Console
 
+from mimkit import locks
 from mimkit.comparison.board import Board, Running, makespan
 from mimkit.comparison.cause import disk_is_full, ended_by, last_words, tail
 from mimkit.comparison.folder import (
@@ -31,8 +30,9 @@ from mimkit.comparison.launchers import Job, Launcher
 from mimkit.comparison.records import Cell, Plan
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
-from mimkit.files import write_text
-from mimkit.report.folder import LOCK
+from mimkit.files import write_text, writing
+from mimkit.report import ownership
+from mimkit.report.ownership import LOCK
 from mimkit.train.distributed import torchrun
 from mimkit.train.signals import Interrupted, Request, listen
 from mimkit.train.trial import duration
@@ -53,22 +53,18 @@ class Stopped(Interrupted):
 def claim(folder: Path) -> Iterator[None]:
     """Keeps the folder of a comparison for this process, as long as it lives.
 
-    Raises: DataError if another process has it.
+    Raises: DataError if it is not a comparison's, cannot be written, or another process has it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise DataError(
-                f"{folder}: another mimkit compare is at work in this folder, process "
-                f"{file.read().strip() or 'unknown'}. Wait until it ends, or choose another folder "
-                "with --out."
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+    ownership.claim(folder, "comparison")
+    with writing(folder / LOCK):
+        file = locks.take(folder / LOCK)
+    if file is None:
+        raise DataError(
+            f"{folder}: another mimkit compare is at work in this folder, process "
+            f"{locks.owner(folder / LOCK)}. Wait until it ends, or choose another folder with "
+            "--out."
+        )
+    with file:
         yield
 
 
@@ -289,7 +285,7 @@ class _Queue:
         else:
             reason = f"{last_words(said)} (exit code {code}; all it said: {log})"
         if ended is not None:
-            memory = ", as it happens when memory runs out," if ended is signal.SIGKILL else ""
+            memory = ", as it happens when memory runs out," if ended.name == "SIGKILL" else ""
             reason = f"killed by {ended.name}{memory} {_RETRIES + 1} times; last words: {reason}"
         elif disk_is_full(reason, self.folder):
             failure.unlink(missing_ok=True)
@@ -342,14 +338,7 @@ class _Queue:
 
 def _is_claimed(path: Path) -> bool:
     """Whether a process writes into a run folder."""
-    if not (path / LOCK).is_file():
-        return False
-    with (path / LOCK).open("r+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            return True
-    return False
+    return locks.is_taken(path / LOCK)
 
 
 def _full(folder: Path, what: str) -> DataError:

@@ -1,7 +1,6 @@
 """Where the processes of a comparison run: on this machine, or in the queue of a cluster."""
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -11,8 +10,10 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from mimkit import locks
 from mimkit.data.workers import cores
 from mimkit.errors import RecipeError
+from mimkit.report import ownership
 
 if TYPE_CHECKING:
     import submitit
@@ -60,7 +61,8 @@ class LocalLauncher:
 
     Each has a session of its own: Ctrl-C at the terminal reaches the parent alone, and a process
     outlives a killed parent. Its output holds a lock on the log, which lasts as long as it or one
-    of its own children lives; so a later parent finds it.
+    of its own children lives; so a later parent finds it. (On Windows, which has no such locks, it
+    finds the run's own.)
     """
 
     shares_machine = True
@@ -69,7 +71,7 @@ class LocalLauncher:
         """See `Launcher.start`."""
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.share(file)
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -85,11 +87,7 @@ class LocalLauncher:
         if not log.exists():
             return False
         with log.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-        return False
+            return not locks.share(file)
 
 
 class _LocalJob:
@@ -256,12 +254,14 @@ def make_launcher(name: str, folder: Path, options: Sequence[str]) -> Launcher:
         folder: of the comparison.
         options: ``KEY=VALUE`` for Slurm.
 
-    Raises: RecipeError if an option is not of that form, or is given without Slurm.
+    Raises: RecipeError if an option is not of that form, or is given without Slurm; DataError if
+        the folder is not a comparison's.
     """
     pairs = [option.partition("=") for option in options]
     if wrong := [key for key, equals, value in pairs if not (key and equals and value)]:
         raise RecipeError(f"--slurm {wrong[0]}: must be KEY=VALUE, such as partition=gpu.")
     if name == "slurm":
+        ownership.claim(folder, "comparison")  # submitit makes its own folder in it at once
         return SlurmLauncher(folder / "slurm", {key: value for key, _, value in pairs})
     if pairs:
         raise RecipeError(f"--slurm {options[0]}: needs --launcher slurm.")

@@ -1,6 +1,5 @@
 """What the runs of a plan will take."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from rich.table import Table
 
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Plan
+from mimkit.memory import machine_bytes
 from mimkit.report import words
 
 
@@ -65,16 +65,13 @@ def warnings(plan: Plan, jobs: int, folder: Path) -> list[str]:
         found.append("The disk may be too small for all runs.")
     on_cpu = [m.trial.peak_memory_bytes for m in plan.methods if m.trial.device.startswith("CPU")]
     together = sum(sorted(on_cpu * len(plan.seeds), reverse=True)[:jobs])
-    if together > _memory():
+    machine = machine_bytes()
+    if machine is not None and together > machine:
         found.append(
             f"{jobs} runs at once may need {words.memory(together)} of memory, and this machine "
-            f"has {words.memory(_memory())}. Fewer at once: --jobs."
+            f"has {words.memory(machine)}. Fewer at once: --jobs."
         )
     return found
-
-
-def _memory() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _free_disk(folder: Path) -> int:

@@ -6,7 +6,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
-import torch
 from rich.console import Console
 
 import mimkit
@@ -18,10 +17,20 @@ from mimkit.comparison.methods import (
 )
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.data.sources import Source, find, open_labelled, open_source, open_sources
-from mimkit.errors import DataError, RecipeError
+from mimkit.comparison.refusals import (
+    DATA,
+    all_data,
+    is_another,
+    is_edited,
+    is_of_other_version,
+    is_on_other_data,
+    kept_sizes,
+    refuse_unfit,
+)
+from mimkit.data.sources import open_source
+from mimkit.errors import DataError
 from mimkit.files import write_json
-from mimkit.pipeline.identity import FILE, keep_data_of_all, splits
+from mimkit.pipeline.identity import write_data
 from mimkit.recipe.schema import Recipe
 
 PLAN: Final = "plan.json"
@@ -37,13 +46,19 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
         folder holds another comparison.
     """
     earlier = read_plan(folder)
-    if earlier is not None:
-        _refuse_another(earlier, question, folder)
-    known = {m.reference: m for m in earlier.methods} if earlier else {}
+    if earlier is not None and (
+        is_of_other_version(earlier, folder) or is_another(earlier, question, folder)
+    ):
+        earlier = None
     found = {one.reference: one for one in find_methods(question.methods, question.recipes)}
-    _keep_data(tuple(found.values()), folder, begun=earlier is not None)
+    data = all_data(found.values())
+    if earlier is not None and is_on_other_data(data, folder):
+        earlier = None
+    known = {m.reference: m for m in earlier.methods} if earlier else {}
     for reference in known.keys() & found.keys():
-        _refuse_edited(known[reference], found.pop(reference), folder)
+        if not is_edited(known[reference], found[reference], folder):
+            del found[reference]
+    refuse_unfit(tuple(found.values()), question, earlier, folder)
     budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
     drafts = [draft_method(one, question, budget, folder, console) for one in found.values()]
     sizes = _sizes(earlier, drafts)
@@ -63,6 +78,7 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
         asked=question.fixed(),
         sizes={**asdict(sizes), "fractions": list(sizes.fractions)},
     )
+    write_data(folder / DATA, data)
     write_json(folder / PLAN, asdict(plan))
     return plan
 
@@ -103,46 +119,12 @@ def read_plan(folder: Path) -> Plan | None:
         ) from error
 
 
-def _keep_data(found: Sequence[Found], folder: Path, *, begun: bool) -> None:
-    """Refuses data that changed since the comparison was begun: its runs share them."""
-    opened: dict[str, dict[str, Source]] = {}
-    sources: dict[str, Source] = {}
-    for one in found:
-        data = one.recipe.data
-        section = data.model_dump_json()
-        if section not in opened:
-            where = find(data)
-            drawn = where.images is None and where.labelled is None
-            opened[section] = (
-                {} if drawn else splits(*open_sources(data, where), open_labelled(data, where))
-            )
-        sources |= {f"{one.label} {split}": each for split, each in opened[section].items()}
-    keep_data_of_all(folder / FILE, sources, begun=begun, folder=folder)
-
-
 def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:
-    """Sizes the evaluations once for all methods, after the one that sees the fewest images.
-
-    Raises: RecipeError if the methods are not run on the same images.
-    """
+    """Sizes the evaluations once for all methods, after the one that sees the fewest images."""
     if earlier is not None:
-        kept = dict(earlier.sizes)
-        return Sizes(**{**kept, "fractions": tuple(kept["fractions"])})
-    first = drafts[0]
-    for draft in drafts:
-        if draft.labelled.fingerprint != first.labelled.fingerprint:
-            raise RecipeError(
-                f"compare: all methods must be judged on the same images, but {first.found.label} "
-                f"has {_images(first.labelled)} and {draft.found.label} {_images(draft.labelled)}. "
-                "Name the data (--dataset), or their number (--set data.num_images=N)."
-            )
+        return kept_sizes(earlier)
     images = [draft.total_steps * draft.batch_size for draft in drafts]
-    return choose_sizes(min(images), first.labelled)
-
-
-def _images(source: Source) -> str:
-    height, width = source.extent(torch.tensor([0]))[0].tolist()
-    return f"{len(source):,} of {source.name}, the first of {height} x {width} px"
+    return choose_sizes(min(images), drafts[0].labelled)
 
 
 def _least(found: Sequence[Found]) -> Budget:
@@ -156,32 +138,3 @@ def _least(found: Sequence[Found]) -> Budget:
         return train.total_epochs * len(open_source(recipe.data, "train"))
 
     return Budget("images", min(images(one.recipe) for one in found))
-
-
-def _refuse_edited(method: Method, found: Found, folder: Path) -> None:
-    if method.digest != found.digest:
-        raise DataError(
-            f"{found.source}: this recipe, or a part that it names, is another one than when the "
-            f"comparison in {folder} was planned: its finished runs must not be compared with new "
-            "ones. Undo the change, or choose another folder with --out."
-        )
-
-
-def _refuse_another(earlier: Plan, question: Question, folder: Path) -> None:
-    if earlier.mimkit != mimkit.__version__:
-        raise DataError(
-            f"{folder}: this comparison was begun with mimkit {earlier.mimkit}, and here is "
-            f"{mimkit.__version__}: their runs must not be compared. Choose another folder with "
-            "--out."
-        )
-    asked = question.fixed()
-    if asked["budget"] is None:
-        asked["budget"] = earlier.asked["budget"]
-    differ = [name for name, value in earlier.asked.items() if asked.get(name) != value]
-    if differ:
-        was = ", ".join(f"{name} {earlier.asked[name]}" for name in differ)
-        now = ", ".join(f"{name} {asked.get(name)}" for name in differ)
-        raise DataError(
-            f"{folder}: this folder holds another comparison (its {was}; asked for: {now}). "
-            "Choose another folder with --out."
-        )

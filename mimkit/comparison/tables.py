@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -155,7 +155,7 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "rows": [_tree(found) for found in comparison.verdicts],
         "refused": comparison.refused,
     }
-    write_json_file(path, _finite(tree))
+    write_json_file(path, tree)
 
 
 def lines(comparison: Comparison) -> list[Line]:
@@ -266,14 +266,3 @@ def _tree(found: Verdicts) -> dict[str, Any]:
         "gains": [asdict(gain) for gain in found.gains],
         "ranking": found.ranking,
     }
-
-
-def _finite(tree: Any) -> Any:
-    """Replaces numbers that JSON has no word for."""
-    if isinstance(tree, float):
-        return tree if math.isfinite(tree) else None
-    if isinstance(tree, Mapping):
-        return {name: _finite(value) for name, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return [_finite(value) for value in tree]
-    return tree

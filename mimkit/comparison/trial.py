@@ -22,7 +22,6 @@ from mimkit.files import write_json
 from mimkit.pipeline.current import Run, build_evaluators, open_run, subject
 from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import load
-from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.trial import choose_forward, untouched
@@ -39,7 +38,7 @@ def measure(recipe: Path, device: str | None, console: Console) -> dict[str, obj
     Raises: MimkitError for everything that a run of it would refuse at once.
     """
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
-        current = open_run(settle(load(str(recipe)), console.print), folder, world, console)
+        current = open_run(load(str(recipe)), folder, world, console)
         train = current.recipe.train
         batch = current.batches()[0].to(world.device)
         _, steps = choose_forward(current.pretrainer, current.pretrainer, batch, train)

@@ -35,10 +35,19 @@ class Cells:
         return self._records.get(key)
 
     def add(self, key: str, record: Mapping[str, object]) -> None:
-        """Writes a finished cell down; the file is whole at every moment."""
+        """Writes a finished cell down; the file is whole at every moment.
+
+        One that holds NaN or an infinity, which JSON cannot, is left out and so measured again.
+        """
         self._records[key] = {"key": key, **record}
-        text = "".join(json.dumps(record) + "\n" for record in self._records.values())
-        write_text(self.path, text)
+        write_text(self.path, "".join(map(_line, self._records.values())))
+
+
+def _line(record: Mapping[str, object]) -> str:
+    try:
+        return json.dumps(record, allow_nan=False) + "\n"
+    except ValueError:
+        return ""
 
 
 def cell_key(**depends_on: object) -> str:

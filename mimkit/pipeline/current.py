@@ -14,10 +14,10 @@ from mimkit.evaluate.base import Evaluator, Subject
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
-from mimkit.pipeline.identity import keep_data, splits
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
+from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.step import Pretrainer
@@ -25,10 +25,10 @@ from mimkit.train.step import Pretrainer
 
 @dataclass
 class Run:
-    """Everything one run has in hand; built by `open_run`.
+    """Everything one run has in hand; built by `assemble`, and ready after `prepare`.
 
     Args:
-        recipe: what to do.
+        recipe: what to do; settled by `prepare`.
         folder: where it is written down.
         train: training split. test: held-out split.
         parts: as built from the recipe.
@@ -96,10 +96,16 @@ class Run:
         )
 
 
-def open_run(
+def assemble(
     recipe: Recipe, folder: RunFolder, world: World, console: Console, command: str = ""
 ) -> Run:
-    """Opens the data, builds the parts, lets the targets prepare themselves."""
+    """Opens the data and builds the parts; nothing is prepared yet.
+
+    Whatever can be refused is refused here, before anything that takes long: the recipe need not be
+    settled for that.
+
+    Raises: MimkitError if data, batch size or an evaluation cannot be had.
+    """
     for note in recipe.notes:
         console.print(note)
     found = world.share(lambda: find(recipe.data))
@@ -108,41 +114,63 @@ def open_run(
     train, test = open_sources(recipe.data, found)
     labelled = open_labelled(recipe.data, found)
     if world.leads:
-        if folder.writable:
-            keep_data(folder, splits(train, test, labelled))
         world.wait()
     for source in (train, test, *(labelled or ())):
         console.print(source.describe())
-    for table in recipe.evaluate:  # told now, for targets may take hours to prepare
+    for table in recipe.evaluate:
         if table.cls.needs_labels:
             labels_in(*(labelled or (train, test)), table.name)
-    mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
-    parts = build(recipe, mean=mean, std=std)
-    start = time.perf_counter()
-    prepared = _prepare(parts, train, world, console) if needs_targets(recipe) else {}
-    seconds = {"prepare": time.perf_counter() - start}
-    pretrainer = Pretrainer(parts).to(world.device)
-    if folder.writable:
-        for name, preparation in prepared.items():
-            draw_preparation(preparation, folder.pictures / f"prepared_{name}.png")
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
         if labelled is not None:
             labelled = labelled[0].to(world.device), labelled[1].to(world.device)
-    return Run(
-        recipe,
-        folder,
-        train,
-        test,
-        parts,
-        pretrainer,
-        world,
-        console,
-        command,
-        seconds,
-        prepared,
-        labelled,
+    parts = _build(recipe, train)
+    current = Run(
+        recipe=recipe,
+        folder=folder,
+        train=train,
+        test=test,
+        parts=parts,
+        pretrainer=Pretrainer(parts).to(world.device),
+        world=world,
+        console=console,
+        command=command,
+        labelled=labelled,
     )
+    current.batches()
+    for number, evaluator in enumerate(build_evaluators(current)):
+        evaluator.check(subject(current, number))
+    return current
+
+
+def prepare(current: Run, settled: Recipe) -> None:
+    """Lets the targets of the settled recipe prepare themselves, which may take hours."""
+    if not settled.same_as(current.recipe):
+        current.parts = _build(settled, current.train)
+        current.pretrainer = Pretrainer(current.parts).to(current.world.device)
+    current.recipe = settled
+    start = time.perf_counter()
+    if needs_targets(settled):
+        current.prepared = _prepare(current.parts, current.train, current.world, current.console)
+        current.pretrainer.to(current.world.device)
+    current.seconds["prepare"] = time.perf_counter() - start
+    if current.folder.writable:
+        for name, preparation in current.prepared.items():
+            draw_preparation(preparation, current.folder.pictures / f"prepared_{name}.png")
+
+
+def open_run(
+    recipe: Recipe, folder: RunFolder, world: World, console: Console, command: str = ""
+) -> Run:
+    """Does both: what can be refused is refused, then the targets prepare themselves."""
+    current = assemble(recipe, folder, world, console, command)
+    prepare(current, settle(recipe, console.print))
+    return current
+
+
+def _build(recipe: Recipe, train: Source) -> Parts:
+    mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
+    return build(recipe, mean=mean, std=std)
 
 
 def needs_targets(recipe: Recipe) -> bool:

@@ -6,7 +6,9 @@ from typing import Literal
 
 from rich.console import Console
 
-from mimkit.files import write_json
+from mimkit.errors import DataError
+from mimkit.files import reading, write_json
+from mimkit.report.ownership import kind_of
 from mimkit.train.encoder_file import load_encoder
 from mimkit.train.tensors import write_tensors
 
@@ -20,13 +22,17 @@ def export_run(
         run: the run folder.
         format_: "timm": a state dict that a model of timm loads with ``strict=True``;
             "safetensors": mimkit's own names.
-        out: the file; None for ``FORMAT.safetensors`` in the run folder.
+        out: the file, which must not exist, nor the JSON file beside it; None for
+            ``FORMAT.safetensors`` in the run folder, where an earlier export is replaced.
         console: where to say how to load it.
 
-    Raises: DataError if the folder holds no encoder; RecipeError if timm has no such model.
+    Raises: DataError if the folder holds no encoder, or a file is in the way; RecipeError if timm
+        has no such model.
     """
-    encoder = load_encoder(run)
     path = out or run / f"{format_}.safetensors"
+    if out is not None or kind_of(run) != "run":
+        _refuse_taken(path)
+    encoder = load_encoder(run)
     about = json.loads((run / "encoder.json").read_text(encoding="utf-8"))
     lines = ["from safetensors.torch import load_file"]
     if format_ == "timm":
@@ -56,3 +62,18 @@ def export_run(
     console.print(f"[bold]wrote[/] {path}. To load it:")
     for line in lines:
         console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _refuse_taken(path: Path) -> None:
+    """Refuses to write over files: the tensors', or that of the facts beside it."""
+    if path.suffix == ".json":
+        raise DataError(
+            f"{path}: must not end in .json, since the facts about the tensors go into a JSON file "
+            "of the same name. Name FILE.safetensors with --out."
+        )
+    for file in (path, path.with_suffix(".json")):
+        with reading(file):
+            if file.exists() or file.is_symlink():
+                raise DataError(
+                    f"{file}: exists already and is left as it is. Name another file with --out."
+                )

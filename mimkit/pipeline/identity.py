@@ -1,9 +1,13 @@
-"""Whether data are still those that a run, or a comparison, was begun with."""
+"""Whether data are still those that a run, or a comparison, was begun with.
+
+``data.json`` holds for each split its fingerprint, how many images it has, and where the cache
+keeps their names. Data that were moved have the same fingerprint.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mimkit.data.cache import split_folder
 from mimkit.data.changes import changes
@@ -11,10 +15,6 @@ from mimkit.data.sources import Source
 from mimkit.errors import DataError
 from mimkit.files import write_json
 from mimkit.report.folder import RunFolder
-
-FILE: Final = "data.json"
-"""Of a run folder and a comparison's: for each split its fingerprint, how many images it has, and
-where the cache keeps their names. Data that were moved have the same fingerprint."""
 
 
 def splits(
@@ -25,83 +25,53 @@ def splits(
     return {"train": train, "test": test, **more}
 
 
-def keep_data(folder: RunFolder, sources: Mapping[str, Source]) -> None:
-    """Writes down which data a run folder belongs to; refuses others than it was begun with.
+def refuse_other_data(folder: RunFolder, sources: Mapping[str, Source]) -> None:
+    """Refuses data that are not those that a run was begun with.
 
     A folder in which nothing was trained or judged yet belongs to none.
 
-    Raises: DataError if images were added, taken away or changed since.
-    """
-    file = folder.path / FILE
-    begun = (
-        folder.results.is_file()
-        or (folder.path / "encoder.json").is_file()
-        or any(folder.checkpoints.glob("step_*.json"))
-    )
-    held = _read(file) or _of_ledger(folder.read_ledger())
-    if begun and held:
-        refuse_others(
-            held,
-            sources,
-            f"{folder.path}: the data must be those that this run was begun with",
-            "Nothing was changed here. Put the data back as they were to go on; or give the new "
-            "data a run of their own with --out; or start anew with --fresh, which removes this "
-            "run.",
-        )
-    if not begun or not file.is_file():
-        write_data(file, sources)
-
-
-def write_data(
-    file: Path, sources: Mapping[str, Source], earlier: Mapping[str, Any] | None = None
-) -> None:
-    """Writes down which data these are, beside what is known of others."""
-    known = {
-        name: {"fingerprint": each.fingerprint, "images": len(each), "key": each.key}
-        for name, each in sources.items()
-    }
-    write_json(file, {**(earlier or {}), **known})
-
-
-def keep_data_of_all(
-    file: Path, sources: Mapping[str, Source], *, begun: bool, folder: Path
-) -> None:
-    """Does for a comparison what `keep_data` does for a run.
-
-    Args:
-        file: where it is written down.
-        sources: the splits by name.
-        begun: whether the comparison has a plan.
-        folder: of the comparison.
-
-    Raises: DataError if images were added, taken away or changed since.
-    """
-    held = _read(file)
-    if begun and held:
-        refuse_others(
-            held,
-            sources,
-            f"{folder}: the data must be those that this comparison was begun with",
-            "Nothing was changed here. Put the data back as they were to go on, or compare on the "
-            "new data in another folder with --out.",
-        )
-    write_data(file, sources, held)
-
-
-def refuse_others(
-    held: Mapping[str, Mapping[str, Any]], sources: Mapping[str, Source], what: str, advice: str
-) -> None:
-    """Compares data with what was written down of them.
-
     Raises: DataError that names what was added, is gone or was changed.
     """
-    differ = [
+    differ = other_data(folder.data, sources, _of_ledger(folder.read_ledger()))
+    if differ and folder.holds_work:
+        raise DataError(
+            f"{folder.path}: the data must be those that this run was begun with, but {differ}. "
+            "Nothing was changed here. Put the data back as they were to go on; or give the new "
+            "data a run of their own with --out; or start anew with --fresh, which removes this "
+            "run."
+        )
+
+
+def write_data(file: Path, sources: Mapping[str, Source]) -> None:
+    """Writes down which data these are, unless it was written before."""
+    held = _read(file)
+    if held.keys() == sources.keys() and all(_same(held[name], sources[name]) for name in held):
+        return  # not to lose which state of the cache it was: these data may only have moved
+    write_json(
+        file,
+        {
+            name: {"fingerprint": each.fingerprint, "images": len(each), "key": each.key}
+            for name, each in sources.items()
+        },
+    )
+
+
+def other_data(
+    file: Path, sources: Mapping[str, Source], older: Mapping[str, Mapping[str, Any]] | None = None
+) -> str:
+    """Says how data differ from what was written down of them, or nothing.
+
+    Args:
+        file: where it was written down.
+        sources: the splits by name.
+        older: what else is known, if nothing was.
+    """
+    held = _read(file) or older or {}
+    return "; ".join(
         _difference(name, held[name], source)
         for name, source in sources.items()
         if name in held and not _same(held[name], source)
-    ]
-    if differ:
-        raise DataError(f"{what}, but: {'; '.join(differ)}. {advice}")
+    )
 
 
 def _same(held: Mapping[str, Any], source: Source) -> bool:

@@ -17,6 +17,7 @@ from mimkit.recipe.registry import find
 from mimkit.recipe.registry import load as load_entry
 from mimkit.recipe.schema import load, resolved
 from mimkit.report.folder import RunFolder
+from mimkit.report.ownership import refuse_foreign
 from mimkit.train import checkpoint
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Progress
@@ -49,6 +50,8 @@ def import_run(
 
     Raises: DataError if the file cannot be read, does not fit, or ``out`` holds a run.
     """
+    refuse_foreign(out, "run")
+    _refuse_held(RunFolder(out))
     reader = cast(type[Importer], load_entry(find("importers", importer)))()
     if not file.is_file():
         raise DataError(f"{file}: must be a checkpoint file, but there is none.")
@@ -70,8 +73,8 @@ def import_run(
     notes = [*found.notes, *_fill(parts.encoder, found.encoder, "encoder", file)]
     notes += _fill(parts.head, found.head, "head", file)
     with RunFolder(out, writable=True, say=console.print) as folder:
-        if folder.recipe.is_file():
-            raise DataError(f"{out}: must not hold a run yet, but does. Choose another --out.")
+        _refuse_held(folder)
+        folder.clear()
         pretrainer = Pretrainer(parts)
         optimizer = make_optimizer(pretrainer, chosen.train)
         checkpoint.save(folder.checkpoints, 0, pretrainer, optimizer, Progress(0, 0.0, []).state())
@@ -82,6 +85,11 @@ def import_run(
         console.print(f"note: {note}", markup=False, highlight=False)
     console.print(f"[bold]run[/] {out}", soft_wrap=True)
     console.print(f"To go on, or to evaluate it: mimkit run {out}", soft_wrap=True)
+
+
+def _refuse_held(folder: RunFolder) -> None:
+    if folder.holds_work:
+        raise DataError(f"{folder.path}: must not hold a run yet, but does. Choose another --out.")
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], name: str, file: Path) -> list[str]:

@@ -1,7 +1,6 @@
 """What a run cost, and on what it ran."""
 
 import platform
-import resource
 import subprocess
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -11,6 +10,7 @@ from torch import nn
 
 import mimkit
 from mimkit.data.sources import Source
+from mimkit.memory import peak_bytes
 from mimkit.parts.records import Geometry, Preparation
 from mimkit.recipe.schema import TrainSection
 from mimkit.train.loop import Progress, uses_bfloat16
@@ -108,7 +108,7 @@ def _constants(module: nn.Module) -> int:
 def _peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak_bytes()
 
 
 def device_name(device: torch.device) -> str:

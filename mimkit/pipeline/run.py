@@ -8,15 +8,21 @@ from pathlib import Path
 from rich.console import Console
 
 from mimkit.data.batches import default_workers, stream
-from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
-from mimkit.files import write_text
-from mimkit.pipeline.current import Run, build_evaluators, needs_targets, open_run, subject
+from mimkit.pipeline.adopt import adopt, refuse_another
+from mimkit.pipeline.current import (
+    Run,
+    assemble,
+    build_evaluators,
+    needs_targets,
+    prepare,
+    subject,
+)
+from mimkit.pipeline.identity import refuse_other_data, splits, write_data
 from mimkit.pipeline.ledger import ledger
 from mimkit.pipeline.pictures import draw_predictions
-from mimkit.recipe.schema import Recipe, load, resolved
-from mimkit.recipe.settle import settle, settle_as
+from mimkit.recipe.schema import Recipe, load
 from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
 from mimkit.report.progress import Progress
@@ -48,7 +54,7 @@ def run(
         out: the run folder is ``out/<name>/<seed>``, unless ``folder`` says which it is.
         folder: the run folder.
         device: see `mimkit.train.distributed.join`.
-        fresh: start anew, removing what the folder held.
+        fresh: start anew, removing what an earlier run wrote into the folder.
         command: what the user typed, for the report.
         console: where to talk; None makes one.
 
@@ -62,11 +68,18 @@ def run(
             console = Console(quiet=True)
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
             if world.leads:
-                recipe = _adopt(run_folder, recipe, fresh, console)
+                refuse_another(run_folder, recipe, fresh)
+            current = assemble(recipe, run_folder, world, console, command)
+            if world.leads:
+                data = splits(current.train, current.test, current.labelled)
+                if not fresh:
+                    refuse_other_data(run_folder, data)
+                recipe = adopt(run_folder, recipe, fresh, console)
+                write_data(run_folder.data, data)
             world.wait()
             if not world.leads:  # what was open in the recipe, the leading process has settled
                 recipe = load(str(run_folder.recipe))
-            current = open_run(recipe, run_folder, world, console, command)
+            prepare(current, recipe)
             trial, progress = pretrain(current)
             if world.leads:
                 finish(current, trial, progress)
@@ -81,8 +94,6 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
     recipe, folder, world = current.recipe, current.folder, current.world
     batches = current.batches()
     evaluators = build_evaluators(current)
-    for number, evaluator in enumerate(evaluators):
-        evaluator.check(subject(current, number))
 
     def log(step: int, values: Mapping[str, float]) -> None:
         folder.log(step, values)
@@ -181,31 +192,6 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     current.say_unread()
     _write_ledger(current, trial, progress)
     current.console.print(f"[bold]report[/] {write_report(folder)}")
-
-
-def _adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> Recipe:
-    """Makes the run folder this recipe's, or refuses one that belongs to another.
-
-    Returns: the recipe with everything settled.
-    """
-    if fresh:
-        folder.clear()
-    settled = settle(recipe, console.print) if needs_targets(recipe) else recipe
-    if not folder.recipe.is_file():
-        write_text(folder.recipe, resolved(settled))
-        return settled
-    held = load(str(folder.recipe))
-    if recipe.same_as(held):  # an import leaves open what its first run settles
-        write_text(folder.recipe, resolved(settled))
-        return settled
-    settled = settle_as(recipe, settled, held)
-    if not settled.same_as(held):
-        raise DataError(
-            f"{folder.path}: this folder holds a run of another recipe than the one asked for "
-            f"(its own is {folder.recipe}). Choose another folder with --out, or start anew with "
-            "--fresh, which removes that run."
-        )
-    return settled
 
 
 def _write_ledger(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:

@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 import mimkit
 from mimkit.errors import RecipeError, nearest
-from mimkit.files import write_text
+from mimkit.files import reading, write_text
 from mimkit.recipe.registry import CONTRACT
 
 KINDS: Final = ("masker", "encoder", "target", "head", "loss")
@@ -25,7 +25,8 @@ def write_plugin(name: str, kinds: Sequence[str], folder: Path) -> Path:
         folder: to make; must not exist, or be empty.
 
     Returns: the folder.
-    Raises: RecipeError if the name or a kind is none, or if the folder holds anything.
+    Raises: RecipeError if the name or a kind is none, or if the folder holds anything; DataError
+        if it cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9]*(-[a-z0-9]+)*", name):
         raise RecipeError(
@@ -38,7 +39,9 @@ def write_plugin(name: str, kinds: Sequence[str], folder: Path) -> Path:
                 f"plugin new, --with: must name kinds of {', '.join(KINDS)}, but has '{kind}'."
                 f"{nearest(kind, KINDS)}"
             )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    with reading(folder):
+        taken = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if taken:
         raise RecipeError(
             f"{folder}: exists already and is left as it is. Choose another with --out."
         )
@@ -63,7 +66,7 @@ def write_plugin(name: str, kinds: Sequence[str], folder: Path) -> Path:
     }
     for template, file in _files(package, short, chosen).items():
         write_text(folder / file, environment.get_template(template).render(words))
-    (folder / package / "py.typed").touch()
+    write_text(folder / package / "py.typed", "")
     return folder
 
 

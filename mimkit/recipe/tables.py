@@ -99,9 +99,14 @@ class Recipe(Strict):
         data = self.data.model_copy(
             update={
                 "path": None,
-                "name": self.data.name.rstrip("/").rpartition("/")[2],
-                "labelled": (self.data.labelled or "").rstrip("/").rpartition("/")[2],
+                "name": last_of(self.data.name),
+                "labelled": last_of(self.data.labelled),
             }
         )
         nowhere: dict[str, object] = {"source": None, "places": {}, "notes": (), "data": data}
         return self.model_copy(update=nowhere)
+
+
+def last_of(place: str | None) -> str | None:
+    """What stays of a path, or of a name, when the data are moved elsewhere."""
+    return None if place is None else place.rstrip("/").rpartition("/")[2]

@@ -1,21 +1,31 @@
 """The folder that a run leaves behind: where each thing lies, and how the log is kept."""
 
-import errno
-import fcntl
 import json
 import math
-import os
-import shutil
 from collections.abc import Callable, Mapping
 from io import TextIOWrapper
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
+from mimkit import locks
 from mimkit.errors import DataError
-from mimkit.files import write_json, write_text
+from mimkit.files import finite, reading, write_json, write_text, writing
+from mimkit.report.ownership import LOCK, MARKER, claim, remove, shown
 
-LOCK = ".lock"
+_FILES: Final = (
+    *("recipe.toml", "data.json", "metrics.jsonl", "results.json", "ledger.json", "report.html"),
+    *("encoder.safetensors", "encoder.json"),
+    *(f"{name}.{end}" for name in ("timm", "safetensors") for end in ("safetensors", "json")),
+)
+_OWN: Final = (
+    *_FILES,
+    *(f".{name}.*.tmp" for name in (*_FILES, MARKER)),
+    *(f"checkpoints/{name}" for name in ("step_*.json", "step_*.safetensors", ".step_*.tmp")),
+    *(f"pictures/{name}" for name in ("predictions.png", "prepared_*.png", ".*.png.*.tmp")),
+    "evaluations/[0-9]*-*",
+)
+"""What a run writes into its folder, and what may be removed from there."""
 
 
 class RunFolder:
@@ -34,6 +44,7 @@ class RunFolder:
         self.writable = writable
         self.say = say
         self.recipe = path / "recipe.toml"
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.checkpoints = path / "checkpoints"
         self.results = path / "results.json"
@@ -45,11 +56,12 @@ class RunFolder:
     def __enter__(self) -> Self:
         """Claims the folder.
 
-        Raises: DataError if another process is writing into it.
+        Raises: DataError if it is not a run's, cannot be written, or another process is writing
+            into it.
         """
         if self.writable:
-            self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = _claim(self.path)
+            claim(self.path, "run")
+            self._lock = _lock(self.path)
         return self
 
     def __exit__(
@@ -64,36 +76,55 @@ class RunFolder:
             self._lock = None
 
     def clear(self) -> None:
-        """Removes all that an earlier run left here."""
+        """Removes all that an earlier run wrote here, and says what else there is."""
         self._assert_claimed()
-        for entry in self.path.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != LOCK:
-                entry.unlink()
+        if left := remove(self.path, _OWN):
+            self.say(f"{self.path}: left as it is, since mimkit did not write it: {shown(left)}")
+
+    @property
+    def holds_work(self) -> bool:
+        """Whether something here took work to make: trained or imported weights, or results.
+
+        The checkpoint of a run whose every step was skipped holds the weights that it began with.
+        """
+        if (self.path / "encoder.safetensors").exists() or self.results.exists():
+            return True
+        for file in self.checkpoints.glob("step_*.json"):
+            try:
+                record = _read_json(file)
+                step, skipped = record["step"], record["state"]["skipped"]
+            except (DataError, KeyError, TypeError):
+                return True  # damaged, and not for us to judge
+            if step == 0 or step > len(skipped):
+                return True
+        return False
+
+    def set_aside(self) -> Path:
+        """Moves what this run wrote into a run folder of its own, beside this one; returns that."""
+        self._assert_claimed()
+        number = 1
+        while (aside := self.path.with_name(f"{self.path.name}-stopped-{number}")).exists():
+            number += 1
+        claim(aside, "run")
+        with writing(aside):
+            for name in dict.fromkeys(pattern.split("/")[0] for pattern in _OWN):
+                for entry in self.path.glob(name):
+                    entry.rename(aside / entry.name)
+        return aside
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Appends one line to ``metrics.jsonl``; a number that is not finite becomes null.
 
         In a process that does not write (another rank of the same run) nothing happens.
 
-        Raises: DataError if the disk is full.
+        Raises: DataError if it cannot be written.
         """
         if not self.writable:
             return
         self._assert_claimed()
-        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        line = json.dumps({"step": step, **finite}, allow_nan=False)
-        try:
-            with self.metrics.open("a", encoding="utf-8") as file:
-                file.write(line + "\n")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise DataError(
-                    f"{self.metrics}: the disk is full, so step {step} could not be logged. Free "
-                    "some space, then repeat the same command to go on from the last checkpoint."
-                ) from error
-            raise
+        line = json.dumps({"step": step, **finite(values)}, allow_nan=False)
+        with writing(self.metrics), self.metrics.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
 
     def metrics_rows(self) -> list[dict[str, float]]:
         """Reads the log; null comes back as NaN. A half-written last line is left out, and said.
@@ -124,17 +155,29 @@ class RunFolder:
         """
         self._assert_claimed()
         kept = [row for row in self.metrics_rows() if row["step"] <= step]
-        finite = [{k: v if math.isfinite(v) else None for k, v in row.items()} for row in kept]
-        write_text(self.metrics, "".join(json.dumps(row) + "\n" for row in finite))
+        write_text(self.metrics, "".join(json.dumps(finite(row)) + "\n" for row in kept))
 
     def write_results(self, results: Mapping[str, object]) -> None:
-        """Writes ``results.json``: the lists ``results``, ``summaries`` and ``differences``."""
+        """Writes ``results.json``: the lists ``results``, ``summaries`` and ``differences``.
+
+        A number that is not finite becomes null.
+        """
         self._assert_claimed()
         write_json(self.results, results)
 
     def read_results(self) -> dict[str, list[dict[str, Any]]]:
-        """Reads ``results.json``; its three lists are empty where nothing was evaluated yet."""
-        return {"results": [], "summaries": [], "differences": []} | _read_json(self.results)
+        """Reads ``results.json``; its three lists are empty where nothing was evaluated yet.
+
+        A value or a mean that is null comes back as NaN; an interval's ends stay None.
+        """
+        found = {"results": [], "summaries": [], "differences": []} | _read_json(self.results)
+        for entry in (entry for entries in found.values() for entry in entries):
+            for name in ("value", "mean"):
+                if name in entry:
+                    entry[name] = _number(entry[name])
+            if "values" in entry:
+                entry["values"] = [_number(value) for value in entry["values"]]
+        return found
 
     def write_ledger(self, ledger: Mapping[str, object]) -> None:
         """Writes ``ledger.json``: what the run consumed, on what, and what it skipped."""
@@ -149,27 +192,20 @@ class RunFolder:
         assert self._lock is not None, f"{self.path} is written outside `with`, or not writable"
 
 
-def _claim(path: Path) -> TextIOWrapper:
-    """Locks the folder as long as the returned file stays open, or this process lives.
-
-    A POSIX record lock (lockf), not flock: data workers do not inherit it, so that workers which
-    outlive a killed run by seconds do not keep its folder from the next one.
-    """
-    file = (path / LOCK).open("a+", encoding="utf-8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        file.seek(0)
-        owner = file.read().strip() or "unknown"
-        file.close()
+def _lock(path: Path) -> TextIOWrapper:
+    with writing(path / LOCK):
+        file = locks.take(path / LOCK)
+    if file is None:
         raise DataError(
-            f"{path}: a run folder is for one process at a time, but process {owner} is writing "
-            "into it. Wait until that run ends, or give this one another folder with --out."
-        ) from error
-    file.truncate(0)
-    file.write(str(os.getpid()))
-    file.flush()
+            f"{path}: a run folder is for one process at a time, but process "
+            f"{locks.owner(path / LOCK)} is writing into it. Wait until that run ends, or give "
+            "this one another folder with --out."
+        )
     return file
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _parse_row(line: str) -> dict[str, float] | None:
@@ -179,14 +215,15 @@ def _parse_row(line: str) -> dict[str, float] | None:
         return None
     if not isinstance(row, dict) or not isinstance(row.get("step"), int):
         return None
-    return {name: math.nan if value is None else value for name, value in row.items()}
+    return {name: _number(value) for name, value in row.items()}
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        with reading(path):
+            value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise DataError(
             f"{path}: must be JSON, but is not ({error}). Remove it; the same command that made "

@@ -49,7 +49,7 @@ def load_encoder(run: str | Path) -> Encoder:
     record = read_record(folder)
     try:
         tensors = load_file(folder / "encoder.safetensors")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _unfinished(error.filename) from error
     part = load(find("encoders", f"{record['distribution']}:{record['part'].split(':')[-1]}"))
     geometry = Geometry(Grid(**record["grid"]), record["channels"])
@@ -66,7 +66,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     """
     try:
         record: dict[str, Any] = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise _unfinished(error.filename) from error
     return record
 

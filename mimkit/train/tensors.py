@@ -1,6 +1,7 @@
 """Writing tensors as safetensors."""
 
-import errno
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
     Copied, because safetensors refuses tensors that share memory.
 
-    Raises: DataError if the disk is full.
+    Raises: DataError if it cannot be written.
     """
     copies = {
         name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()
@@ -27,8 +28,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
             save_file(copies, temporary)
         except SafetensorError as error:
             # Its text is all that this error says of its cause.
-            if f"os error {errno.ENOSPC}" in str(error):
-                raise OSError(errno.ENOSPC, str(error)) from error
+            if cause := re.search(r"os error (\d+)", str(error)):
+                raise OSError(int(cause[1]), os.strerror(int(cause[1]))) from error
             raise
 
     write_atomic(path, write)

@@ -1,6 +1,5 @@
 """Short measured trials before a run: its time, memory and FLOPs, and whether compiling pays."""
 
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mimkit.memory import peak_bytes
 from mimkit.parts.records import Batch, StepOutput
 from mimkit.recipe.schema import TrainSection
 from mimkit.train.loop import autocast
@@ -67,10 +67,7 @@ def run_trial(
             _once(forward, batch, train)
         _synchronize(device)
         seconds = (time.perf_counter() - start) / steps
-    if device.type == "cuda":
-        memory = torch.cuda.max_memory_allocated(device)
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
     flops = counter.get_total_flops() / batch.index.shape[0]
     return Trial(seconds, memory, flops, compiled)
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -44,13 +45,18 @@ def checksum(file: Path) -> str:
 def write(file: Path, fill: Callable[[Path], object]) -> None:
     """Lets ``fill`` write a temporary file beside ``file``, then renames it into place.
 
+    Its permissions are those of any new file of the user, whatever ``fill`` made of them.
+
     Raises: DataError if it cannot be written.
     """
     temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.touch()
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         fill(temporary)
-        with temporary.open("rb") as stream:
+        temporary.chmod(mode)  # safetensors makes files that only their owner may read
+        with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
         temporary.replace(file)
     except (OSError, SafetensorError) as error:

@@ -1,0 +1,49 @@
+"""Systems that lack a module of the standard library: nothing may need it to start."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+BLOCK = """
+    import builtins, sys
+    real = builtins.__import__
+
+    def guarded(name, globals=None, *rest):
+        # Libraries may know their own ways; ours is what must not need these.
+        if name in ("fcntl", "resource") and (globals or {}).get("__name__", "").startswith("mimkit"):
+            raise ImportError(f"No module named {name!r}")
+        return real(name, globals, *rest)
+
+    builtins.__import__ = guarded
+"""
+
+
+def python(program):
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(BLOCK) + textwrap.dedent(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_everything_can_be_imported_without_the_modules_that_windows_lacks():
+    done = python("""
+        import importlib, pkgutil, mimkit
+        for found in pkgutil.walk_packages(mimkit.__path__, "mimkit."):
+            if not found.name.endswith("__main__"):
+                importlib.import_module(found.name)
+    """)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
+def test_the_command_line_starts_without_them(arguments):
+    done = python(f"""
+        sys.argv = ["mimkit", *{arguments}]
+        from mimkit import cli
+        cli.main()
+    """)
+    assert done.returncode == 0, done.stderr
