@@ -35,7 +35,7 @@ class Changes:
             )
             if names
         ]
-        return ", ".join(said) or "the same files with other labels or in another order"
+        return ", ".join(said) or "no name is new, none is gone: contents, labels or order changed"
 
 
 def write_names(place: Path, table: Table, rows: Iterable[int], origin: str) -> None:
