@@ -1,6 +1,8 @@
 """What one run has in hand: data, parts, and the folder in which it is written down."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -13,6 +15,7 @@ from mimkit.data.views import Augment, render
 from mimkit.evaluate.base import Evaluator, Subject
 from mimkit.evaluate.fractions import labels_in
 from mimkit.parts.records import Batch, Preparation
+from mimkit.pipeline.ledger import seconds_before
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
@@ -34,7 +37,9 @@ class Run:
         world: this process among others.
         console: where people look.
         command: what the user typed.
-        seconds: time spent, by phase.
+        seconds: time spent, by phase, with that of earlier calls: "prepare"; "evaluating", which
+            becomes "evaluate" when the last evaluation is done; "repeated", on steps that a kill
+            threw away, as far as the log tells.
         prepared: what each target did before training, by its name.
         labelled: both splits of ``data.labelled``, for evaluators that need labels; None where
             the recipe names none.
@@ -52,6 +57,15 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: dict[str, Preparation] = field(default_factory=dict)
     labelled: tuple[Source, Source] | None = None
+
+    @contextmanager
+    def spends(self, phase: str) -> Iterator[None]:
+        """Adds the time until leaving, also by an error, to the phase's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
 
     @property
     def augment(self) -> Augment:
@@ -105,7 +119,10 @@ def open_run(
     parts = build(recipe, mean=mean, std=std)
     start = time.perf_counter()
     prepared = _prepare(parts, train, world, console) if needs_targets(recipe) else {}
-    seconds = {"prepare": time.perf_counter() - start}
+    seconds = seconds_before(folder.read_ledger())
+    # What a target made may have been begun by a call that was killed: its own count has that too.
+    made = sum(done.seconds for done in prepared.values() if not done.cached)
+    seconds["prepare"] += max(made, time.perf_counter() - start)
     pretrainer = Pretrainer(parts).to(world.device)
     if folder.writable:
         for name, preparation in prepared.items():
