@@ -97,7 +97,7 @@ def test_it_uses_most_codes_and_reconstructs_far_better_than_a_mean_colour(kept)
     assert 8 < facts["perplexity of the codes"] <= 32
     view = unmap_pixels(Pictures().view(torch.arange(64), VIEW))
     spread = (view - view.mean((0, 2, 3), keepdim=True)).square().mean().item()
-    assert facts["mean squared error"] < 0.3 * spread
+    assert facts["mean squared error"] < 0.5 * spread
     assert facts["images examined"] == 6
     assert facts["images trained on"] == 58
 
