@@ -94,9 +94,15 @@ def train(recipe, folder, stop_at=None):
     return loop, rows
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One for all recipes, so that each tokenizer is trained once."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_stopped_and_gone_on_with_it_ends_with_the_same_state_and_log(path, tmp_path, monkeypatch):
-    monkeypatch.setenv("MIMKIT_CACHE", str(tmp_path / "cache"))
+def test_interrupted_and_gone_on_with_it_ends_alike(path, cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMKIT_CACHE", str(cache))
     recipe = miniature(path)
     undisturbed, expected = train(recipe, tmp_path / "whole")
     _, before = train(recipe, tmp_path / "parts", stop_at=2)

@@ -75,7 +75,13 @@ class Plan:
 
 
 def fit(
-    pixels: Tensor, size: Size, plan: Plan, device: torch.device, say: Say, training: Resumable
+    pixels: Tensor,
+    size: Size,
+    plan: Plan,
+    device: torch.device,
+    *,
+    say: Say,
+    training: Resumable,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Trains a dVAE, without touching the global random state; on one CPU always the same.
 
@@ -90,7 +96,7 @@ def fit(
     Returns: the state dicts of encoder and decoder, on the CPU.
     Raises: TrainingError if the error does not stay finite.
     """
-    dvae = _Training(pixels, size, plan, device, say, training)
+    dvae = _Training(pixels, size, plan, device, say=say, training=training)
     num_first, total = round(plan.total_steps * plan.first_ratio), plan.total_steps
     with torch.enable_grad():
         dvae.phase(0, num_first, plan.lr, dvae.continuous)
@@ -109,6 +115,7 @@ class _Training:
         size: Size,
         plan: Plan,
         device: torch.device,
+        *,
         say: Say,
         training: Resumable,
     ) -> None:

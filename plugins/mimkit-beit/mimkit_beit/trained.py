@@ -22,6 +22,7 @@ _NUM_HELD_OUT: Final = 512
 _CHUNK_IMAGES: Final = 64
 _FORMAT: Final = 2
 """Raised when training changes, so that tokenizers of old are no longer found."""
+_CHECKPOINT_STEPS: Final = 100
 
 
 def train(
@@ -66,7 +67,8 @@ def train(
             f"target 'dvae': to train a tokenizer there must be at least 2 images, but there is "
             f"{len(images)}."
         )
-    with Resumable(workdir / f"dvae-{key}", "dvae", say) as training:
+    place = workdir / f"dvae-{key}"
+    with Resumable(place, "dvae", say, every_steps=_CHECKPOINT_STEPS) as training:
         found = store.load(file)  # another process may have made it meanwhile
         cached = found is not None
         if found is None:
@@ -105,7 +107,7 @@ def _make(
     pixels = torch.cat(
         [_pixels(images.view(part, view)) for part in torch.split(chosen, _CHUNK_IMAGES)]
     )
-    encoder, decoder = fit(pixels, size, plan, device, say, training)
+    encoder, decoder = fit(pixels, size, plan, device, say=say, training=training)
     tokenizer = Tokenizer(size, encoder, decoder).to(device)
     health = examine(tokenizer, images.view(held_out, view), device)
     tensors = {

@@ -2,10 +2,12 @@
 
 import json
 import random
+import threading
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from mimkit_beit import store, trained
 from mimkit_beit.codebook import choose_codes, nearest
 from mimkit_beit.fit import Plan, _blocks, _export, _Training, fit
@@ -71,7 +73,7 @@ class Whole:
 
 
 def fit_whole(images, plan):
-    return fit(images, SIZE, plan, CPU, lambda _: None, Whole())
+    return fit(images, SIZE, plan, CPU, say=lambda _: None, training=Whole())
 
 
 def prepare(images, workdir, **options):
@@ -145,6 +147,96 @@ def test_training_repeats_itself_bit_by_bit_and_follows_the_seed():
     assert not torch.equal(first[0]["blocks.input.w"], other[0]["blocks.input.w"])
 
 
+class Killed(BaseException):
+    """Ends training without a word to it, as SIGKILL does."""
+
+
+SHORT = Plan(**{**vars(PLAN), "total_steps": 20})
+
+
+def kill_at(step):
+    """Tells of progress, and dies as soon as it hears of this step."""
+
+    def say(line):
+        if line.startswith(f"dvae: step {step} of"):
+            raise Killed
+
+    return say
+
+
+@pytest.mark.parametrize("step", [2, 10, 12, 20])
+def test_killed_at_any_step_it_ends_with_the_same_tokenizer(step, tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "_CHECKPOINT_STEPS", 4)
+    prepare(Pictures(), tmp_path / "whole", plan=SHORT)
+    with pytest.raises(Killed):
+        prepare(Pictures(), tmp_path / "killed", plan=SHORT, say=kill_at(step))
+    lines = prepare(Pictures(), tmp_path / "killed", plan=SHORT)[2]
+    begun = max(saved for saved in (0, 4, 8, 10, 12, 16) if saved < step)  # 10 ends a phase
+    assert (f"dvae: going on at step {begun}" in lines) == (begun > 0)
+    (whole,), (killed,) = (
+        (tmp_path / name).glob("dvae-*.safetensors") for name in ("whole", "killed")
+    )
+    assert killed.name == whole.name
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_killed_between_its_phases_it_chooses_the_same_codes(tmp_path, monkeypatch):
+    prepare(Pictures(), tmp_path / "whole", plan=SHORT)
+
+    def die(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr("mimkit_beit.fit.choose_codes", die)
+        with pytest.raises(Killed):
+            prepare(Pictures(), tmp_path / "killed", plan=SHORT)
+    lines = prepare(Pictures(), tmp_path / "killed", plan=SHORT)[2]
+    assert "dvae: going on at step 10" in lines
+    (whole,), (killed,) = (
+        (tmp_path / name).glob("dvae-*.safetensors") for name in ("whole", "killed")
+    )
+    assert killed.read_bytes() == whole.read_bytes()
+
+
+def test_what_was_spent_before_a_kill_is_in_its_seconds(tmp_path, monkeypatch):
+    monkeypatch.setattr(trained, "_CHECKPOINT_STEPS", 4)
+    with pytest.raises(Killed):
+        prepare(Pictures(), tmp_path, plan=SHORT, say=kill_at(6))
+    (record,) = tmp_path.glob("dvae-*/step_00000004.json")
+    record.write_text(record.read_text().replace('"seconds": ', '"seconds": 100'))
+    preparation = prepare(Pictures(), tmp_path, plan=SHORT)[1]
+    assert not preparation.cached
+    assert preparation.seconds > 100
+
+
+def test_what_another_process_made_while_this_one_waited_is_taken(kept, tmp_path):
+    workdir, tokenizer, _, _ = kept
+    (file,) = workdir.glob("dvae-*.safetensors")
+    lock = FileLock(tmp_path / f".{file.stem}.lock", thread_local=False)
+    lock.acquire()
+
+    def finish():
+        for made in (file, file.with_suffix(".json")):
+            (tmp_path / made.name).write_bytes(made.read_bytes())
+        lock.release()
+
+    threading.Timer(0.5, finish).start()
+    again, preparation, lines = prepare(Pictures(), tmp_path)
+    assert preparation.cached
+    assert lines == ["dvae: another process is training it; waiting for that"]
+    view = Pictures().view(torch.arange(8), VIEW)
+    assert torch.equal(again(view), tokenizer(view))
+
+
+def test_a_half_written_tokenizer_of_a_killed_process_is_swept(tmp_path):
+    short = Plan(**{**vars(PLAN), "total_steps": 2})
+    prepare(Pictures(), tmp_path, plan=short)
+    (file,) = tmp_path.glob("dvae-*.safetensors")
+    file.rename(tmp_path / f".{file.name}.4711.tmp")
+    prepare(Pictures(), tmp_path, plan=short)
+    assert not list(tmp_path.glob(".*.tmp"))
+
+
 def test_the_global_random_states_stay_as_they_were(tmp_path):
     before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].copy()
     prepare(Pictures(), tmp_path, plan=Plan(**{**vars(PLAN), "total_steps": 6}))
@@ -168,7 +260,7 @@ def test_a_damaged_tokenizer_is_made_again(suffix, damage, kept, tmp_path, monke
                 content = content[:-10]
         (tmp_path / file.name).write_bytes(content)
     weights = tokenizer.encoder.state_dict(), tokenizer.decoder.state_dict()
-    monkeypatch.setattr(trained, "fit", lambda *_: weights)
+    monkeypatch.setattr(trained, "fit", lambda *_, **__: weights)
     again, preparation, lines = prepare(Pictures(), tmp_path)
     assert not preparation.cached
     assert "is damaged and is made again" in lines[0] or (suffix, damage) == (
@@ -194,7 +286,7 @@ def test_other_images_or_settings_are_trained_anew(change, kept, tmp_path, monke
     workdir, *_ = kept
     calls = []
 
-    def fake(pixels, size, *_):
+    def fake(pixels, size, *_, **__):
         calls.append(len(pixels))
         blank = Tokenizer(size, *(weights(network, size) for network in ("encoder", "decoder")))
         return blank.encoder.state_dict(), blank.decoder.state_dict()
@@ -223,7 +315,7 @@ def test_a_constant_image_has_one_token_and_the_training_images_many(kept):
 @pytest.mark.parametrize("num_blocks", [1, 2])
 def test_the_exported_networks_compute_what_was_trained(num_blocks):
     size = Size(codebook_size=8, hidden_dim=4, num_blocks=num_blocks, code_dim=4)
-    training = _Training(pixels(8), size, PLAN, CPU, lambda _: None, Whole())
+    training = _Training(pixels(8), size, PLAN, CPU, say=lambda _: None, training=Whole())
     view = map_pixels(pixels(8).float() / 255)
     with torch.no_grad():
         for parameter in training.encoder.parameters():
@@ -237,7 +329,7 @@ def test_the_exported_networks_compute_what_was_trained(num_blocks):
 
 
 def test_first_scores_are_distances_to_the_codes_of_k_means():
-    training = _Training(pixels(), SIZE, PLAN, CPU, lambda _: None, Whole())
+    training = _Training(pixels(), SIZE, PLAN, CPU, say=lambda _: None, training=Whole())
     training.choose_codebook()
     view = map_pixels(pixels(4).float() / 255)
     with torch.no_grad():
@@ -265,7 +357,12 @@ def test_the_weight_of_the_divergence_leaves_tokens_less_decided():
 
 def test_the_weight_of_the_divergence_follows_its_schedule():
     training = _Training(
-        pixels(), SIZE, Plan(**{**vars(PLAN), "kl_weight": (0.0, 1.0)}), CPU, print, Whole()
+        pixels(),
+        SIZE,
+        Plan(**{**vars(PLAN), "kl_weight": (0.0, 1.0)}),
+        CPU,
+        say=print,
+        training=Whole(),
     )
     training.choose_codebook()
     view = map_pixels(pixels(8).float() / 255)
