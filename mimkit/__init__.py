@@ -54,6 +54,7 @@ _HOMES = {
         "View",
         "Width",
     ),
+    "mimkit.train.resumable": ("Resumable",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -83,6 +84,7 @@ __all__ = [
     "Preparation",
     "RecipeError",
     "Result",
+    "Resumable",
     "StepOutput",
     "Subject",
     "Target",
@@ -152,6 +154,7 @@ if TYPE_CHECKING:
         View,
         Width,
     )
+    from mimkit.train.resumable import Resumable
 
 
 def __getattr__(name: str) -> object:

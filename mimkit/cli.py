@@ -16,6 +16,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from mimkit.errors import MimkitError
+from mimkit.train.signals import Interrupted
 
 
 class _Program(TyperGroup):
@@ -32,6 +33,9 @@ class _Program(TyperGroup):
             if "MIMKIT_ERROR_FILE" in os.environ:  # a comparison wants to know why its run failed
                 Path(os.environ["MIMKIT_ERROR_FILE"]).write_text(str(error), encoding="utf-8")
             raise typer.Exit(2) from error
+        except Interrupted as error:  # in what has no more to say of how to go on
+            Console(stderr=True).print(f"{error}. To go on, repeat the same command.")
+            raise typer.Exit(error.exit_code) from error
 
 
 app = typer.Typer(
@@ -158,7 +162,6 @@ def run(
     from mimkit.recipe.schema import load
     from mimkit.report import ownership
     from mimkit.train.distributed import torchrun
-    from mimkit.train.signals import Interrupted
 
     held = Path(recipe) / "recipe.toml"
     folder = held.parent if ownership.kind_of(held.parent) == "run" else None
@@ -262,7 +265,6 @@ def compare(
     from mimkit.comparison.launchers import default_jobs, make_launcher
     from mimkit.comparison.methods import Asked, default_folder
     from mimkit.comparison.question import Question
-    from mimkit.train.signals import Interrupted
 
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])

@@ -28,6 +28,21 @@ def test_three_in_a_row_stop_the_run_even_across_readings():
     assert [item.step for item in guard.skipped] == [3, 4, 5]
 
 
+def test_a_run_that_goes_on_counts_on():
+    before = [SkippedStep(1, [0]), SkippedStep(3, [3]), SkippedStep(4, [4])]
+    guard = Guard(nn.Identity(), before, start=5)
+    guard.after(5, torch.tensor([5]), NO)
+    with pytest.raises(TrainingError, match=r"steps 3 to 5"):
+        guard.read()
+
+
+def test_a_run_that_goes_on_after_a_good_step_begins_to_count():
+    guard = Guard(nn.Identity(), [SkippedStep(3, [3]), SkippedStep(4, [4])], start=6)
+    for step in (6, 7):
+        guard.after(step, torch.tensor([step]), NO)
+    assert len(guard.read()) == 2
+
+
 def test_a_good_step_between_starts_the_count_again():
     guard = Guard(nn.Identity(), [])
     for step, flag in enumerate([NO, NO, YES, NO, NO]):

@@ -204,6 +204,97 @@ def test_a_damaged_checkpoint_is_said_and_the_one_before_used(tiny, tmp_path, ca
     assert path.read_bytes() == whole
 
 
+def test_with_both_checkpoints_damaged_it_stops_and_touches_nothing(tiny, tmp_path, capsys):
+    folder = here(tiny, tmp_path)
+    files = sorted((folder / "checkpoints").glob("*.safetensors"))
+    for path in files:
+        path.write_bytes(path.read_bytes()[:-100])
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    capsys.readouterr()
+    with pytest.raises(DataError) as caught:
+        here(tiny, tmp_path)
+    assert all(str(path) in str(caught.value) for path in files)
+    assert "--fresh" in str(caught.value)
+    assert "the one before" not in capsys.readouterr().out
+    after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_files_half_written_by_a_killed_process_are_swept_when_it_goes_on(tiny, tmp_path):
+    folder = here(tiny, tmp_path)
+    for name in ("checkpoints/.step_00000012.safetensors.", ".ledger.json."):
+        (folder / f"{name}{os.getpid()}.tmp").touch()
+    here(tiny, tmp_path)
+    assert not list(folder.rglob("*.tmp"))
+
+
+DIE = """
+import os, signal, sys, time
+where, last = sys.argv[1], int(sys.argv[2])
+from mimkit.report.folder import RunFolder
+from mimkit.train.loop import Loop
+
+def dying(cls, name, step_of):
+    whole = getattr(cls, name)
+    def partly(self, *arguments):
+        result = whole(self, *arguments)
+        if step_of(self, *arguments) == last:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    setattr(cls, name, partly)
+
+if where == "log":
+    dying(RunFolder, "log", lambda self, step, values: step)
+elif where == "save":
+    dying(Loop, "save", lambda self: self.progress.step)
+else:
+    dying(Loop, "step", lambda self, step, batch: step + 1)
+step = Loop.step
+def slow(self, *arguments):
+    time.sleep(0.1)
+    return step(self, *arguments)
+Loop.step = slow
+from mimkit.cli import main
+sys.argv = ["mimkit", *sys.argv[3:]]
+main()
+"""
+
+
+def kill(recipe: Path, out: Path, where: str, step: int, settings: list[str]) -> None:
+    """Runs slowly, 0.1 s a step, and ends by SIGKILL after this step was logged, saved or done."""
+    whole = command(recipe, out, *(word for one in settings for word in ("--set", one)))
+    finish([sys.executable, "-c", DIE, where, str(step), *whole[3:]], code=-signal.SIGKILL)
+
+
+def log_of(folder: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "time/step_ms"} for row in rows]
+
+
+# Logged at 4, 8, 12; saved at 3, 6, 9, 12; judged at 0, 6, 12.
+@pytest.mark.parametrize(("where", "step"), [("step", 2), ("log", 8), ("save", 9)])
+def test_killed_inside_of_an_interval_it_leaves_the_same_log(tiny, tmp_path, where, step):
+    settings = ["train.log_every_steps=4", "train.checkpoint_every_steps=3"]
+    whole = here(tiny, tmp_path / "whole", overrides=settings)
+    kill(tiny, tmp_path / "killed", where, step, settings)
+    folder = tmp_path / "killed" / "tiny" / "0"
+    first = json.loads((folder / "ledger.json").read_text())["seconds"]
+    here(tiny, tmp_path / "killed", overrides=settings)
+    assert log_of(folder) == log_of(whole)
+    assert_same_weights(folder, whole)
+    ledger = json.loads((folder / "ledger.json").read_text())
+    seconds, saved = ledger["seconds"], step // 3 * 3
+    assert seconds["train"] > saved * 0.1
+    intervals = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    logged = sum(row["time/step_ms"] * 4 / 1000 for row in intervals if "time/step_ms" in row)
+    assert logged == pytest.approx(seconds["train"])
+    assert seconds["prepare"] >= first["prepare"] > 0
+    assert seconds["evaluate"] > first["evaluating"] > 0
+    # Of the steps after the last checkpoint, those that were logged are known.
+    assert seconds.get("repeated", 0) >= (0.2 if where == "log" else 0)
+    assert ("repeated" in seconds) == (where == "log")
+
+
 def test_a_folder_of_another_recipe_is_refused_and_fresh_replaces_it(tiny, tmp_path):
     here(tiny, tmp_path)
     changed = ["train.lr=0.01"]

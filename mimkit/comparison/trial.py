@@ -24,6 +24,7 @@ from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
+from mimkit.train.signals import Interrupted
 from mimkit.train.trial import choose_forward, untouched
 
 _IMAGES = 32
@@ -115,6 +116,9 @@ def _main(recipe: str, file: str, device: str | None = None) -> int:
     except MimkitError as error:
         sys.stderr.write(f"{error}\n")
         return 2
+    except Interrupted as error:  # a target that was being prepared goes on next time
+        sys.stderr.write(f"{error}\n")
+        return error.exit_code
     return 0
 
 

@@ -1,6 +1,8 @@
 """What one run has in hand: data, parts, and the folder in which it is written down."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -14,6 +16,7 @@ from mimkit.evaluate.base import Evaluator, Subject
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
+from mimkit.pipeline.ledger import seconds_before
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
@@ -36,7 +39,9 @@ class Run:
         world: this process among others.
         console: where people look.
         command: what the user typed.
-        seconds: time spent, by phase.
+        seconds: time spent, by phase, with that of earlier calls: "prepare"; "evaluating", which
+            becomes "evaluate" when the last evaluation is done; "repeated", on steps that a kill
+            threw away, as far as the log tells.
         prepared: what each target did before training, by its name.
         labelled: both splits of ``data.labelled``, for evaluators that need labels; None where
             the recipe names none.
@@ -54,6 +59,15 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: dict[str, Preparation] = field(default_factory=dict)
     labelled: tuple[Source, Source] | None = None
+
+    @contextmanager
+    def spends(self, phase: str) -> Iterator[None]:
+        """Adds the time until leaving, also by an error, to the phase's."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - start
 
     @property
     def augment(self) -> Augment:
@@ -149,11 +163,14 @@ def prepare(current: Run, settled: Recipe) -> None:
         current.parts = _build(settled, current.train)
         current.pretrainer = Pretrainer(current.parts).to(current.world.device)
     current.recipe = settled
+    current.seconds = seconds_before(current.folder.read_ledger())
     start = time.perf_counter()
     if needs_targets(settled):
         current.prepared = _prepare(current.parts, current.train, current.world, current.console)
         current.pretrainer.to(current.world.device)
-    current.seconds["prepare"] = time.perf_counter() - start
+    # What a target made may have been begun by a call that was killed: its own count has that too.
+    made = sum(done.seconds for done in current.prepared.values() if not done.cached)
+    current.seconds["prepare"] += max(made, time.perf_counter() - start)
     if current.folder.writable:
         for name, preparation in current.prepared.items():
             draw_preparation(preparation, current.folder.pictures / f"prepared_{name}.png")

@@ -2,8 +2,9 @@
 
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from typing import Any, Final
 
 import torch
 from torch import nn
@@ -16,6 +17,9 @@ from mimkit.recipe.schema import TrainSection
 from mimkit.train.loop import Progress, uses_bfloat16
 from mimkit.train.step import Pretrainer
 from mimkit.train.trial import Trial
+
+_ALWAYS: Final = ("prepare", "train", "evaluate")
+"""Phases that are told also where they took no time."""
 
 
 def ledger(
@@ -56,7 +60,7 @@ def ledger(
         "parameters": count_parameters(pretrainer),
         "steps": progress.step,
         "images_seen": images,
-        "seconds": dict(seconds),
+        "seconds": {phase: spent for phase, spent in seconds.items() if spent or phase in _ALWAYS},
         "prepared": {
             name: {
                 "title": done.title,
@@ -82,6 +86,26 @@ def _dataset(training: Source, test: Source) -> dict[str, object]:
         "skipped": [asdict(item) for source in (training, test) for item in source.unread()],
         "notes": [source.note for source in (training, test) if source.note],
     }
+
+
+def seconds_before(earlier: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the seconds of earlier calls by phase, from their ledger, to go on counting."""
+    held = earlier.get("seconds", {})
+    return {
+        "prepare": held.get("prepare", 0.0),
+        "evaluating": held.get("evaluate", 0.0) + held.get("evaluating", 0.0),
+        "repeated": held.get("repeated", 0.0),
+    }
+
+
+def seconds_after(step: int, rows: Sequence[Mapping[str, float]]) -> float:
+    """Adds up the seconds of training after ``step`` that rows of the log tell of."""
+    seconds, before = 0.0, step
+    for row in rows:
+        if row["step"] > step and "time/step_ms" in row:
+            seconds += row["time/step_ms"] / 1000 * (row["step"] - before)
+            before = int(row["step"])
+    return seconds
 
 
 def count_parameters(pretrainer: Pretrainer) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """One run from its recipe to its report."""
 
-import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +9,7 @@ from rich.console import Console
 from mimkit.data.batches import default_workers, stream
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
+from mimkit.files import sweep
 from mimkit.pipeline.adopt import adopt, refuse_another
 from mimkit.pipeline.current import (
     Run,
@@ -20,7 +20,7 @@ from mimkit.pipeline.current import (
     subject,
 )
 from mimkit.pipeline.identity import refuse_other_data, splits, write_data
-from mimkit.pipeline.ledger import ledger
+from mimkit.pipeline.ledger import ledger, seconds_after
 from mimkit.pipeline.pictures import draw_predictions
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report.folder import RunFolder
@@ -122,16 +122,19 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
 
     def evaluate(step: int) -> None:
         due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
-        for number in due:
-            if world.leads:
-                results = evaluators[number].run(subject(current, number))
+        if not due:
+            return
+        if world.leads:
+            for number in due:
+                with current.spends("evaluating"):
+                    results = evaluators[number].run(subject(current, number))
                 prefix = recipe.evaluate[number].name
                 folder.log(
                     step,
                     {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
                 )
-        if due:
-            world.wait()
+            _write_ledger(current, trial, loop.progress)
+        world.wait()
 
     loop = Loop(
         current.pretrainer,
@@ -145,7 +148,10 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
     loop.resume()
     start = loop.progress.step
     if world.leads:
-        folder.truncate(start)
+        sweep(folder.path)
+        # At step 0 everything is done again, also the evaluations before the first step.
+        forgotten = folder.truncate(start or -1)
+        current.seconds["repeated"] += seconds_after(start, forgotten)
     trial = None
     if start < loop.total:
         loop.forward, trial = choose_forward(
@@ -155,6 +161,7 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
             recipe.train,
         )
         _announce(current, trial, loop)
+    _write_ledger(current, trial, loop.progress)  # what was spent is known if this is killed
     if start == 0:
         evaluate(0)
     workers = default_workers(recipe.data, current.train)
@@ -180,15 +187,16 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     )
     if needs_targets(recipe):
         draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
-    start = time.perf_counter()
     results: list[Result] = []
     for number, evaluator in enumerate(build_evaluators(current)):
         current.console.print(f"[bold]evaluate[/] {recipe.evaluate[number].name}")
-        results += evaluator.run(subject(current, number))
+        with current.spends("evaluating"):
+            results += evaluator.run(subject(current, number))
         # Rewritten after each: whatever happens later, what is known can be read.
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
+        _write_ledger(current, trial, progress)
         write_report(folder)
-    current.seconds["evaluate"] = time.perf_counter() - start
+    current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)
     current.console.print(f"[bold]report[/] {write_report(folder)}")

@@ -148,14 +148,18 @@ class RunFolder:
                 )
         return rows
 
-    def truncate(self, step: int) -> None:
+    def truncate(self, step: int) -> list[dict[str, float]]:
         """Forgets what was logged after ``step``: a run that goes on from there logs it anew.
 
         Call it before the first `log`; it also removes a half-written line.
+
+        Returns: the rows that it forgot.
         """
         self._assert_claimed()
-        kept = [row for row in self.metrics_rows() if row["step"] <= step]
+        rows = self.metrics_rows()
+        kept = [row for row in rows if row["step"] <= step]
         write_text(self.metrics, "".join(json.dumps(finite(row)) + "\n" for row in kept))
+        return [row for row in rows if row["step"] > step]
 
     def write_results(self, results: Mapping[str, object]) -> None:
         """Writes ``results.json``: the lists ``results``, ``summaries`` and ``differences``.

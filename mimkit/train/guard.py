@@ -28,9 +28,14 @@ class Guard:
 
     A skipped step must leave no trace in running statistics either, which the forward pass has
     already changed, so the guard keeps a copy of the floating-point buffers.
+
+    Args:
+        module: what is trained.
+        skipped: the steps skipped so far; later ones are added to it.
+        start: the first step that it will watch.
     """
 
-    def __init__(self, module: nn.Module, skipped: list[SkippedStep]) -> None:
+    def __init__(self, module: nn.Module, skipped: list[SkippedStep], start: int = 0) -> None:
         # What is not in the state dict is constant, such as a tokenizer's weights.
         kept = module.state_dict(keep_vars=True)
         self.buffers = [
@@ -42,6 +47,10 @@ class Guard:
         self.pending: list[tuple[int, Tensor, Tensor]] = []
         self.skipped = skipped
         self.in_a_row = 0
+        for item in reversed(skipped):  # a run that goes on counts on where it stopped
+            if item.step != start - 1 - self.in_a_row:
+                break
+            self.in_a_row += 1
 
     def before(self) -> None:
         """Keeps the buffers as they are before the forward pass."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class Progress:
 
     Args:
         step: finished optimizer steps.
-        seconds: time spent in them.
+        seconds: time spent in them, of all processes that one after the other trained this run.
         skipped: steps that were skipped because they were not finite.
     """
 
@@ -120,14 +121,21 @@ class Loop:
         self.hooks = hooks
         self.optimizer = make_optimizer(pretrainer, train)
         self.progress = Progress(0, 0.0, [])
+        self.means = Means(world)
 
     def resume(self) -> None:
-        """Goes on from the newest whole checkpoint, if there is one."""
+        """Goes on from the newest whole checkpoint, if there is one.
+
+        Raises: DataError if there are checkpoints, but none can be used.
+        """
         found = checkpoint.latest(self.folder, self.hooks.report)
         if found is not None:
             checkpoint.restore(found, self.pretrainer, self.optimizer)
-            skipped = [SkippedStep(**item) for item in found.state["skipped"]]  # type: ignore[attr-defined]
-            self.progress = Progress(found.step, float(found.state["seconds"]), skipped)  # type: ignore[arg-type]
+            state: dict[str, Any] = found.state
+            skipped = [SkippedStep(**item) for item in state["skipped"]]
+            self.progress = Progress(found.step, float(state["seconds"]), skipped)
+            if "interval" in state:  # not in an import
+                self.means.restore(state["interval"], found.part("extra."))
 
     def run(self, batches: Iterator[Batch], request: Request) -> None:
         """Trains to the last step.
@@ -139,8 +147,8 @@ class Loop:
         Raises: Interrupted after a signal; TrainingError if steps in a row are not finite.
         """
         self.pretrainer.train()
-        guard_ = Guard(self.pretrainer, self.progress.skipped)
-        means = Means(self.world)
+        guard_ = Guard(self.pretrainer, self.progress.skipped, self.progress.step)
+        means = self.means
         # On the CPU reading a flag costs nothing; elsewhere it waits for the device.
         read_every = 1 if self.world.device.type == "cpu" else self.train.log_every_steps
         clock = time.perf_counter()
@@ -162,29 +170,30 @@ class Loop:
 
             done = step + 1
             self.progress.step = done
-            if done % read_every == 0 or done == self.total:
-                for skipped in guard_.read():
-                    self.hooks.report(f"step {skipped.step}: not finite, skipped")
-            if done % self.train.log_every_steps == 0 or done == self.total:
-                values = means.read()
-                now = time.perf_counter()
-                self.progress.seconds += now - clock
-                values["time/step_ms"] = 1000 * (now - clock) / max(1, means.steps)
-                values["lr"] = lr
+            last = done == self.total
+            saves = last or done % self.train.checkpoint_every_steps == 0
+            if saves or done % read_every == 0:
+                self._tell(guard_.read())
+            logs = last or done % self.train.log_every_steps == 0
+            values = means.read() if logs else {}
+            # Read after the above, which waits for the device.
+            spent = time.perf_counter() - clock
+            self.progress.seconds += spent
+            means.seconds += spent
+            if logs:
+                values |= {"time/step_ms": 1000 * means.seconds / means.steps, "lr": lr}
                 means.reset()
                 self.hooks.log(done, values)
-                clock = time.perf_counter()
-            before = time.perf_counter()
             # Evaluated before it is saved: what a checkpoint has behind it is complete.
             self.hooks.evaluate(done)
             self.pretrainer.train()
             stop = self.asked_to_stop(done, request)
-            if done % self.train.checkpoint_every_steps == 0 or done == self.total or stop:
-                guard_.read()
+            if saves or stop:
+                self._tell(guard_.read())
                 self.save()
             if stop:
                 raise Interrupted(request.number or 0, f"after step {done}")
-            clock += time.perf_counter() - before
+            clock = time.perf_counter()
 
     def step(self, step: int, batch: Batch) -> tuple[StepOutput, Tensor, Tensor]:
         """One optimizer step; returns its output, gradient norm () and whether it counted ()."""
@@ -204,6 +213,10 @@ class Loop:
         self.optimizer.step()
         return outputs[-1], grad_norm, finite
 
+    def _tell(self, skipped: list[SkippedStep]) -> None:
+        for one in skipped:
+            self.hooks.report(f"step {one.step}: not finite, skipped")
+
     def asked_to_stop(self, done: int, request: Request) -> bool:
         """True if a signal came; processes agree on it at the logging interval only."""
         if self.world.size == 1:
@@ -214,19 +227,25 @@ class Loop:
 
     def save(self) -> None:
         """Writes a checkpoint, from the leading process."""
+        interval, sums = self.means.state()
         if self.world.leads:
             checkpoint.save(
                 self.folder,
                 self.progress.step,
                 self.pretrainer,
                 self.optimizer,
-                self.progress.state(),
+                {**self.progress.state(), "interval": interval},
+                extra=sums,
             )
         self.world.wait()
 
 
 class Means:
-    """Running sums of every logged number, kept on the device until they are read."""
+    """Running sums of every logged number, kept on the device until they are read.
+
+    The interval that is open when a run stops goes on when the run does: its sums, steps and
+    seconds belong to the checkpoint.
+    """
 
     def __init__(self, world: World) -> None:
         self.world = world
@@ -237,6 +256,7 @@ class Means:
         self.names: list[str] = []
         self.sums: Tensor | None = None
         self.steps = 0
+        self.seconds = 0.0
 
     def add(self, output: StepOutput, grad_norm: Tensor, finite: Tensor) -> None:
         """Adds one step's numbers; a skipped step counts nothing."""
@@ -259,3 +279,18 @@ class Means:
             name: value / counted if counted else float("nan")
             for name, value in zip(self.names[:-1], sums, strict=True)
         }
+
+    def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
+        """Returns the open interval for a checkpoint; every process must ask for it at once.
+
+        Returns: plain data, and the sums, which become the means over processes in all of them:
+            what is read in the end is the same.
+        """
+        data = {"names": self.names, "steps": self.steps, "seconds": self.seconds}
+        return data, {} if self.sums is None else {"sums": self.world.mean(self.sums)}
+
+    def restore(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Goes on with an interval that `state` gave."""
+        self.names, self.steps = list(data["names"]), int(data["steps"])
+        self.seconds = float(data["seconds"])
+        self.sums = tensors["sums"].to(self.world.device) if "sums" in tensors else None

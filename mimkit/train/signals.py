@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from types import FrameType
 
 
-class Interrupted(Exception):  # noqa: N818 -- it is a request, not an error
-    """The run was asked to stop and has written a checkpoint."""
+class Interrupted(BaseException):
+    """The run was asked to stop and has written a checkpoint.
+
+    It is a request, not an error: what catches every `Exception` must not swallow it.
+    """
 
     def __init__(self, number: int, where: str) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name} {where}")

@@ -4,11 +4,12 @@ In two phases. The first trains an ordinary autoencoder, whose features go throu
 bottleneck to the decoder. Then k-means chooses the codebook among what passes the bottleneck, the
 encoder's scores become distances to the codes, and the whole is trained on as a dVAE. Trained as
 one from the start, so short a run leaves nearly all codes dead.
+
+What a step draws follows from the seed and its number alone, so that training goes on at any step.
 """
 
 import math
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,7 +20,7 @@ from dall_e.utils import Conv2d
 from einops import rearrange
 from torch import Tensor, nn
 
-from mimkit import TrainingError
+from mimkit import Resumable, TrainingError
 from mimkit_beit.codebook import choose_codes, nearest
 from mimkit_beit.tokenizer import (
     PIXEL_STD,
@@ -43,6 +44,8 @@ about five likely codes."""
 _VECTORS_PER_CODE: Final = 64
 _NUM_REPORTS: Final = 10
 _CHUNK_IMAGES: Final = 64
+_WEIGHTS, _ORDER, _CODES, _NOISE = range(4)
+"""What random numbers are for: each use of the seed has a stream of its own."""
 
 
 @dataclass(frozen=True)
@@ -72,73 +75,103 @@ class Plan:
 
 
 def fit(
-    pixels: Tensor, size: Size, plan: Plan, device: torch.device, say: Say
+    pixels: Tensor,
+    size: Size,
+    plan: Plan,
+    device: torch.device,
+    *,
+    say: Say,
+    training: Resumable,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Trains a dVAE, without touching the global random state; on one CPU always the same.
 
-    Shape: pixels (n, C, 8 * rows, 8 * cols) uint8.
+    Args:
+        pixels: (n, C, 8 * rows, 8 * cols) uint8.
+        size: of the networks.
+        plan: how to train.
+        device: where to train.
+        say: is told of the progress.
+        training: entered, and nothing else is trained in it; tells how far it is.
+
     Returns: the state dicts of encoder and decoder, on the CPU.
     Raises: TrainingError if the error does not stay finite.
     """
-    training = _Training(pixels, size, plan, device, say)
-    num_first = round(plan.total_steps * plan.first_ratio)
+    dvae = _Training(pixels, size, plan, device, say=say, training=training)
+    num_first, total = round(plan.total_steps * plan.first_ratio), plan.total_steps
     with torch.enable_grad():
-        training.phase(num_first, plan.lr, training.continuous)
-        training.choose_codebook()
-        training.phase(plan.total_steps - num_first, plan.lr * _SECOND_LR_RATIO, training.discrete)
-    return _export(training.encoder, size), _export(training.decoder, size)
+        dvae.phase(0, num_first, plan.lr, dvae.continuous)
+        if training.step <= num_first:  # else the codes are in the weights
+            dvae.choose_codebook()
+        dvae.phase(num_first, total, plan.lr * _SECOND_LR_RATIO, dvae.discrete)
+    return _export(dvae.encoder, size), _export(dvae.decoder, size)
 
 
 class _Training:
-    """The networks, and the images and random numbers that they are trained with."""
+    """The networks, and the images that they are trained with."""
 
     def __init__(
-        self, pixels: Tensor, size: Size, plan: Plan, device: torch.device, say: Say
+        self,
+        pixels: Tensor,
+        size: Size,
+        plan: Plan,
+        device: torch.device,
+        *,
+        say: Say,
+        training: Resumable,
     ) -> None:
         self.pixels = pixels.to(device)
         self.size = size
         self.plan = plan
         self.device = device
         self.say = say
-        self.draws = torch.Generator().manual_seed(plan.seed)
-        self.noise = torch.Generator(device).manual_seed(plan.seed)
+        self.training = training
+        draws = self._draws(_WEIGHTS)
         bottleneck = nn.Conv2d(8 * size.hidden_dim, size.code_dim, 1, device="meta")
-        self.encoder = self._start(_blocks("encoder", size))
-        self.decoder = self._start(_blocks("decoder", size))
-        self.bottleneck = self._start(nn.Sequential(bottleneck))
-        self.batches = self._batches()
-        self.step = 0
-        self.started = time.perf_counter()
+        self.encoder = self._start(_blocks("encoder", size), draws)
+        self.decoder = self._start(_blocks("decoder", size), draws)
+        self.bottleneck = self._start(nn.Sequential(bottleneck), draws)
+        self.networks = nn.ModuleList([self.encoder, self.decoder, self.bottleneck])
 
     def phase(
-        self, num_steps: int, lr: float, loss: Callable[[Tensor, float], tuple[Tensor, Tensor]]
+        self,
+        start: int,
+        stop: int,
+        lr: float,
+        loss: Callable[[Tensor, int, float], tuple[Tensor, Tensor]],
     ) -> None:
-        """Minimises ``loss(view, progress in [0, 1))``, which also gives the error to report."""
-        networks = nn.ModuleList([self.encoder, self.decoder, self.bottleneck])
-        parameters = list(networks.parameters())
+        """Minimises ``loss(view, step, progress in [0, 1))``, which also gives the error to report.
+
+        Args:
+            start: the first step.
+            stop: one more than the last.
+            lr: the highest learning rate.
+            loss: as above.
+        """
+        parameters = list(self.networks.parameters())
         optimizer = torch.optim.AdamW(parameters, lr, betas=(0.9, 0.99), weight_decay=1e-4)
-        for step in range(num_steps):
-            progress = step / num_steps
-            warm = min(1.0, (step + 1) / (_WARMUP_RATIO * num_steps))
+        num_steps = stop - start
+        for step in self.training.steps(start, stop, self.networks, optimizer):
+            progress = (step - start) / num_steps
+            warm = min(1.0, (step - start + 1) / (_WARMUP_RATIO * num_steps))
             optimizer.param_groups[0]["lr"] = lr * warm * _cosine(1.0, _LAST_LR_RATIO, progress)
-            total, error = loss(self._view(next(self.batches)), progress)
+            total, error = loss(self._view(self._batch(step)), step, progress)
             optimizer.zero_grad()
             total.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
-            self.step += 1
-            if self.step % max(1, self.plan.total_steps // _NUM_REPORTS) == 0:
+            done = step + 1
+            if done % max(1, self.plan.total_steps // _NUM_REPORTS) == 0:
                 if not error.isfinite():
                     raise TrainingError(
                         f"target 'dvae': the error must stay finite, but is {error.item()} at step "
-                        f"{self.step:,}. Lower lr, which is {self.plan.lr}."
+                        f"{done:,}. Lower lr, which is {self.plan.lr}."
                     )
                 self.say(
-                    f"dvae: step {self.step:,} of {self.plan.total_steps:,}, mean absolute error "
-                    f"{error.item() * PIXEL_STD:.4f}, {time.perf_counter() - self.started:.0f} s"
+                    f"dvae: step {done:,} of {self.plan.total_steps:,}, mean absolute error "
+                    f"{error.item() * PIXEL_STD:.4f}, {self.training.seconds:.0f} s"
                 )
 
-    def continuous(self, view: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def continuous(self, view: Tensor, step: int, progress: float) -> tuple[Tensor, Tensor]:
         """Decodes what the bottleneck lets through."""
         output = self.decoder[1:](self.bottleneck(self._features(view)))
         error = (picture(output) - view).abs().mean()
@@ -149,13 +182,14 @@ class _Training:
         """Puts the codes of k-means into the encoder's last and the decoder's first convolution."""
         tokens_per_image = self.pixels[0, 0].numel() // STRIDE**2
         num_images = _VECTORS_PER_CODE * self.size.codebook_size // tokens_per_image + 1
-        chosen = torch.randperm(len(self.pixels), generator=self.draws)[:num_images]
+        draws = self._draws(_CODES)
+        chosen = torch.randperm(len(self.pixels), generator=draws)[:num_images]
         found = [
             self.bottleneck(self._features(self._view(part)))
             for part in torch.split(chosen, _CHUNK_IMAGES)
         ]
         vectors = rearrange(torch.cat(found), "b d rows cols -> (b rows cols) d")
-        codes = choose_codes(vectors, self.size.codebook_size, self.draws)  # (K, D)
+        codes = choose_codes(vectors, self.size.codebook_size, draws)  # (K, D)
         scale = _SHARPNESS * nearest(vectors, codes)[1].mean().clamp(min=1e-6)
         # -|Wx + b - c|^2 / scale, less what is the same for all codes c, is linear in x.
         weight, bias = self.bottleneck.parameters()
@@ -165,10 +199,11 @@ class _Training:
         embedding.get_parameter("w").copy_(codes.T[:, :, None, None])
         embedding.get_parameter("b").zero_()
 
-    def discrete(self, view: Tensor, progress: float) -> tuple[Tensor, Tensor]:
+    def discrete(self, view: Tensor, step: int, progress: float) -> tuple[Tensor, Tensor]:
         """Decodes a relaxed sample of the codes."""
         scores = rearrange(self.encoder(view), "b k rows cols -> b rows cols k")
-        uniform = torch.rand(scores.shape, generator=self.noise, device=scores.device)
+        noise = self._draws(_NOISE, step, device=scores.device)
+        uniform = torch.rand(scores.shape, generator=noise, device=scores.device)
         gumbel = -uniform.clamp(min=1e-20).log().neg().log()
         relaxed = ((scores + gumbel) / _cosine(*self.plan.temperature, progress)).softmax(-1)
         output = self.decoder(rearrange(relaxed, "b rows cols k -> b k rows cols"))
@@ -186,12 +221,18 @@ class _Training:
         pixels = self.pixels[index.to(self.pixels.device)].float() / 255
         return map_pixels(pixels).contiguous(memory_format=torch.channels_last)
 
-    def _batches(self) -> Iterator[Tensor]:
-        while True:
-            order = torch.randperm(len(self.pixels), generator=self.draws)
-            yield from torch.split(order, self.plan.batch_size)
+    def _batch(self, step: int) -> Tensor:
+        """Gives the numbers of a step's images; every image comes once an epoch."""
+        epoch, place = divmod(step, math.ceil(len(self.pixels) / self.plan.batch_size))
+        order = torch.randperm(len(self.pixels), generator=self._draws(_ORDER, epoch))
+        return torch.split(order, self.plan.batch_size)[place]
 
-    def _start(self, network: nn.Sequential) -> nn.Sequential:
+    def _draws(
+        self, use: int, number: int = 0, device: torch.device | str = "cpu"
+    ) -> torch.Generator:
+        return torch.Generator(device).manual_seed(hash((self.plan.seed, use, number)) % 2**63)
+
+    def _start(self, network: nn.Sequential, draws: torch.Generator) -> nn.Sequential:
         """Draws first weights as the classes of DALL·E do, and prepares for so few blocks."""
         network.to_empty(device="cpu")
         for parameter in network.parameters():
@@ -199,7 +240,7 @@ class _Training:
                 nn.init.zeros_(parameter)
             else:
                 std = parameter[0].numel() ** -0.5
-                nn.init.normal_(parameter, std=std, generator=self.draws)
+                nn.init.normal_(parameter, std=std, generator=draws)
         for module in network.modules():
             if isinstance(module, EncoderBlock | DecoderBlock):
                 module.post_gain = 1 / self.size.num_blocks

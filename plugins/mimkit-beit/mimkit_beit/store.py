@@ -36,6 +36,13 @@ def load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         return None
 
 
+def sweep(file: Path) -> None:
+    """Removes what killed processes left half-written of ``file``; nobody may be writing it."""
+    for target in (file, file.with_suffix(".json")):
+        for path in file.parent.glob(f".{target.name}.*.tmp"):
+            path.unlink(missing_ok=True)
+
+
 def checksum(file: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
     with file.open("rb") as stream:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from mimkit import DataError, Images, Preparation, View
+from mimkit import DataError, Images, Preparation, Resumable, View
 from mimkit_beit import store
 from mimkit_beit.fit import Plan, fit
 from mimkit_beit.health import examine
@@ -21,8 +20,9 @@ Say = Callable[[str], None]
 
 _NUM_HELD_OUT: Final = 512
 _CHUNK_IMAGES: Final = 64
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Raised when training changes, so that tokenizers of old are no longer found."""
+_CHECKPOINT_STEPS: Final = 100
 
 
 def train(
@@ -37,6 +37,8 @@ def train(
     say: Say,
 ) -> tuple[Tokenizer, Preparation]:
     """Trains a tokenizer, or finds the same one in ``workdir``; a damaged one is made again.
+
+    Killed while it trains, it goes on where it was when it is called again.
 
     Args:
         images: the training images; up to 512 of them are held out for `examine`.
@@ -65,7 +67,39 @@ def train(
             f"target 'dvae': to train a tokenizer there must be at least 2 images, but there is "
             f"{len(images)}."
         )
-    start = time.perf_counter()
+    place = workdir / f"dvae-{key}"
+    with Resumable(place, "dvae", say, every_steps=_CHECKPOINT_STEPS) as training:
+        found = store.load(file)  # another process may have made it meanwhile
+        cached = found is not None
+        if found is None:
+            store.sweep(file)
+            tensors, words = _make(
+                images,
+                view,
+                size=size,
+                plan=plan,
+                num_images=num_images,
+                device=device,
+                say=say,
+                training=training,
+            )
+            found = tensors, {**words, "settings": settings}
+            store.save(file, *found)
+    return _restore(*found, size, cached=cached)
+
+
+def _make(
+    images: Images,
+    view: View,
+    *,
+    size: Size,
+    plan: Plan,
+    num_images: int,
+    device: torch.device,
+    say: Say,
+    training: Resumable,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Trains a tokenizer and examines it; returns what is kept of it."""
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(plan.seed))
     num_held_out = max(1, min(_NUM_HELD_OUT, len(images) // 10))
     held_out, chosen = order[:num_held_out], order[num_held_out:][:num_images]
@@ -73,7 +107,7 @@ def train(
     pixels = torch.cat(
         [_pixels(images.view(part, view)) for part in torch.split(chosen, _CHUNK_IMAGES)]
     )
-    encoder, decoder = fit(pixels, size, plan, device, say)
+    encoder, decoder = fit(pixels, size, plan, device, say=say, training=training)
     tokenizer = Tokenizer(size, encoder, decoder).to(device)
     health = examine(tokenizer, images.view(held_out, view), device)
     tensors = {
@@ -81,11 +115,8 @@ def train(
         **{f"decoder.{name}": tensor for name, tensor in decoder.items()},
         **{f"picture.{title}": picture for title, picture in health.pictures.items()},
     }
-    seconds = time.perf_counter() - start
     facts = {"images trained on": len(chosen), "steps": plan.total_steps, **health.facts}
-    words = {"seconds": seconds, "facts": facts, "settings": settings}
-    store.save(file, tensors, words)
-    return _restore(tensors, words, size, cached=False)
+    return tensors, {"seconds": training.seconds, "facts": facts}
 
 
 def _restore(
