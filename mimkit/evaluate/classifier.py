@@ -210,8 +210,8 @@ def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, 
     """Gives each weight's factor of the learning rate: 1 for the output, less layer by layer down.
 
     Raises: BoundaryError if the backbone's layers are not exactly its trainable parameters.
-    Source: BEiT's code, arXiv 2106.08254 (optim_factory.py): ``layer_decay ** (L + 1 - i)``, i being
-        0 for the embedding, 1 to L for the blocks, and L + 1 for all that follows them.
+    Source: the code of BEiT, arXiv 2106.08254: ``layer_decay ** (L + 1 - i)``, i being 0 for the
+        embedding, 1 to L for the blocks, and L + 1 for all that follows them.
     """
     layers = network.backbone.layer_groups()
     listed = sorted(id(p) for layer in layers for p in layer if p.requires_grad)
