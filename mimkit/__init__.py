@@ -37,6 +37,7 @@ _HOMES = {
     ),
     "mimkit.parts.checkpoints": ("Checkpoint", "read_checkpoint"),
     "mimkit.parts.depth": ("set_drop_path",),
+    "mimkit.parts.flops": ("count_flops",),
     "mimkit.parts.frozen": ("freeze",),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
@@ -96,6 +97,7 @@ __all__ = [
     "Width",
     "Work",
     "compare",
+    "count_flops",
     "freeze",
     "load_encoder",
     "paste",
@@ -137,6 +139,7 @@ if TYPE_CHECKING:
     )
     from mimkit.parts.checkpoints import Checkpoint, read_checkpoint
     from mimkit.parts.depth import set_drop_path
+    from mimkit.parts.flops import count_flops
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (

@@ -178,8 +178,20 @@ def test_a_batch_that_is_too_large_for_the_budget_shrinks_with_its_learning_rate
     tables, notes = fitted_batch(recipe, 1000, 400)
     assert tables["batch_size"] == 16
     assert tables["lr"] == pytest.approx(1e-3 / 2**0.5)
-    assert "batches of 32 become 16" in notes[0]
+    assert "batches of 32 become 16, for at least 50 steps; the learning rate" in notes[0]
     assert fitted_batch(recipe, 10, 400)[0]["batch_size"] == 8
+
+
+@pytest.mark.parametrize("images", [100, 399, 400, 1000, 1599, 10_000])
+@pytest.mark.parametrize("num_images", [4, 12, 31, 400])
+def test_at_least_50_steps_are_promised_only_where_they_come(recipes, images, num_images):
+    tables, notes = fitted_batch(load(recipes[0]), images, num_images)
+    told = " ".join(notes)
+    steps = images / tables.get("batch_size", 32)
+    if "at least 50 steps" in told:
+        assert steps >= 50
+    elif steps < 50:
+        assert f"the budget is {int(steps)} steps" in told or f"{num_images} training" in told
 
 
 def test_the_warm_up_keeps_its_share(recipes):

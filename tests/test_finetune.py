@@ -113,8 +113,9 @@ def test_layers_below_learn_more_slowly(subject):
     network = Classifier(subject.pretrainer.encoder.backbone(), 10)
     scales = layer_scales(network, 0.5)
     groups = network.backbone.layer_groups()
-    assert {scales[p] for p in groups[-1]} == {0.5}
-    assert {scales[p] for p in groups[0]} == {0.5 ** len(groups)}
+    assert {scales[p] for p in groups[-1]} == {1.0}
+    assert {scales[p] for p in groups[-2]} == {0.5}
+    assert {scales[p] for p in groups[0]} == {0.5 ** (len(groups) - 1)}
     assert network.output.weight not in scales
 
 

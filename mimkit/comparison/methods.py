@@ -174,6 +174,8 @@ def fitted_batch(
 ) -> tuple[dict[str, Any], list[str]]:
     """Shrinks the batch where the budget would give fewer than 50 steps, or the data no batch.
 
+    Returns: tables to lay over the recipe, and in words what was changed, and for what.
+
     The new batch is a power of two, at least 8, and the learning rate goes with the root of the
     batch.
 
@@ -197,8 +199,15 @@ def fitted_batch(
         "lr": train.lr * factor,
         "min_lr": train.min_lr * factor,
     }
+    steps = int(images / batch_size)
+    if num_images < images / _MIN_STEPS:
+        why = f"as there are {num_images:,} training images"
+    elif steps >= _MIN_STEPS:
+        why = f"for at least {_MIN_STEPS} steps"
+    else:
+        why = f"the least; the budget is {steps:,} steps of that"
     note = (
-        f"batches of {train.batch_size} become {batch_size}, for at least {_MIN_STEPS} steps; the "
+        f"batches of {train.batch_size} become {batch_size}, {why}; the "
         f"learning rate goes with the root of that, from {train.lr:g} to {tables['lr']:.3g}"
     )
     return tables, [note]

@@ -210,8 +210,8 @@ def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, 
     """Gives each weight's factor of the learning rate: 1 for the output, less layer by layer down.
 
     Raises: BoundaryError if the backbone's layers are not exactly its trainable parameters.
-    Source: BEiT, arXiv 2106.08254, appendix: the last layer of the backbone has ``layer_decay``,
-        the one below its square, and so on.
+    Source: the code of BEiT, arXiv 2106.08254: ``layer_decay ** (L + 1 - i)``, i being 0 for the
+        embedding, 1 to L for the blocks, and L + 1 for all that follows them.
     """
     layers = network.backbone.layer_groups()
     listed = sorted(id(p) for layer in layers for p in layer if p.requires_grad)
@@ -221,8 +221,8 @@ def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, 
             "of the backbone exactly once."
         )
     return {
-        parameter: layer_decay ** (len(layers) - number)
-        for number, layer in enumerate(layers)
+        parameter: layer_decay**below
+        for below, layer in enumerate(reversed(layers))
         for parameter in layer
     }
 
@@ -239,7 +239,7 @@ class _Pooled(Backbone):
         return pooled
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        return [list(self.encoder.parameters()), list(self.pooling.parameters())]
+        return [list(self.encoder.parameters()), list(self.pooling.parameters()), []]
 
     if TYPE_CHECKING:
         __call__ = forward

@@ -184,7 +184,12 @@ class Backbone(Module, ABC):
 
     @abstractmethod
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Lists the parameters from input to output, for layer-wise learning-rate decay."""
+        """Lists the parameters from input to output, for layer-wise learning-rate decay.
+
+        The last group learns at the classifier's own rate: what follows the last layer, such as a
+        closing norm; it is empty where nothing does. The group before it is the last layer, which
+        the decay counts once, the one below it twice, and so on.
+        """
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth: ``rate`` for the last block, rising linearly from 0.

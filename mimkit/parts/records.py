@@ -367,6 +367,8 @@ class Preparation:
         cached: whether it was found in a cache.
         facts: what a reader should know of it, by name, such as how many codes are used.
         pictures: title to (n, C, H, W) in [0, 1], shown side by side.
+        flops: floating-point operations of making it (`mimkit.count_flops`), also where it was
+            found in a cache; 0 where they are not known.
     """
 
     title: str
@@ -374,6 +376,7 @@ class Preparation:
     cached: bool
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
+    flops: float = 0.0
 
 
 @dataclass(frozen=True)

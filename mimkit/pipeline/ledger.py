@@ -1,9 +1,12 @@
 """What a run cost, and on what it ran."""
 
+import functools
+import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any, Final
 
 import torch
@@ -20,6 +23,7 @@ from mimkit.train.trial import Trial
 
 _ALWAYS: Final = ("prepare", "train", "evaluate")
 """Phases that are told also where they took no time."""
+_SOURCE: Final = Path(__file__).resolve().parents[1]
 
 
 def ledger(
@@ -50,7 +54,7 @@ def ledger(
         "mimkit": mimkit.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "git_commit": _git_commit(),
+        "git_commit": source_commit(_SOURCE),
         "device": device_name(device),
         "precision": "bfloat16" if uses_bfloat16(device, train.precision) else "float32",
         "compiled": trial.compiled if trial else earlier.get("compiled", False),
@@ -142,11 +146,35 @@ def device_name(device: torch.device) -> str:
     return f"CPU {platform.machine()}, {torch.get_num_threads()} threads"
 
 
-def _git_commit() -> str | None:
+@functools.cache
+def source_commit(package: Path) -> str | None:
+    """Names the commit of mimkit's own source, whatever folder the user stands in.
+
+    Args:
+        package: folder of the package, as it was imported.
+
+    Returns: the hash, with "-dirty" if files were changed since; None if the package is not the
+        top folder of a checkout that tracks it, as when it was installed.
+    """
+    if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
+        return None
+    if not _git(package, "ls-files", "__init__.py"):
+        return None
+    return _git(package, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    # Variables such as GIT_DIR, which hooks set, would point at another repository.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
     try:
         done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, timeout=5
+            ["git", "--no-optional-locks", "-C", str(folder), *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=5,
         )
-    except (FileNotFoundError, subprocess.TimeoutExpired):
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip() if done.returncode == 0 else None

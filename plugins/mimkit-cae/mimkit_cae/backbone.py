@@ -44,18 +44,16 @@ class PooledCAE(Backbone):
         return pooled
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Lists embedding and every block: depth + 1 groups, the norm in the last.
+        """Lists embedding, every block, norm: depth + 2 groups.
 
-        Source: BEiT's code, and so CAE's, in which the layer below the classifier is the last
-            block; there the norm has the classifier's rate.
+        Source: BEiT's code, and so CAE's, in which the norm has the classifier's rate.
         """
         vit = self.vit
-        groups = [
+        return [
             [vit.cls_token, *vit.patch_embed.parameters()],
             *(list(block.parameters()) for block in vit.blocks),
+            list(self.fc_norm.parameters()),
         ]
-        groups[-1].extend(self.fc_norm.parameters())
-        return groups
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""

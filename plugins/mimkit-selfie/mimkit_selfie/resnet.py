@@ -92,8 +92,14 @@ class ResNet(Backbone):
         return x.mean(dim=(2, 3))
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
-        """Lists the stem, each of the four stages, and the closing norm."""
-        return [list(part.parameters()) for part in (self.stem, *self.stages, self.norm)]
+        """Lists the stem and every block, the closing norm with the last; nothing follows them.
+
+        Source: timm's groups of its ResNetV2. The paper has no layer decay.
+        """
+        blocks = [block for stage in self.stages for block in stage.get_submodule("blocks")]
+        groups = [list(part.parameters()) for part in (self.stem, *blocks)]
+        groups[-1].extend(self.norm.parameters())
+        return [*groups, []]
 
     if TYPE_CHECKING:
         __call__ = forward
