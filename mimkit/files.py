@@ -4,10 +4,15 @@ import errno
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Final
 
 from mimkit.errors import DataError
+
+_TEMPORARY: Final = re.compile(r"\..+\.(\d+)\.tmp")
+""".NAME.PID.tmp, as `write_atomic` calls what is not complete yet."""
 
 
 def write_atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -51,3 +56,28 @@ def sha256(path: Path) -> str:
     """Returns the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sweep(folder: Path) -> None:
+    """Removes what `write_atomic` left half-written, below ``folder``, in processes that are dead.
+
+    Only for a folder that this process has claimed and that it is not writing into: so a file with
+    this process's own number was left by an earlier one that had the same, as in a container.
+    """
+    for path in folder.rglob(".*.tmp"):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match and not path.is_dir() and not _is_another(int(match[1])):
+            path.unlink(missing_ok=True)
+
+
+def _is_another(pid: int) -> bool:
+    """Whether a process of this number lives that is not this one."""
+    if pid == os.getpid() or os.name == "nt":  # where signal 0 would be Ctrl-C
+        return False
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True

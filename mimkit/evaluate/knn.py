@@ -9,6 +9,7 @@ from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.parts.base import Encoder
+from mimkit.parts.bounds import Count, Positive
 from mimkit.parts.records import Geometry
 
 _CHUNK_SIMILARITIES = 2**25  # of one matrix product: 128 MiB
@@ -39,12 +40,12 @@ class KNN(Evaluator):
         self,
         geometry: Geometry,
         *,
-        k: int = 20,
-        temperature: float = 0.07,
+        k: Count = 20,
+        temperature: Positive = 0.07,
         pool: Pool = "mean",
-        num_images: int | None = None,
-        num_test_images: int | None = None,
-        every_steps: int | None = None,
+        num_images: Count | None = None,
+        num_test_images: Count | None = None,
+        every_steps: Count | None = None,
     ) -> None:
         self.k = k
         self.temperature = temperature
