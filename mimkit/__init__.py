@@ -36,9 +36,10 @@ _HOMES = {
         "Target",
     ),
     "mimkit.parts.bounds": (
+        "AnyCount",
         "Count",
         "Depth",
-        "Interval",
+        "Fraction",
         "Multiple",
         "NonNegative",
         "Positive",
@@ -69,6 +70,7 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AnyCount",
     "Backbone",
     "Batch",
     "BoundaryError",
@@ -79,13 +81,13 @@ __all__ = [
     "Encoder",
     "Evaluator",
     "Features",
+    "Fraction",
     "Geometry",
     "Grid",
     "Head",
     "Images",
     "Imported",
     "Importer",
-    "Interval",
     "Loss",
     "Mask",
     "Masker",
@@ -154,9 +156,10 @@ if TYPE_CHECKING:
         Target,
     )
     from mimkit.parts.bounds import (
+        AnyCount,
         Count,
         Depth,
-        Interval,
+        Fraction,
         Multiple,
         NonNegative,
         Positive,

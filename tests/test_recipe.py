@@ -518,13 +518,13 @@ def test_a_registered_recipe_needs_no_path(register, tmp_path, monkeypatch):
     assert load("tiny_shapes").name == "tiny"
     with pytest.raises(PluginError, match="Did you mean 'tiny_shapes'"):
         load("tiny_shape")
-    with pytest.raises(RecipeError, match=r"Did you mean 'tiny_shapes\.toml'"):
+    with pytest.raises(RecipeError, match="Did you mean 'tiny_shapes'"):
         load("recipes/tiny_shape.toml")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match="must be a readable UTF-8 file"):
+    with pytest.raises(RecipeError, match="is in UTF-16"):
         load(str(tmp_path / "x.toml"))
 
 

@@ -13,11 +13,11 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from mimkit.console import make_console
 from mimkit.data.decode import UnreadableError, decode, measure
 from mimkit.data.table import Skipped, Table
 from mimkit.data.workers import cores
@@ -147,7 +147,7 @@ def _chunks(table: Table, whole: bool) -> Iterator[_Chunk]:
         num_workers=cores() if len(table) >= _MANY else 0,
         generator=torch.Generator(),  # else starting a loader advances the global one
     )
-    console, task = Console(stderr=True), f"looking at {len(table):,} images (once)"
+    console, task = make_console(stderr=True), f"looking at {len(table):,} images (once)"
     many = len(table) >= _MANY
     if many and not console.is_terminal:
         console.print(task)

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Annotated, Final, Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,6 @@ from mimkit.evaluate.classifier import Score
 from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.fractions import (
-    Fraction,
     Labels,
     development_split,
     labels_of,
@@ -33,7 +32,7 @@ from mimkit.evaluate.frozen_tokens import FrozenTokens, gib_of, token_shape
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.base import Encoder
-from mimkit.parts.bounds import AnyCount, Count, Interval, NonNegative, Positive, Size
+from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Size
 from mimkit.parts.records import Geometry
 from mimkit.train.optim import learning_rate, set_learning_rate
 
@@ -58,7 +57,7 @@ class AttentiveProbe(Evaluator):
             the "batch" of judged images, as published; then a result depends on who is judged
             together, here images in random order.
         total_steps: optimizer steps of one training.
-        batch_size: images of a step; batch norm needs two.
+        batch_size: images of a step.
         lrs: learning rates to choose from.
         warmup_steps: steps of linear warm-up before the cosine.
         label_fractions: shares of the labels to train on.
@@ -67,7 +66,7 @@ class AttentiveProbe(Evaluator):
         cache_gib: keep all tokens on the device if they need at most so many GiB; else every
             batch is encoded anew, which takes longer and changes nothing.
 
-    Raises: RecipeError if there is no fraction or learning rate.
+    Raises: RecipeError if there is no fraction, seed, learning rate or step, or one image a step.
     Source: CAE, arXiv 2202.03026, section 4, and its code: query from zero, norms of their own
         for query, keys and values, no residual, no MLP, batch norm without scale, linear layer
         from deviation 0.01, Nesterov momentum 0.9, no weight decay. Differs: images are not
@@ -84,7 +83,7 @@ class AttentiveProbe(Evaluator):
         num_heads: Size | None = None,
         batch_norm: Literal["running", "batch"] = "running",
         total_steps: Count = 1500,
-        batch_size: Annotated[int, Interval(ge=2, le=1_000_000_000)] = 256,
+        batch_size: Count = 256,
         lrs: tuple[Positive, ...] = (0.03, 0.1, 0.3),
         warmup_steps: AnyCount = 100,
         label_fractions: tuple[Fraction, ...] = (1.0,),
@@ -92,10 +91,15 @@ class AttentiveProbe(Evaluator):
         num_test_images: Count | None = None,
         cache_gib: NonNegative = 4.0,
     ) -> None:
-        if not label_fractions or not lrs:
+        if not label_fractions or not lrs or seeds < 1:
             raise RecipeError(
-                f"evaluator '{_NAME}': label_fractions and lrs must hold at least one value, but "
-                f"they are {list(label_fractions)} and {list(lrs)}."
+                f"evaluator '{_NAME}': label_fractions and lrs must hold at least one value and "
+                f"seeds be at least 1, but they are {label_fractions}, {lrs} and {seeds}."
+            )
+        if total_steps < 1 or batch_size < 2:
+            raise RecipeError(
+                f"evaluator '{_NAME}': total_steps must be at least 1 and batch_size at least 2, "
+                f"for batch norm, but they are {total_steps} and {batch_size}."
             )
         self.num_heads = num_heads
         self.batch_norm = batch_norm

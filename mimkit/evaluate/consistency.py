@@ -21,7 +21,7 @@ from mimkit.evaluate.features import (
 )
 from mimkit.evaluate.images import Renderings, evenly_spaced
 from mimkit.parts.base import Encoder
-from mimkit.parts.bounds import Count
+from mimkit.parts.bounds import AnyCount, Count
 from mimkit.parts.records import Geometry
 
 VARIATION: Final = Augment(crop="resized", crop_scale=(0.2, 1.0), flip=True)
@@ -65,7 +65,7 @@ class KNNConsistency(Evaluator):
         k: Count = 10,
         pool: Pool = "mean",
         num_images: Count = 2000,
-        every_steps: Count | None = None,
+        every_steps: AnyCount | None = None,
     ) -> None:
         self.k = k
         self.pool = pool

@@ -22,7 +22,6 @@ from mimkit.evaluate.classifier import (
 )
 from mimkit.evaluate.features import FEATURE_BATCH
 from mimkit.evaluate.fractions import (
-    Fraction,
     Labels,
     development_split,
     labels_of,
@@ -34,7 +33,7 @@ from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.randaugment import RandAugment
 from mimkit.parts.base import Backbone
-from mimkit.parts.bounds import AnyCount, Count, NonNegative, Positive, Rate, Ratio, Size
+from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio, Size
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
@@ -87,7 +86,7 @@ class FineTune(Evaluator):
         num_test_images: test images to classify, all classes alike; None for all.
         precision: as ``train.precision`` of a recipe.
 
-    Raises: RecipeError if there is no fraction or learning rate, or if options do not fit
+    Raises: RecipeError if there is no fraction, seed or learning rate, or if options do not fit
         each other or the patches.
     Source: label fractions and five runs: Selfie, arXiv 1906.02940, section 4. BEiT,
         arXiv 2106.08254, appendix: layer decay 0.65, drop path 0.1, label smoothing 0.1, mixup
@@ -126,16 +125,16 @@ class FineTune(Evaluator):
         num_test_images: Count | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
-        if not label_fractions or not lrs:
+        if not label_fractions or not lrs or seeds < 1:
             raise RecipeError(
-                "evaluator 'finetune': label_fractions and lrs must hold at least one value, but "
-                f"they are {list(label_fractions)} and {list(lrs)}."
+                "evaluator 'finetune': label_fractions and lrs must hold at least one value and "
+                f"seeds be at least 1, but they are {label_fractions}, {lrs} and {seeds}."
             )
-        if min_lr > min(lrs):
-            raise RecipeError(
-                "evaluator 'finetune', min_lr: must be at most the least of lrs "
-                f"({min(lrs):g}), but is {min_lr:g}."
-            )
+        _check_range("min_lr", min_lr, min(lrs))
+        _check_range("drop_path", drop_path, 1)
+        _check_range("random_erasing", random_erasing, 1)
+        _check_range("mixup", mixup, math.inf)
+        _check_range("cutmix", cutmix, math.inf)
         if (mixup or cutmix) and batch_size % 2:
             raise RecipeError(
                 "evaluator 'finetune', batch_size: must be even with mixup or cutmix, which pair "
@@ -269,8 +268,14 @@ class FineTune(Evaluator):
         )
 
 
+def _check_range(option: str, value: float, largest: float) -> None:
+    if not 0 <= value <= largest:
+        bounds = "at least 0" if math.isinf(largest) else f"from 0 to {largest:g}"
+        raise RecipeError(f"evaluator 'finetune', {option}: must be {bounds}, but is {value:g}.")
+
+
 def _grid_of(image_size: int, grid: Grid, network: str) -> Grid:
-    if image_size % grid.patch_size:
+    if image_size < 1 or image_size % grid.patch_size:
         raise RecipeError(
             "evaluator 'finetune', image_size: must be a multiple of the patches' "
             f"{grid.patch_size} px, but is {image_size}."

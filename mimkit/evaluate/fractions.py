@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -13,13 +13,9 @@ from mimkit.data.counter import uniform
 from mimkit.data.sources import Source
 from mimkit.errors import DataError, RecipeError
 from mimkit.evaluate.base import Subject
-from mimkit.parts.bounds import Interval
 
 # Streams of the counter generator; those of augmentation are small numbers.
 _LABELS, _DEVELOPMENT = 1001, 1002
-Fraction = Annotated[float, Interval(gt=0, le=1)]
-"""A share of the labels."""
-
 _SHOWN: Final = 10
 """So many classes are named where many have the same gap."""
 

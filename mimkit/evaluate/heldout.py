@@ -7,7 +7,7 @@ import torch
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import WholeImages, evenly_spaced
-from mimkit.parts.bounds import Count
+from mimkit.parts.bounds import AnyCount, Count
 from mimkit.parts.records import Batch, Geometry
 
 _MASK_SEED = 0
@@ -28,7 +28,7 @@ class HeldOut(Evaluator):
     needs_targets = True
 
     def __init__(
-        self, geometry: Geometry, *, num_images: Count = 2000, every_steps: Count | None = None
+        self, geometry: Geometry, *, num_images: Count = 2000, every_steps: AnyCount | None = None
     ) -> None:
         self.num_images = num_images
         self.every_steps = every_steps

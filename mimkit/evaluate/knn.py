@@ -9,7 +9,7 @@ from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.parts.base import Encoder
-from mimkit.parts.bounds import Count, Positive
+from mimkit.parts.bounds import AnyCount, Count, Positive
 from mimkit.parts.records import Geometry
 
 _CHUNK_SIMILARITIES = 2**25  # of one matrix product: 128 MiB
@@ -45,7 +45,7 @@ class KNN(Evaluator):
         pool: Pool = "mean",
         num_images: Count | None = None,
         num_test_images: Count | None = None,
-        every_steps: Count | None = None,
+        every_steps: AnyCount | None = None,
     ) -> None:
         self.k = k
         self.temperature = temperature

@@ -16,7 +16,6 @@ from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.features import Pool, extract_layers, pixels, pixels_width
 from mimkit.evaluate.fractions import (
-    Fraction,
     development_split,
     labels_of,
     stratified_limit,
@@ -25,7 +24,7 @@ from mimkit.evaluate.fractions import (
 )
 from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
 from mimkit.parts.base import Encoder
-from mimkit.parts.bounds import Count, NonNegative
+from mimkit.parts.bounds import Count, Fraction, NonNegative
 from mimkit.parts.records import Geometry
 
 _NAME: Final = "linear_probe"
@@ -68,7 +67,7 @@ class LinearProbe(Evaluator):
         seeds: how often, each with its own label subset and its own baselines.
         num_test_images: test images to classify, all classes alike; None for all.
 
-    Raises: RecipeError if there is no pool, weight decay or fraction.
+    Raises: RecipeError if there is no pool, weight decay, fraction or seed.
     Source: features are standardised as in MAE's linear probe (batch norm without affine,
         arXiv 2111.06377, appendix A). Differs: no augmentation, and at most 200 iterations
         of L-BFGS on all features instead of 90 epochs of LARS.
@@ -90,11 +89,11 @@ class LinearProbe(Evaluator):
         seeds: Count = 1,
         num_test_images: Count | None = None,
     ) -> None:
-        if not pools or not weight_decays or not label_fractions:
+        if not pools or not weight_decays or not label_fractions or seeds < 1:
             raise RecipeError(
                 "evaluator 'linear_probe': pools, weight_decays and label_fractions must hold at "
-                f"least one value, but they are {list(pools)}, {list(weight_decays)} and "
-                f"{list(label_fractions)}."
+                f"least one value and seeds be at least 1, but they are {pools}, {weight_decays}, "
+                f"{label_fractions} and {seeds}."
             )
         self.layers = layers
         self.pools = pools

@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mimkit.errors import RecipeError
 
@@ -15,6 +15,10 @@ _ALTERNATIVES = (
     ("warmup_steps", "warmup_epochs"),
 )
 """Keys of which a table holds one: an overlay that gives one takes the other away."""
+
+_DEEPEST: Final = 20
+_TOLD: Final = 80
+"""So many characters of a setting are repeated in messages."""
 
 _TOKEN = re.compile(
     r'''"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?'{3,5}'''
@@ -53,6 +57,14 @@ class Document:
 
     tree: dict[str, Any]
     places: Mapping[Key, Place] = field(default_factory=dict)
+
+    def settings(self) -> dict[Key, Place]:
+        """Returns the keys with values that options of the command line gave."""
+        return {
+            key: place
+            for key, place in self.places.items()
+            if key and place.source.startswith("--") and not isinstance(self.at(key), dict)
+        }
 
     def place(self, key: Key) -> Place:
         """Returns where a key, or the innermost table that should hold it, was written."""
@@ -115,6 +127,7 @@ def parse(text: str, file: str) -> Document:
         ) from error
     except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep brackets
         raise RecipeError(f"{file}: this TOML cannot be read: {error}.") from error
+    _refuse_depth(tree, file)
     first_lines = dict(reversed(list(_lines(text))))
     return Document(tree, {key: Place(file, line) for key, line in first_lines.items()})
 
@@ -132,8 +145,11 @@ def parse_sets(overrides: Iterable[str]) -> Document:
         except (ValueError, RecursionError):
             key = ()
         if not (equals and key):
-            raise RecipeError(f"--set {override}: must be KEY=VALUE, such as train.total_steps=40.")
-        setting = _single(key, _value(text.strip()), Place(f"--set {override}"))
+            told = f"--set {override[:_TOLD]}"
+            raise RecipeError(f"{told}: must be KEY=VALUE, such as train.total_steps=40.")
+        told = override if len(override) <= _TOLD else f"{override[:_TOLD]}..."
+        setting = _single(key, _value(text.strip()), Place(f"--set {told}"))
+        _refuse_depth(setting.tree, f"--set {told}")
         # What takes a table away must still be there when the settings meet the recipe.
         document = document._laid_under(setting, removes=False)
     return document
@@ -164,6 +180,23 @@ def _value(text: str) -> object:
     return parsed["value"] if len(parsed) == 1 else text
 
 
+def _refuse_depth(value: object, where: str) -> None:
+    """Refuses what is nested deeper than any recipe, before it is walked through.
+
+    Raises: RecipeError if it is.
+    """
+    level: list[object] = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise RecipeError(f"{where}: must not be nested deeper than {_DEEPEST} tables or arrays.")
+
+
 def _hint(text: str, number: int, error: str) -> str:
     """Says what is most often meant where a line is no TOML."""
     line = text.splitlines()[number - 1 : number]
@@ -172,6 +205,8 @@ def _hint(text: str, number: int, error: str) -> str:
         return (
             f" A backslash in double quotes begins an escape; write paths in single quotes: {path}."
         )
+    if "overwrite a value" in error or "twice" in error:
+        return " A key or table may be written once only."
     return ""
 
 

@@ -172,5 +172,9 @@ def written(value: object) -> str:
 
 def shown(value: object) -> str:
     """Writes a value for a message, where a very long one is cut."""
-    text = written(value)
+    return cut(written(value))
+
+
+def cut(text: str) -> str:
+    """Returns the beginning of a very long text."""
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

@@ -9,7 +9,7 @@ from typing import Any, Final
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
 from mimkit.recipe.document import Document, given, parse, parse_sets, plain
-from mimkit.recipe.problems import Problems, shown
+from mimkit.recipe.problems import Problems, cut, shown
 from mimkit.recipe.resolve import resolved
 from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection
 from mimkit.recipe.tables import PartTable, Recipe, TermTable
@@ -111,8 +111,8 @@ def _parse(reference: str) -> tuple[Document, Path]:
     except (OSError, ValueError) as error:  # too long a name, a NUL in it, no permission, a folder
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RecipeError(
-            f"{shown(reference)[1:-1]}: this recipe cannot be read: {reason}. "
-            "A recipe is a TOML file, or one of: mimkit list recipes"
+            f"recipe '{cut(reference)}' cannot be read: {reason}. It must be a TOML file, or one of: "
+            "mimkit list recipes"
         ) from error
     return parse(text, str(file)), file
 
@@ -126,9 +126,7 @@ def _find(reference: str) -> Path:
     if file.is_file():
         return file
     if file.is_dir():
-        raise IsADirectoryError(
-            errno.EISDIR, "it is a folder, and no run's, as it has no recipe.toml"
-        )
+        raise IsADirectoryError(errno.EISDIR, "it is a folder without a recipe.toml")
     if file.suffix == ".toml" or len(file.parts) > 1:
         registered = registry.recipe_files()
         name = f" Without a path: '{file.stem}'." if file.stem in registered else ""

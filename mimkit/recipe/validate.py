@@ -93,7 +93,8 @@ def validate(document: Document, file: Path, problems: Problems) -> Recipe | Non
     found = {key: part for key, part in parts.items() if part is not None}
     if problems:
         return None
-    places = {key: f"{document.place(key)}, {label(key)}" for key in parts}
+    told = (*parts, *document.settings())
+    places = {key: f"{document.place(key)}, {label(key)}" for key in told}
     recipe = Recipe(
         name=tables.name,
         seed=tables.seed,

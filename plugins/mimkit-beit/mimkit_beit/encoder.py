@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
@@ -20,7 +21,6 @@ from mimkit import (
     Encoder,
     Geometry,
     Grid,
-    Interval,
     Multiple,
     Rate,
     Ratio,

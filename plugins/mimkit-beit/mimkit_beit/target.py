@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from mimkit import (
@@ -17,7 +18,6 @@ from mimkit import (
     Encoder,
     Geometry,
     Images,
-    Interval,
     MimkitError,
     NonNegative,
     Picture,

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -11,7 +12,6 @@ from mimkit import (
     Depth,
     Geometry,
     Head,
-    Interval,
     Mask,
     Multiple,
     Rate,
@@ -60,7 +60,7 @@ class CAEHead(Head):
         geometry: Geometry,
         *,
         depth_regressor: Depth = 4,
-        depth_decoder: Annotated[int, Interval(ge=0, le=1_000)] = 4,
+        depth_decoder: Annotated[int, Interval(ge=0, le=256)] = 4,
         num_heads: Size = 12,
         mlp_ratio: Multiple = 4.0,
         layer_scale: Ratio | None = 0.1,

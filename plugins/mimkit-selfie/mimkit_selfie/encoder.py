@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -13,7 +14,6 @@ from mimkit import (
     Encoder,
     Geometry,
     Grid,
-    Interval,
     RecipeError,
     Tokens,
     patchify,
