@@ -16,13 +16,14 @@ from mimkit.comparison.launchers import LocalLauncher, default_jobs
 from mimkit.comparison.methods import Asked, default_folder
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison
-from mimkit.errors import RecipeError
+from mimkit.errors import RecipeError, mendable
 from mimkit.parts.base import Encoder
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load
 from mimkit.train import encoder_file
 
 
+@mendable()
 def run(
     recipe: str | PathLike[str],
     *,
@@ -67,6 +68,7 @@ def run(
     )
 
 
+@mendable()
 def compare(
     methods: Sequence[str | PathLike[str]],
     *,
@@ -125,6 +127,7 @@ def compare(
     return found
 
 
+@mendable()
 def load_encoder(run: str | PathLike[str]) -> "Features":
     """Loads the encoder of a finished run as a module that gives features.
 

@@ -7,35 +7,35 @@ import json
 import os
 import shlex
 import sys
-import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
 from typer.core import TyperGroup
 
-from mimkit.errors import MimkitError
+from mimkit.console import headed, make_console
+from mimkit.errors import mendable
 from mimkit.train.signals import Interrupted
 
 
 class _Program(TyperGroup):
-    """Turns errors that the user can mend into one message and exit code 2."""
+    """Turns every error into one message and an exit code."""
 
     def invoke(self, ctx: typer.Context) -> Any:  # type: ignore[override]
         try:
-            return super().invoke(ctx)
-        except MimkitError as error:
-            if ctx.params["debug"]:
-                traceback.print_exception(error)
-            console = Console(stderr=True)
-            console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)
-            if "MIMKIT_ERROR_FILE" in os.environ:  # a comparison wants to know why its run failed
-                Path(os.environ["MIMKIT_ERROR_FILE"]).write_text(str(error), encoding="utf-8")
-            raise typer.Exit(2) from error
+            with mendable():
+                return super().invoke(ctx)
         except Interrupted as error:  # in what has no more to say of how to go on
-            Console(stderr=True).print(f"{error}. To go on, repeat the same command.")
+            make_console(stderr=True).print(f"{error}. To go on, repeat the same command.")
             raise typer.Exit(error.exit_code) from error
+        except BrokenPipeError:
+            raise
+        except Exception as error:
+            if type(error).__module__.partition(".")[0] in ("typer", "click"):
+                raise
+            from mimkit.failure import tell
+
+            raise typer.Exit(tell(error, debug=ctx.params["debug"])) from error
 
 
 app = typer.Typer(
@@ -81,9 +81,24 @@ DeviceOption = Annotated[
 ]
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from mimkit.recipe import listing
+
+        listing.show_versions(make_console())
+        raise typer.Exit
+
+
 @app.callback()
 def mimkit(
+    *,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Of mimkit, torch and plugins."
+        ),
+    ] = False,
 ) -> None:
     """Masked image modeling from exchangeable parts, compared honestly."""
 
@@ -107,17 +122,17 @@ def list_(
 
         print(json.dumps(json_schema(), indent=1))  # noqa: T201 -- to be redirected to a file
     elif kind is None:
-        listing.show_all(Console())
+        listing.show_all(make_console())
     elif kind in ("data", "augment", "train"):
         from mimkit.recipe import details
 
-        details.show_section(kind, Console())
+        details.show_section(kind, make_console())
     elif name is None:
-        listing.show_kind(kind, Console())
+        listing.show_kind(kind, make_console())
     else:
         from mimkit.recipe import details
 
-        details.show(kind, name, Console())
+        details.show(kind, name, make_console())
 
 
 @app.command()
@@ -137,9 +152,9 @@ def check(
     if registry.is_distribution(what):
         from mimkit.conformance.table import check_distribution
 
-        check_distribution(what, Console())
+        check_distribution(what, make_console())
     else:
-        summary.check(what, preset, settings or [], Console())
+        summary.check(what, preset, settings or [], make_console())
 
 
 @app.command()
@@ -189,7 +204,7 @@ def run(
     try:
         pipeline.run(chosen, out=out, folder=folder, device=device, fresh=fresh, command=command)
     except Interrupted as error:
-        Console(stderr=True).print(f"{error}. To go on: {command.replace(' --fresh', '')}")
+        make_console(stderr=True).print(f"{error}. To go on: {command.replace(' --fresh', '')}")
         raise typer.Exit(error.exit_code) from error
 
 
@@ -207,7 +222,7 @@ def bench(
     from mimkit.bench import bench as measure
     from mimkit.recipe.schema import load
 
-    console = Console()
+    console = make_console()
     for reference in recipes:
         chosen = load(reference, preset=preset, overrides=settings or [], data_path=data)
         console.print(measure(chosen, device=device, steps=steps, console=console).table())
@@ -280,9 +295,9 @@ def compare(
     )
     chosen = make_launcher(launcher, folder, slurm or [])
     try:
-        conduct(question, folder, chosen, dry_run=dry_run, console=Console())
+        conduct(question, folder, chosen, dry_run=dry_run, console=make_console())
     except Interrupted as error:
-        Console(stderr=True).print(f"{error}. To go on: {command}")
+        make_console(stderr=True).print(f"{error}. To go on: {command}")
         raise typer.Exit(error.exit_code) from error
 
 
@@ -310,7 +325,7 @@ def import_(
         preset=preset,
         overrides=settings or [],
         data_path=data,
-        console=Console(),
+        console=make_console(),
     )
 
 
@@ -328,7 +343,7 @@ def export(
     """Write the encoder of a run for use elsewhere."""
     from mimkit.pipeline.exporting import export_run
 
-    export_run(run, format_, out, console=Console())
+    export_run(run, format_, out, console=make_console())
 
 
 plugin = typer.Typer(no_args_is_help=True, help="Write a plugin.")
@@ -350,12 +365,8 @@ def new(
     from mimkit.plugin.new import write_plugin
 
     folder = write_plugin(name, kinds.split(","), out or Path(name))
-    Console().print(
-        f"[bold]wrote[/] {folder}. To use it:\n  pip install -e '{folder}[dev]'\n"
-        f"  pytest {folder}\n  mimkit check {name}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    commands = f"  pip install -e '{folder}[dev]'\n  pytest {folder}\n  mimkit check {name}"
+    make_console().print(headed("wrote", f"{folder}. To use it:\n{commands}"), soft_wrap=True)
 
 
 def main() -> None:

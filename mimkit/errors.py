@@ -1,7 +1,10 @@
 """What goes wrong, in words a user can act on; the command line exits with 2 on any of these."""
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Final
 
 
 class MimkitError(Exception):
@@ -60,3 +63,60 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """Returns `` Did you mean 'x'?`` for the closest known name, or an empty string."""
     match = difflib.get_close_matches(name, list(known), n=1)
     return f" Did you mean '{match[0]}'?" if match else ""
+
+
+_ADVICE: Final = {
+    errno.EACCES: "Choose a place where you may write and read, or change its permissions.",
+    errno.EROFS: "Choose a place that can be written to.",
+    errno.ENOSPC: "Free some space, then repeat the command.",
+    errno.EDQUOT: "Free some space, then repeat the command.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ENOTDIR: "A file is where a folder must be. Choose another place.",
+    errno.EEXIST: "A file is where a folder must be. Choose another place.",
+    errno.EISDIR: "A folder is where a file must be.",
+}
+_NO_MEMORY: Final = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "DefaultCPUAllocator: not enough",
+)
+_LONGEST_PATH: Final = 300
+
+
+@contextmanager
+def mendable() -> Iterator[None]:
+    """Puts what the system refuses, a file or memory, into words; also a decorator.
+
+    >>> with mendable():
+    ...     open("nowhere/at-all")
+    Traceback (most recent call last):
+    mimkit.errors.DataError: nowhere/at-all: No such file or directory.
+
+    Raises: DataError for files, TrainingError where memory is full.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads what is printed any more: no error of a file
+        raise
+    except OSError as error:
+        raise DataError(_of_system(error)) from error
+    except (MemoryError, RuntimeError) as error:
+        # By name, for a GPU's is torch's own and on the CPU torch raises a RuntimeError.
+        names = {cls.__name__ for cls in type(error).__mro__}
+        full = names & {"MemoryError", "OutOfMemoryError"}
+        if not full and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        raise TrainingError(
+            f"memory is full: {' '.join(str(error).split()) or 'nothing more can be had'}. Give a "
+            "smaller train.batch_size, more pieces in train.accumulate, or a smaller encoder; "
+            "mimkit check RECIPE counts its parameters."
+        ) from error
+
+
+def _of_system(error: OSError) -> str:
+    files = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    where = " -> ".join(
+        name if len(name) <= _LONGEST_PATH else f"{name[:_LONGEST_PATH]}..." for name in files
+    )
+    what = error.strerror or " ".join(str(error).split()) or type(error).__name__
+    advice = _ADVICE.get(error.errno or 0, "")
+    return " ".join(filter(None, (f"{where}:" if where else "", f"{what.rstrip('.')}.", advice)))

@@ -237,7 +237,7 @@ def test_keys_of_a_loss_table_go_to_the_term_and_the_rest_to_the_loss(recipe):
         (
             "lr = 0.1",
             "lr = 0",
-            "tiny.toml:28, [train] lr: must be greater than 0, but is 0.",
+            "tiny.toml:28, [train] lr: must be a number above 0, but is 0.",
         ),
         (
             "[losses.patches]\n",
@@ -254,17 +254,18 @@ def test_keys_of_a_loss_table_go_to_the_term_and_the_rest_to_the_loss(recipe):
         (
             'name = "tiny"',
             'name = "a/b"',
-            "tiny.toml:1, name: must name a folder with letters, digits and '_.-', but is 'a/b'.",
+            "tiny.toml:1, name: must name a folder: letters, digits and '_.-', with a "
+            "letter, digit or '_' first and last, but is 'a/b'.",
         ),
         (
             'name = "tiny"',
             'name = "tiny"\nseed = -1',
-            "tiny.toml:2, seed: must be greater than or equal to 0, but is -1.",
+            "tiny.toml:2, seed: must be an integer of at least 0 and below 2^63, but is -1.",
         ),
         (
             '[[evaluate]]\npart = "tiny"',
             '[evaluate]\npart = "tiny"',
-            'tiny.toml:30, [evaluate]: must be an array of tables, but is {"part": "tiny"}.',
+            'tiny.toml:30, [evaluate]: must be an array of tables, but is { part = "tiny" }.',
         ),
         (
             '[[evaluate]]\npart = "tiny"',
@@ -359,7 +360,7 @@ def test_an_unknown_preset_is_answered_with_the_known_ones(recipe):
 def test_a_wrong_setting_is_told_by_its_own_words(recipe):
     found = problems(recipe(), overrides=["train.total_step=4", "seed=x", "trian.lr=1"])
     assert found == [
-        '--set seed=x, seed: must be an integer, but is "x".',
+        '--set seed=x, seed: must be an integer of at least 0 and below 2^63, but is "x".',
         "--set train.total_step=4, [train] total_step: unknown key of [train]. "
         "Did you mean 'total_steps'?",
         "--set trian.lr=1, trian: unknown key of a recipe. Did you mean 'train'?",
@@ -390,6 +391,7 @@ def test_presets_must_be_tables(written, first_line, last_line, key):
     assert f"{key}]: must" in problem or f"{key}: must" in problem
 
 
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
 SETTINGS = st.fixed_dictionaries(
     {},
     optional={
@@ -399,9 +401,11 @@ SETTINGS = st.fixed_dictionaries(
         "augment.flip": st.booleans(),
         "augment.crop_scale": st.sampled_from([[0.1, 1.0], [0.5, 0.5]]),
         "encoder.embed_dim": st.integers(),
-        "encoder.positions": st.text(st.characters(codec="utf-8"), max_size=5),
-        "encoder.scale": st.lists(st.floats(allow_nan=False), max_size=3),
-        "encoder.drop": st.floats(allow_nan=False),
+        "encoder.positions": st.text(
+            st.characters(codec="utf-8", exclude_characters="\0"), max_size=5
+        ),
+        "encoder.scale": st.lists(FINITE, max_size=3),
+        "encoder.drop": st.one_of(FINITE, st.just("none")),
         "encoder.bias": st.booleans(),
         "losses.patches.weight": st.floats(-9, 9),
         "losses.patches.prediction": st.sampled_from(["p", "q"]),
@@ -514,13 +518,13 @@ def test_a_registered_recipe_needs_no_path(register, tmp_path, monkeypatch):
     assert load("tiny_shapes").name == "tiny"
     with pytest.raises(PluginError, match="Did you mean 'tiny_shapes'"):
         load("tiny_shape")
-    with pytest.raises(RecipeError, match=r"Did you mean 'tiny_shapes\.toml'"):
+    with pytest.raises(RecipeError, match="Did you mean 'tiny_shapes'"):
         load("recipes/tiny_shape.toml")
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(RecipeError, match="must be a readable UTF-8 file"):
+    with pytest.raises(RecipeError, match="is in UTF-16"):
         load(str(tmp_path / "x.toml"))
 
 

@@ -16,6 +16,7 @@ from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
 from mimkit.parts.attention import patch_attention
 from mimkit.parts.base import Backbone, Encoder
+from mimkit.parts.bounds import Depth, Multiple, Rate, Ratio, Size
 from mimkit.parts.depth import set_drop_path
 from mimkit.parts.patches import take
 from mimkit.parts.records import Geometry, Grid, TimmModel, Tokens
@@ -48,15 +49,15 @@ class ViT(Encoder):
         self,
         geometry: Geometry,
         *,
-        embed_dim: int = 192,
-        depth: int = 12,
-        num_heads: int = 3,
-        mlp_ratio: float = 4.0,
+        embed_dim: Size = 192,
+        depth: Depth = 12,
+        num_heads: Size = 3,
+        mlp_ratio: Multiple = 4.0,
         positions: Literal["learned", "sincos"] = "sincos",
         class_token: bool = True,
         mask_token: bool = False,
-        layer_scale: float | None = None,
-        drop_path: float = 0.0,
+        layer_scale: Ratio | None = None,
+        drop_path: Rate = 0.0,
         pool: Literal["mean", "cls"] = "mean",
     ) -> None:
         super().__init__()

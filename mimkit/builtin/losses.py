@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mimkit.errors import RecipeError
 from mimkit.parts.base import Loss
+from mimkit.parts.bounds import Positive
 from mimkit.parts.records import Geometry
 
 
@@ -136,14 +136,11 @@ class SmoothL1(Loss):
         geometry: not needed.
         beta: the difference at which one turns into the other.
 
-    Raises: RecipeError if ``beta`` is not positive.
     Source: Fast R-CNN, arXiv 1504.08083, equation 3; I-JEPA's code uses it with beta 1.
     """
 
-    def __init__(self, geometry: Geometry, *, beta: float = 1.0) -> None:
+    def __init__(self, geometry: Geometry, *, beta: Positive = 1.0) -> None:
         super().__init__()
-        if beta <= 0:
-            raise RecipeError(f"loss 'smooth_l1', beta: must be positive, but is {beta}.")
         self.beta = beta
 
     def forward(self, prediction: Tensor, target: Tensor, valid: Tensor) -> Tensor:

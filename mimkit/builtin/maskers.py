@@ -10,6 +10,7 @@ from torch import Generator
 
 from mimkit.errors import RecipeError
 from mimkit.parts.base import Masker
+from mimkit.parts.bounds import Ratio, Size
 from mimkit.parts.records import Geometry, Mask
 
 
@@ -36,9 +37,9 @@ class RandomMasker(Masker):
         self,
         geometry: Geometry,
         *,
-        mask_ratio: float,
+        mask_ratio: Ratio,
         mode: Literal["drop", "replace"] = "drop",
-        unit: int = 1,
+        unit: Size = 1,
         predict: Literal["masked", "all"] = "masked",
     ) -> None:
         self.grid = geometry.grid
@@ -46,7 +47,7 @@ class RandomMasker(Masker):
         self.mode = mode
         self.unit = unit
         rows, cols = self.grid.rows, self.grid.cols
-        if unit < 1 or rows % unit or cols % unit:
+        if rows % unit or cols % unit:
             raise RecipeError(
                 f"masker 'random', unit: must divide the grid of {rows} x {cols} patches, "
                 f"but is {unit}."

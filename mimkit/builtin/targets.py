@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mimkit.errors import RecipeError
 from mimkit.parts.base import Encoder, Target
+from mimkit.parts.bounds import Rate
 from mimkit.parts.patches import paste, patchify, take
 from mimkit.parts.records import Batch, Geometry, Picture, Width
 
@@ -86,8 +87,8 @@ class Latent(Target):
         eval_mode: run that pass without dropout and stochastic depth and with running batch
             statistics; else in the mode of training.
 
-    Raises: RecipeError if a teacher is asked for a gradient, if the momentum is not in [0, 1), or
-        if momentum and lag are both given.
+    Raises: RecipeError if a teacher is asked for a gradient, or if momentum and lag are both
+        given.
     Source: candidates of Selfie, arXiv 1906.02940, section 3 (targets, no detach); alignment
         target of CAE, arXiv 2202.03026, section 3.2 (targets, detach; the first of its
         released codes has lag); I-JEPA, arXiv 2301.08243, section 3
@@ -100,7 +101,7 @@ class Latent(Target):
         *,
         sees: Literal["targets", "all"] = "targets",
         detach: bool = True,
-        momentum: float | None = None,
+        momentum: Rate | None = None,
         lag: bool = False,
         norm: bool = False,
         eval_mode: bool = False,
@@ -117,8 +118,6 @@ class Latent(Target):
                 "target 'latent', detach: must be true with a teacher, which no gradient may "
                 f"reach, but is false with {given}."
             )
-        if momentum is not None and not 0 <= momentum < 1:
-            raise RecipeError(f"target 'latent', momentum: must be in [0, 1), but is {momentum}.")
         self.sees = sees
         self.detach = detach
         self.momentum = momentum

@@ -15,6 +15,7 @@ from mimkit.comparison.records import Comparison
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv, write_json
 from mimkit.comparison.tables import table as results_table
+from mimkit.console import headed, make_console
 from mimkit.files import write_text
 
 
@@ -38,7 +39,7 @@ def conduct(
     Returns: what was found; None after a dry run.
     Raises: MimkitError for everything a user can mend; Interrupted after a signal.
     """
-    console = console or Console()
+    console = console or make_console()
     with claim(folder):
         plan = make_plan(question, folder, console)
         console.print(table(plan, question.jobs))
@@ -47,7 +48,7 @@ def conduct(
                 console.print(f"  {method.label}: {note}")
         jobs_here = question.jobs if launcher.shares_machine else 0
         for warning in warnings(plan, jobs_here, folder):
-            console.print(f"[yellow]{warning}[/]")
+            console.print(warning, style="yellow")
         if dry_run:
             return None
         execute(
@@ -66,5 +67,5 @@ def conduct(
         page = write_report(comparison)
     console.print(results_table(comparison))
     console.print(f"\n{comparison.answer}")
-    console.print(f"[bold]report[/] {page}")
+    console.print(headed("report", page))
     return comparison

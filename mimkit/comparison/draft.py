@@ -21,6 +21,7 @@ from mimkit.comparison.methods import (
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Trial
 from mimkit.comparison.trial import read_trial
+from mimkit.console import headed
 from mimkit.data.sources import Source, open_labelled, open_source
 from mimkit.data.workers import cores
 from mimkit.errors import RecipeError
@@ -122,7 +123,7 @@ def _measure(
         return read_trial(file)
     file.unlink(missing_ok=True)
     write_text(held, text)
-    console.print(f"[bold]trial[/] {label}")
+    console.print(headed("trial", label))
     command = [sys.executable, "-m", "mimkit.comparison.trial", str(held), str(file)]
     done = subprocess.run(
         command + ([question.device] if question.device else []),

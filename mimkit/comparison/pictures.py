@@ -11,13 +11,13 @@ import matplotlib
 import torch
 from PIL import Image
 from rich.console import Console
-from rich.markup import escape
 from torch import Tensor
 
 import mimkit
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Outcome, Plan
 from mimkit.comparison.region import NUM_IMAGES, fit_region, hidden_region
+from mimkit.console import headed
 from mimkit.data import cache
 from mimkit.data.sources import Source, open_sources
 from mimkit.errors import DataError, MimkitError
@@ -72,7 +72,7 @@ def draw(plan: Plan, folder: Path, *, console: Console) -> None:
     digest = _digest(plan, chosen)
     if _is_current(pictures, digest, len(chosen)):
         return
-    console.print("[bold]pictures[/] the same images and masks for every method")
+    console.print(headed("pictures", "the same images and masks for every method"))
     runs = [one for one in (_open(outcome, console) for outcome in chosen) if one is not None]
     sheets: list[_Sheet] = []
     if runs:
@@ -86,7 +86,7 @@ def draw(plan: Plan, folder: Path, *, console: Console) -> None:
             try:
                 sheets.append(_sheet(run, coarsest, region, index, console))
             except _REFUSALS as error:
-                console.print(f"[yellow]{run.outcome.cell}: no pictures. {escape(str(error))}[/]")
+                _cannot(run.outcome, error, console)
     # What is missing may be there next time.
     whole = len(sheets) == len(chosen) and all(sheet.complete for sheet in sheets)
     _write(sheets, pictures, digest if whole else "")
@@ -134,8 +134,12 @@ def _open(outcome: Outcome, console: Console) -> _Run | None:
     try:
         return _Run(outcome, load(str(RunFolder(outcome.folder).recipe)))
     except MimkitError as error:
-        console.print(f"[yellow]{outcome.cell}: no pictures. {escape(str(error))}[/]")
+        _cannot(outcome, error, console)
         return None
+
+
+def _cannot(outcome: Outcome, error: Exception, console: Console) -> None:
+    console.print(f"{outcome.cell}: no pictures. {error}", style="yellow", markup=False)
 
 
 @torch.no_grad()

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 import mimkit
 from mimkit.comparison.answer import STARTS, called, is_layer
@@ -63,14 +63,14 @@ def table(comparison: Comparison) -> Table:
     found = Table(caption=EXPLAINED, caption_justify="left")
     found.add_column("")
     for method in comparison.plan.methods:
-        found.add_column(escape(method.label), justify="right")
+        found.add_column(Text(method.label), justify="right")
     found.add_column("ranking")
     for line in lines(comparison):
         if line.heads and found.rows:
             found.add_section()
         title = line.title if line.heads else f"  {line.title}"
         cells = (cell.replace(" [", "\n[") for cell in line.cells)  # in columns that may be narrow
-        found.add_row(*map(escape, (title, *cells, line.ranking)))
+        found.add_row(*map(Text, (title, *cells, line.ranking)))
     return found
 
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 from mimkit.comparison.records import Trial
+from mimkit.console import make_console
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json
@@ -112,7 +113,7 @@ def _train(current: Run, image: Tensor) -> float:
 
 def _main(recipe: str, file: str, device: str | None = None) -> int:
     try:
-        write_json(Path(file), measure(Path(recipe), device, Console()))
+        write_json(Path(file), measure(Path(recipe), device, make_console()))
     except MimkitError as error:
         sys.stderr.write(f"{error}\n")
         return 2

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
-from rich.console import Console
-
 from mimkit.conformance.checks import NotApplicableError, check, require
 from mimkit.conformance.specimen import Specimen
+from mimkit.console import make_console
 from mimkit.pipeline.run import run
 from mimkit.recipe.document import parse
 from mimkit.recipe.schema import load
@@ -35,15 +34,19 @@ def _presets(specimen: Specimen) -> list[str | None]:
 def can_be_built(specimen: Specimen) -> None:
     """``mimkit run`` refuses it, or one of its presets."""
     for preset in _presets(specimen):
-        check_recipe(specimen.entry.value, preset, [], Console(quiet=True))
+        check_recipe(specimen.entry.value, preset, [], make_console(quiet=True))
 
 
 @check("recipes")
 def trains_and_resumes(specimen: Specimen) -> None:
     """A run that was killed ends with other weights than one that was not."""
     recipe = _drawn(specimen)
-    whole = run(recipe, out=specimen.workdir / "whole", device="cpu", console=Console(quiet=True))
-    again = run(recipe, out=specimen.workdir / "again", device="cpu", console=Console(quiet=True))
+    whole = run(
+        recipe, out=specimen.workdir / "whole", device="cpu", console=make_console(quiet=True)
+    )
+    again = run(
+        recipe, out=specimen.workdir / "again", device="cpu", console=make_console(quiet=True)
+    )
     rows = [json.loads(row) for row in (whole / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss/total"] for row in rows if "loss/total" in row]
     require(
@@ -60,7 +63,7 @@ def trains_and_resumes(specimen: Specimen) -> None:
     for file in (again / "checkpoints").glob(f"step_{_STEPS:08}.*"):
         file.unlink()
     (again / "encoder.safetensors").unlink()
-    run(recipe, out=specimen.workdir / "again", device="cpu", console=Console(quiet=True))
+    run(recipe, out=specimen.workdir / "again", device="cpu", console=make_console(quiet=True))
     require(
         (again / "encoder.safetensors").read_bytes() == weights[0],
         "stopped after 2 of 4 steps and resumed, it ends with other weights",

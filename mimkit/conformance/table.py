@@ -2,6 +2,7 @@
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mimkit.conformance.examine import Verdict, entries_of, examine
 from mimkit.errors import PluginError
@@ -18,21 +19,21 @@ def check_distribution(distribution: str, console: Console) -> None:
     """
     num_parts = len(entries_of(distribution))
     verdicts: list[Verdict] = []
-    with console.status("") as status:
+    with console.status(Text()) as status:
         for verdict in examine(distribution):
             verdicts.append(verdict)
-            status.update(f"{_name(verdict)}: {verdict.check.name}")
+            status.update(Text(f"{_name(verdict)}: {verdict.check.name}"))
     console.print(_table(verdicts))
     failed = [verdict for verdict in verdicts if verdict.outcome == "failed"]
     counts = {outcome: sum(v.outcome == outcome for v in verdicts) for outcome in _STYLES}
     told = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
-    console.print(f"{distribution}: {num_parts} registered, {told}", highlight=False)
+    console.print(f"{distribution}: {num_parts} registered, {told}")
     for verdict in failed:
         console.print(f"\n{_name(verdict)}: {verdict.check.name}", style="bold red")
-        console.print(verdict.reason, markup=False, highlight=False, soft_wrap=True)
-        console.print(f"To do: {verdict.advice}", markup=False, highlight=False, soft_wrap=True)
+        console.print(verdict.reason, soft_wrap=True)
+        console.print(f"To do: {verdict.advice}", soft_wrap=True)
         harm = " ".join(verdict.check.harm.split())
-        console.print(f"Else: {harm}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"Else: {harm}", soft_wrap=True)
     if failed:
         raise PluginError(f"{distribution} fails {len(failed)} of {len(verdicts)} checks.")
     console.print("ok", style="green")
@@ -47,7 +48,7 @@ def _table(verdicts: list[Verdict]) -> Table:
         table.add_row(
             "" if name == last else name,
             verdict.check.name,
-            f"[{style}]{verdict.outcome}[/]",
+            Text(verdict.outcome, style),
             f"{verdict.seconds:.1f} s",
             "" if verdict.outcome == "failed" else verdict.reason,
         )

@@ -15,9 +15,9 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 from torch.utils.data import DataLoader, Dataset
 
+from mimkit.console import make_console
 from mimkit.data.chunks import Chunk, load_chunk, look_at, save_chunk
 from mimkit.data.decode import UnreadableError, measure
 from mimkit.data.intake.table import Skipped, Table
@@ -197,7 +197,7 @@ class _Work(Dataset[str | int]):
             generator=torch.Generator(),  # else starting a loader advances the global one
         )
         task = f"looking at {total:,} images (once)"
-        with Pace(task, total, done, Console(stderr=True), hint=_HINT) as pace:
+        with Pace(task, total, done, make_console(stderr=True), hint=_HINT) as pace:
             for count in loader:
                 if isinstance(count, str):
                     raise OSError(count)

@@ -34,6 +34,7 @@ from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.parts.base import Encoder
+from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Size
 from mimkit.parts.records import Geometry
 from mimkit.train.optim import learning_rate, set_learning_rate
 
@@ -82,16 +83,16 @@ class AttentiveProbe(Evaluator):
         self,
         geometry: Geometry,
         *,
-        num_heads: int | None = None,
+        num_heads: Size | None = None,
         batch_norm: Literal["running", "batch"] = "running",
-        total_steps: int = 1500,
-        batch_size: int = 256,
-        lrs: tuple[float, ...] = (0.03, 0.1, 0.3),
-        warmup_steps: int = 100,
-        label_fractions: tuple[float, ...] = (1.0,),
-        seeds: int = 1,
-        num_test_images: int | None = None,
-        cache_gib: float = 4.0,
+        total_steps: Count = 1500,
+        batch_size: Count = 256,
+        lrs: tuple[Positive, ...] = (0.03, 0.1, 0.3),
+        warmup_steps: AnyCount = 100,
+        label_fractions: tuple[Fraction, ...] = (1.0,),
+        seeds: Count = 1,
+        num_test_images: Count | None = None,
+        cache_gib: NonNegative = 4.0,
     ) -> None:
         require(_NAME, COUNT, total_steps=total_steps, seeds=seeds, num_heads=num_heads)
         require(_NAME, COUNT, num_test_images=num_test_images)

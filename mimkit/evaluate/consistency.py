@@ -23,6 +23,7 @@ from mimkit.evaluate.features import (
 from mimkit.evaluate.image_scores import pack
 from mimkit.evaluate.images import Renderings, evenly_spaced
 from mimkit.parts.base import Encoder
+from mimkit.parts.bounds import AnyCount, Count
 from mimkit.parts.records import Geometry
 
 VARIATION: Final = Augment(crop="resized", crop_scale=(0.2, 1.0), flip=True)
@@ -64,10 +65,10 @@ class KNNConsistency(Evaluator):
         self,
         geometry: Geometry,
         *,
-        k: int = 10,
+        k: Count = 10,
         pool: Pool = "mean",
-        num_images: int = 2000,
-        every_steps: int | None = None,
+        num_images: Count = 2000,
+        every_steps: AnyCount | None = None,
     ) -> None:
         require(_NAME, COUNT, k=k)
         require(_NAME, Range(3), num_images=num_images)

@@ -35,6 +35,7 @@ from mimkit.evaluate.randaugment import RandAugment
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.parts.base import Backbone
+from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio, Size
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
@@ -104,28 +105,28 @@ class FineTune(Evaluator):
         self,
         geometry: Geometry,
         *,
-        label_fractions: tuple[float, ...] = (0.05, 0.1, 0.2, 1.0),
-        seeds: int = 5,
+        label_fractions: tuple[Fraction, ...] = (0.05, 0.1, 0.2, 1.0),
+        seeds: Count = 5,
         network: Literal["backbone", "pooled"] = "backbone",
-        total_steps: int = 10_000,
-        batch_size: int = 128,
+        total_steps: Count = 10_000,
+        batch_size: Count = 128,
         optimizer: Literal["sgd", "adamw"] = "sgd",
-        lrs: tuple[float, ...] = (0.01, 0.03, 0.1),
-        warmup_steps: int = 100,
-        weight_decay: float = 1e-4,
-        min_lr: float = 0.0,
-        label_smoothing: float = 0.0,
-        layer_decay: float | None = None,
-        drop_path: float = 0.0,
+        lrs: tuple[Positive, ...] = (0.01, 0.03, 0.1),
+        warmup_steps: AnyCount = 100,
+        weight_decay: NonNegative = 1e-4,
+        min_lr: NonNegative = 0.0,
+        label_smoothing: Rate = 0.0,
+        layer_decay: Fraction | None = None,
+        drop_path: Rate = 0.0,
         augmentation: Literal["pretraining", "standard"] = "pretraining",
-        mixup: float = 0.0,
-        cutmix: float = 0.0,
+        mixup: NonNegative = 0.0,
+        cutmix: NonNegative = 0.0,
         rand_augment: str | None = None,
-        random_erasing: float = 0.0,
-        image_size: int | None = None,
+        random_erasing: Ratio = 0.0,
+        image_size: Size | None = None,
         recompute_batch_norm: bool = True,
         baseline: bool = True,
-        num_test_images: int | None = None,
+        num_test_images: Count | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
         require(_NAME, PART, label_fractions=label_fractions, layer_decay=layer_decay)

@@ -8,6 +8,7 @@ from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, require
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import WholeImages, evenly_spaced
+from mimkit.parts.bounds import AnyCount, Count
 from mimkit.parts.records import Batch, Geometry
 
 _MASK_SEED = 0
@@ -30,7 +31,7 @@ class HeldOut(Evaluator):
     needs_targets = True
 
     def __init__(
-        self, geometry: Geometry, *, num_images: int = 2000, every_steps: int | None = None
+        self, geometry: Geometry, *, num_images: Count = 2000, every_steps: AnyCount | None = None
     ) -> None:
         require("heldout", COUNT, num_images=num_images)
         require("heldout", NOT_NEGATIVE, every_steps=every_steps)

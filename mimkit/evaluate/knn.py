@@ -10,6 +10,7 @@ from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.evaluate.image_scores import pack
 from mimkit.parts.base import Encoder
+from mimkit.parts.bounds import AnyCount, Count, Positive
 from mimkit.parts.records import Geometry
 
 _CHUNK_SIMILARITIES = 2**25  # of one matrix product: 128 MiB
@@ -41,12 +42,12 @@ class KNN(Evaluator):
         self,
         geometry: Geometry,
         *,
-        k: int = 20,
-        temperature: float = 0.07,
+        k: Count = 20,
+        temperature: Positive = 0.07,
         pool: Pool = "mean",
-        num_images: int | None = None,
-        num_test_images: int | None = None,
-        every_steps: int | None = None,
+        num_images: Count | None = None,
+        num_test_images: Count | None = None,
+        every_steps: AnyCount | None = None,
     ) -> None:
         require("knn", COUNT, k=k, num_images=num_images, num_test_images=num_test_images)
         require("knn", POSITIVE, temperature=temperature)

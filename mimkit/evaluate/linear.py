@@ -25,6 +25,7 @@ from mimkit.evaluate.fractions import (
 from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
 from mimkit.evaluate.score import Score
 from mimkit.parts.base import Encoder
+from mimkit.parts.bounds import Count, Fraction, NonNegative
 from mimkit.parts.records import Geometry
 
 _NAME: Final = "linear_probe"
@@ -85,10 +86,10 @@ class LinearProbe(Evaluator):
         *,
         layers: Literal["last", "all"] = "last",
         pools: tuple[Pooling, ...] = ("mean",),
-        weight_decays: tuple[float, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
-        label_fractions: tuple[float, ...] = (1.0,),
-        seeds: int = 1,
-        num_test_images: int | None = None,
+        weight_decays: tuple[NonNegative, ...] = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1),
+        label_fractions: tuple[Fraction, ...] = (1.0,),
+        seeds: Count = 1,
+        num_test_images: Count | None = None,
     ) -> None:
         distinct(_NAME, pools=pools)
         require(_NAME, NOT_NEGATIVE, weight_decays=weight_decays)

@@ -6,6 +6,7 @@ from typing import Literal
 
 from rich.console import Console
 
+from mimkit.console import headed
 from mimkit.errors import DataError
 from mimkit.files import reading, write_json
 from mimkit.report.ownership import kind_of
@@ -59,9 +60,9 @@ def export_run(
         lines.append(f'tensors = load_file("{path}")')
     write_tensors(path, tensors)
     write_json(path.with_suffix(".json"), about)
-    console.print(f"[bold]wrote[/] {path}. To load it:")
+    console.print(headed("wrote", f"{path}. To load it:"), soft_wrap=True)
     for line in lines:
-        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"  {line}", soft_wrap=True)
 
 
 def _refuse_taken(path: Path) -> None:

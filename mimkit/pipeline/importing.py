@@ -7,6 +7,7 @@ from typing import cast
 from rich.console import Console
 from torch import Tensor, nn
 
+from mimkit.console import headed
 from mimkit.data.intake.locate import registered
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.errors import DataError
@@ -82,8 +83,8 @@ def import_run(
         # Written last: where it is, the run is complete.
         write_text(folder.recipe, resolved(chosen))
     for note in notes:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    console.print(f"[bold]run[/] {out}", soft_wrap=True)
+        console.print(f"note: {note}")
+    console.print(headed("run", out), soft_wrap=True)
     console.print(f"To go on, or to evaluate it: mimkit run {out}", soft_wrap=True)
 
 

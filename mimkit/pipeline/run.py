@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mimkit.console import headed, make_console
 from mimkit.data.batches import default_workers, stream
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
@@ -61,11 +62,11 @@ def run(
     Returns: the run folder.
     Raises: MimkitError for everything a user can mend; Interrupted after a signal.
     """
-    console = console or Console()
+    console = console or make_console()
     path = folder or out / recipe.name / str(recipe.seed)
     with join(device) as world:
         if not world.leads:
-            console = Console(quiet=True)
+            console = make_console(quiet=True)
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
             if world.leads:
                 refuse_another(run_folder, recipe, fresh)
@@ -118,7 +119,9 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
             text = term.loss.warning(own)
             if text is not None and term.name not in warned:
                 warned.add(term.name)
-                current.console.print(f"[yellow]step {step:,}, loss '{term.name}': {text}[/]")
+                current.console.print(
+                    f"step {step:,}, loss '{term.name}': {text}", style="yellow", markup=False
+                )
 
     def evaluate(step: int) -> None:
         due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
@@ -189,7 +192,7 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
         draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
     results: list[Result] = []
     for number, evaluator in enumerate(build_evaluators(current)):
-        current.console.print(f"[bold]evaluate[/] {recipe.evaluate[number].name}")
+        current.console.print(headed("evaluate", recipe.evaluate[number].name))
         with current.spends("evaluating"):
             results += evaluator.run(subject(current, number))
         # Rewritten after each: whatever happens later, what is known can be read.
@@ -199,7 +202,7 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)
-    current.console.print(f"[bold]report[/] {write_report(folder)}")
+    current.console.print(headed("report", write_report(folder)))
 
 
 def _write_ledger(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:
@@ -229,10 +232,11 @@ def _announce(current: Run, trial: Trial, loop: Loop) -> None:
     if loop.progress.step:
         current.console.print(f"going on at step {loop.progress.step:,} of {loop.total:,}")
     cost = trial.describe(left, current.recipe.train.batch_size)
-    current.console.print(f"[bold]pre-training[/] {cost}")
+    current.console.print(headed("pre-training", cost))
     seconds = left * trial.seconds_per_step
     if seconds > PATIENT_SECONDS and current.world.device.type == "cpu":
         current.console.print(
-            f"[yellow]This recipe is made for a GPU; here it needs {duration(seconds)}. "
-            "For a quick look add --preset demo.[/]"
+            f"This recipe is made for a GPU; here it needs {duration(seconds)}. "
+            "For a quick look add --preset demo.",
+            style="yellow",
         )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mimkit.errors import RecipeError
+from mimkit.errors import MimkitError, PluginError
 from mimkit.parts.base import Encoder, Head, Masker, Target
 from mimkit.parts.records import Geometry, Grid, Term, View, Width
 from mimkit.recipe.fit import refuse_misfits
@@ -96,13 +96,25 @@ def build(
 def construct(recipe: Recipe, table: str, geometry: Geometry) -> Any:
     """Makes the part of one table of a recipe, such as ``"encoder"`` or ``"evaluate.0"``.
 
-    Raises: RecipeError that says where the table stands, if the part refuses its options.
+    Raises: RecipeError that says where the table stands, if the part refuses its options;
+        PluginError if it fails instead.
     """
     part: PartTable = recipe.parts[table]
     try:
         return part.cls(geometry, **part.options)
-    except RecipeError as error:
-        raise RecipeError(f"{recipe.where(table)}: {error}") from error
+    except MimkitError as error:
+        raise type(error)(f"{recipe.where(table)}: {error}") from error
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # a part may raise anything
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        words = " ".join(str(error).split())
+        raise PluginError(
+            f"{recipe.where(table)}: '{part.name}' ({part.distribution} {part.version}) cannot be "
+            f"made with these options: {type(error).__name__}: {words} Try its defaults; --debug "
+            f"shows where it fails. See: mimkit list {part.kind} {part.name}"
+        ) from error
 
 
 @dataclass(frozen=True)

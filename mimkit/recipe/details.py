@@ -24,10 +24,10 @@ def show(kind: str, name: str, console: Console) -> None:
     """
     entry = find(kind, name)
     about, file = _recipe(entry) if kind == "recipes" else _object(entry)
-    console.print(f"{KINDS[kind].singular} {entry.name}", style="bold", highlight=False)
+    console.print(f"{KINDS[kind].singular} {entry.name}", style="bold")
     for item in about:
-        console.print(item, markup=False, highlight=False)
-    console.print(f"From: {origin(entry)}, {file}", markup=False, highlight=False, soft_wrap=True)
+        console.print(item)
+    console.print(f"From: {origin(entry)}, {file}", soft_wrap=True)
 
 
 def show_section(name: str, console: Console) -> None:
@@ -37,7 +37,7 @@ def show_section(name: str, console: Console) -> None:
     for key, field in section.model_fields.items():
         default = _default(... if field.is_required() else field.default)
         table.add_row(key, describe(field.annotation), default, field.description or "")
-    console.print(f"[{name}]", style="bold", markup=False, highlight=False)
+    console.print(f"[{name}]", style="bold")
     console.print(table)
 
 

@@ -4,7 +4,7 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from mimkit.errors import RecipeError
 
@@ -15,6 +15,10 @@ _ALTERNATIVES = (
     ("warmup_steps", "warmup_epochs"),
 )
 """Keys of which a table holds one: an overlay that gives one takes the other away."""
+
+_DEEPEST: Final = 20
+_TOLD: Final = 80
+"""So many characters of a setting are repeated in messages."""
 
 _TOKEN = re.compile(
     r'''"""(?:\\.|[^\\])*?"{3,5}|\'\'\'.*?'{3,5}'''
@@ -54,6 +58,14 @@ class Document:
     tree: dict[str, Any]
     places: Mapping[Key, Place] = field(default_factory=dict)
 
+    def settings(self) -> dict[Key, Place]:
+        """Returns the keys with values that options of the command line gave."""
+        return {
+            key: place
+            for key, place in self.places.items()
+            if key and place.source.startswith("--") and not isinstance(self.at(key), dict)
+        }
+
     def place(self, key: Key) -> Place:
         """Returns where a key, or the innermost table that should hold it, was written."""
         while key and key not in self.places:
@@ -72,10 +84,17 @@ class Document:
 
         Tables are merged, key by key; all else is replaced, and so is a table whose ``part``
         becomes another one, since options of the old part mean nothing to the new. A table
-        ``part = "none"`` takes the one below it away.
+        ``part = "none"`` takes the one below it away. A table whose keys are numbers changes the
+        array below it, item by item.
+
+        Raises: RecipeError if it changes an item that the array has not.
         """
+        return self._laid_under(other, removes=True)
+
+    def _laid_under(self, other: "Document", *, removes: bool) -> "Document":
         places = dict(self.places)
-        return Document(_merge(self.tree, other, (), places), places)
+        tree = _merge(self.tree, _numbered(other, self.tree), (), places, removes)
+        return Document(tree, places)
 
     def without(self, *names: str) -> "Document":
         """Returns this document less some of its top-level tables."""
@@ -100,11 +119,15 @@ def parse(text: str, file: str) -> Document:
     try:
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        number = line.group(1) if line else text.count("\n") + 1
+        found = re.search(r"at line (\d+)", str(error))
+        number = int(found[1]) if found else text.count("\n") + 1
         raise RecipeError(
-            f"{file}:{number}: this is not valid TOML: {error}. See: https://toml.io"
+            f"{file}:{number}: this is not valid TOML: {error}.{_hint(text, number, str(error))} "
+            "See: https://toml.io"
         ) from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, deep brackets
+        raise RecipeError(f"{file}: this TOML cannot be read: {error}.") from error
+    _refuse_depth(tree, file)
     first_lines = dict(reversed(list(_lines(text))))
     return Document(tree, {key: Place(file, line) for key, line in first_lines.items()})
 
@@ -119,11 +142,16 @@ def parse_sets(overrides: Iterable[str]) -> Document:
         name, equals, text = override.partition("=")
         try:
             key = _split(name)
-        except tomllib.TOMLDecodeError:
+        except (ValueError, RecursionError):
             key = ()
         if not (equals and key):
-            raise RecipeError(f"--set {override}: must be KEY=VALUE, such as train.total_steps=40.")
-        document = document.overlay(_single(key, _value(text.strip()), Place(f"--set {override}")))
+            told = f"--set {override[:_TOLD]}"
+            raise RecipeError(f"{told}: must be KEY=VALUE, such as train.total_steps=40.")
+        told = override if len(override) <= _TOLD else f"{override[:_TOLD]}..."
+        setting = _single(key, _value(text.strip()), Place(f"--set {told}"))
+        _refuse_depth(setting.tree, f"--set {told}")
+        # What takes a table away must still be there when the settings meet the recipe.
+        document = document._laid_under(setting, removes=False)
     return document
 
 
@@ -147,31 +175,115 @@ def _single(key: Key, value: object, place: Place) -> Document:
 def _value(text: str) -> object:
     try:
         parsed = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     return parsed["value"] if len(parsed) == 1 else text
 
 
-def _merge(base: Mapping[str, Any], over: Document, at: Key, places: dict[Key, Place]) -> Any:
+def _refuse_depth(value: object, where: str) -> None:
+    """Refuses what is nested deeper than any recipe, before it is walked through.
+
+    Raises: RecipeError if it is.
+    """
+    level: list[object] = [value]
+    for _ in range(_DEEPEST):
+        level = [
+            inner
+            for each in level
+            if isinstance(each, dict | list)
+            for inner in (each.values() if isinstance(each, dict) else each)
+        ]
+    if level:
+        raise RecipeError(f"{where}: must not be nested deeper than {_DEEPEST} tables or arrays.")
+
+
+def _hint(text: str, number: int, error: str) -> str:
+    """Says what is most often meant where a line is no TOML."""
+    line = text.splitlines()[number - 1 : number]
+    if "escape" in error or "hex value" in error or (line and re.search(r'= *"\w:\\', line[0])):
+        path = "'C:\\Users'"
+        return (
+            f" A backslash in double quotes begins an escape; write paths in single quotes: {path}."
+        )
+    if "overwrite a value" in error or "twice" in error:
+        return " A key or table may be written once only."
+    return ""
+
+
+def _numbered(over: Document, base: Mapping[str, Any]) -> Document:
+    """Returns ``over`` with numbers for keys where its tables meet an array of ``base``.
+
+    Raises: RecipeError if the array has no such item.
+    """
+    renamed: dict[Key, Key] = {}
+
+    def table(value: Mapping[str, Any], below: Any, at: Key, new: Key) -> dict[Any, Any]:
+        known = dict(enumerate(below)) if isinstance(below, list) else below
+        found: dict[Any, Any] = {}
+        for name, inner in value.items():
+            key = _item(over, (*at, name), len(below)) if isinstance(below, list) else name
+            old = known.get(key) if isinstance(known, dict) else None
+            renamed[*at, name] = (*new, key)
+            meets = isinstance(inner, dict) and isinstance(old, dict | list)
+            found[key] = table(inner, old, (*at, name), (*new, key)) if meets else inner
+        return found
+
+    tree = table(over.tree, base, (), ())
+    return Document(tree, {_renamed(key, renamed): place for key, place in over.places.items()})
+
+
+def _renamed(key: Key, renamed: Mapping[Key, Key]) -> Key:
+    """Returns a key of which the longest known beginning has another name."""
+    for depth in range(len(key), 0, -1):
+        if key[:depth] in renamed:
+            return (*renamed[key[:depth]], *key[depth:])
+    return key
+
+
+def _item(over: Document, key: Key, length: int) -> int:
+    name, array = str(key[-1]), ".".join(map(str, key[:-1]))
+    if name.isdecimal() and name.isascii() and int(name[:9]) < length:
+        return int(name)
+    there = f"has {length}, numbered from 0" if length else "is empty"
+    raise RecipeError(
+        f"{over.place(key)}, {array}.{name}: must be the number of one of its items, but {array} "
+        f"{there}. A new one is added by giving all: {array} = [...]."
+    )
+
+
+def _merge(base: Any, over: Document, at: Key, places: dict[Key, Place], removes: bool) -> Any:
     """Returns ``base`` with the table ``at`` of ``over`` laid over it; moves ``places`` along."""
-    merged = dict(base)
+    merged = dict(enumerate(base)) if isinstance(base, list) else dict(base)
     table = over.at(at)
     for pair in _ALTERNATIVES:
         if len(new := [name for name in pair if name in table]) == 1:
             merged.pop(next(name for name in pair if name not in new), None)
     for name, value in table.items():
-        key, old = (*at, name), base.get(name)
-        if isinstance(value, dict) and isinstance(old, dict) and _same_part(old, value):
-            merged[name] = _merge(old, over, key, places)
+        key, old = (*at, name), merged.get(name)
+        if isinstance(value, dict) and (
+            isinstance(old, list) or (isinstance(old, dict) and _same_part(old, value))
+        ):
+            merged[name] = _merge(old, over, key, places, removes)
             continue
         for stale in [known for known in places if known[: len(key)] == key]:
             del places[stale]
-        if isinstance(value, dict) and value.get("part") == "none" and name in base:
+        if removes and isinstance(value, dict) and value.get("part") == "none" and name in merged:
             del merged[name]
             continue
         merged[name] = value
         places.update({k: p for k, p in over.places.items() if k[: len(key)] == key})
-    return merged
+    return _closed_up(merged, at, places) if isinstance(base, list) else merged
+
+
+def _closed_up(items: Mapping[int, Any], at: Key, places: dict[Key, Place]) -> list[Any]:
+    """Returns the items that are left of an array; moves ``places`` to their new numbers."""
+    depth = len(at)
+    for new, old in enumerate(items):
+        moved = {k: p for k, p in places.items() if k[: depth + 1] == (*at, old)}
+        for key in moved:
+            del places[key]
+        places |= {(*at, new, *key[depth + 1 :]): place for key, place in moved.items()}
+    return list(items.values())
 
 
 def _same_part(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

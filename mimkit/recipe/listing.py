@@ -1,5 +1,8 @@
 """Tables of what is registered, drawn from metadata alone."""
 
+import platform
+
+import importlib_metadata
 from rich.console import Console
 from rich.table import Table
 
@@ -13,7 +16,7 @@ def show_all(console: Console) -> None:
         for number, entry in enumerate(entries(kind)):
             table.add_row(kind if number == 0 else "", entry.name, origin(entry))
     console.print(table)
-    console.print("Options and source of one: mimkit list KIND NAME", highlight=False)
+    console.print("Options and source of one: mimkit list KIND NAME")
 
 
 def show_kind(kind: str, console: Console) -> None:
@@ -25,7 +28,15 @@ def show_kind(kind: str, console: Console) -> None:
     for entry in entries(kind):
         table.add_row(entry.name, origin(entry), entry.value)
     console.print(table)
-    console.print(f"Options and source of one: mimkit list {kind} NAME", highlight=False)
+    console.print(f"Options and source of one: mimkit list {kind} NAME")
+
+
+def show_versions(console: Console) -> None:
+    """Prints the versions of mimkit, of Python and torch, and of all that offers parts."""
+    offering = {entry.distribution: entry.version for kind in KINDS for entry in entries(kind)}
+    for name in dict.fromkeys(("mimkit", "torch", *sorted(offering))):
+        console.print(f"{name} {offering.get(name) or importlib_metadata.version(name)}")
+    console.print(f"python {platform.python_version()}")
 
 
 def plain_table(*columns: str) -> Table:

@@ -3,10 +3,13 @@
 import inspect
 import types
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
+from pydantic.fields import FieldInfo
 
 from mimkit.errors import PluginError
 from mimkit.recipe.registry import Entry
@@ -23,6 +26,16 @@ _WORDS = {
     bool: ("true or false", "booleans"),
     str: ("a string", "strings"),
 }
+_LIMITS = (
+    (Gt, "gt", "above"),
+    (Ge, "ge", "of at least"),
+    (Lt, "lt", "below"),
+    (Le, "le", "of at most"),
+)
+"""Bounds with their attributes and words."""
+
+NONE: Final = "none"
+"""What a recipe writes for None: an option that may be left out has no value then."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,13 @@ def schema(entry: Entry, cls: type) -> type[BaseModel]:
     """
     found = options(entry, cls)
     fields: dict[str, Any] = {o.name: (o.annotation, o.default) for o in found}
-    config = ConfigDict(strict=True, extra="forbid", validate_default=True, protected_namespaces=())
+    config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        validate_default=True,
+        protected_namespaces=(),
+        allow_inf_nan=False,
+    )
     with warnings.catch_warnings():
         # An option may be called like a method of pydantic's models: "copy" is harmless here.
         warnings.simplefilter("ignore", UserWarning)
@@ -66,7 +85,7 @@ def schema(entry: Entry, cls: type) -> type[BaseModel]:
                 raise _broken(
                     entry,
                     f"the default of '{problem['loc'][0]}' must be "
-                    f"{describe(option.annotation)}, but is {option.default!r}",
+                    f"{describe(annotation_of(option))}, but is {option.default!r}",
                 ) from error
     return model
 
@@ -102,7 +121,29 @@ def _option(entry: Entry, parameter: inspect.Parameter) -> Option:
         raise _broken(entry, f"the type of '{name}' is not plain data: {error}") from error
     if isinstance(default, list | dict | set):
         raise _broken(entry, f"the default of '{name}' is mutable; use a tuple")
+    if _optional(annotation) and NONE in _choices(annotation):
+        raise _broken(
+            entry, f"'{name}' has both None and the choice '{NONE}', which recipes confuse"
+        )
     return Option(name, annotation, ... if default is parameter.empty else default)
+
+
+def with_none(values: Mapping[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    """Returns the values of a table with None where it says "none" of what may be left out."""
+
+    def meant(name: str, value: Any) -> Any:
+        field = model.model_fields.get(name)
+        if value != NONE or field is None or NONE in _choices(field.annotation):
+            return value
+        return None if _optional(field.annotation) else value
+
+    return {name: meant(name, value) for name, value in values.items()}
+
+
+def annotation_of(field: FieldInfo) -> Any:
+    """Returns the type of a model's field with its bounds, as `describe` takes it."""
+    annotation: Any = field.annotation
+    return Annotated[annotation, *field.metadata] if field.metadata else annotation
 
 
 def describe(annotation: Any, *, plural: bool = False) -> str:
@@ -110,6 +151,8 @@ def describe(annotation: Any, *, plural: bool = False) -> str:
 
     >>> describe(tuple[float, float] | None)
     'an array of 2 numbers'
+    >>> describe(Annotated[int, Ge(1), Le(1000)])
+    'an integer from 1 to 1000'
 
     Raises: TypeError if the annotation is not plain data that a recipe can hold.
     """
@@ -117,7 +160,7 @@ def describe(annotation: Any, *, plural: bool = False) -> str:
         return _WORDS[annotation][plural]
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return describe(arguments[0], plural=plural)
+        return describe(arguments[0], plural=plural) + _bounds(arguments[1:])
     if origin is Literal:
         return " or ".join(f"'{choice}'" for choice in arguments)
     if origin in (Union, types.UnionType):
@@ -132,6 +175,45 @@ def describe(annotation: Any, *, plural: bool = False) -> str:
         count = "" if variable else f"{len(items)} "
         return f"{noun} of {count}{describe(items[0], plural=True)}"
     raise TypeError(f"{annotation!r} is none of int, float, bool, str, Literal, tuple, list")
+
+
+def _bounds(metadata: Iterable[Any]) -> str:
+    """Writes bounds behind what they bound: " from 0 to 1", " above 0 and below 1"."""
+    found: dict[type, Any] = {}
+    for item in metadata:
+        inner = item.metadata if isinstance(item, FieldInfo) else [item]
+        for bound in inner:
+            each = bound if isinstance(bound, GroupedMetadata) else [bound]
+            found |= {type(limit): limit for limit in each}
+    if Ge in found and Le in found:
+        return f" from {_number(found[Ge].ge)} to {_number(found[Le].le)}"
+    words = [
+        f"{word} {_number(getattr(found[kind], attribute))}"
+        for kind, attribute, word in _LIMITS
+        if kind in found
+    ]
+    return " " + " and ".join(words) if words else ""
+
+
+def _number(bound: float) -> str:
+    """Writes a bound; a large power of two as what it is."""
+    if isinstance(bound, int):
+        return f"2^{bound.bit_length() - 1}" if bound == 2**63 else str(bound)
+    return f"{bound:g}"
+
+
+def _optional(annotation: Any) -> bool:
+    return types.NoneType in get_args(annotation)
+
+
+def _choices(annotation: Any) -> set[Any]:
+    """All choices of a Literal, also where it is one of several types."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return set(arguments)
+    if get_origin(annotation) in (Union, types.UnionType):
+        return set().union(*(_choices(inner) for inner in arguments))
+    return set()
 
 
 def _broken(entry: Entry, reason: str) -> PluginError:

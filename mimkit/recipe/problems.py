@@ -2,18 +2,17 @@
 
 import inspect
 import json
-from typing import Any, cast, get_args, get_origin
+import re
+from typing import Annotated, Any, Final, cast, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe.document import Document, Key, Place
-from mimkit.recipe.options import describe
+from mimkit.recipe.options import NONE, annotation_of, describe
 
-_LIMITS = frozenset(
-    {"greater_than", "greater_than_equal", "less_than", "less_than_equal", "finite_number"}
-)
-"""Pydantic's error types whose message says more than the type of the field."""
+_SHOWN: Final = 120
+"""So many characters of a value are shown in a message."""
 
 _TABLE_DEPTHS = dict.fromkeys(("data", "augment", "masker", "encoder", "head", "train"), 1) | (
     dict.fromkeys(("targets", "losses", "evaluate", "presets"), 2)
@@ -65,7 +64,9 @@ class Problems:
             see: the command that tells more, if there is one.
         """
         for problem in error.errors(include_url=False):
-            key, holder, annotation = _field(model, problem["loc"])
+            # What is wrong with a table's name is told of the table.
+            location = problem["loc"][:-1] if problem["loc"][-1:] == ("[key]",) else problem["loc"]
+            key, holder, annotation = _field(model, location)
             fields, full_key = holder.model_fields, (*table, *key)
             if problem["type"] == "extra_forbidden":
                 of = owner or label(key[:-1]) or "a recipe"
@@ -77,13 +78,13 @@ class Problems:
                 text = f"is missing; it must be {_expected(annotation)}{meaning}. {see}"
             elif problem["type"] == "value_error":
                 text = f"{problem['ctx']['error']}. {see}"
-            elif problem["type"] in _LIMITS:
-                limit = problem["msg"].removeprefix("Input should be ")
-                text = f"must be {limit}, but is {written(problem['input'])}. {see}"
             else:
                 value = document.at(full_key)
                 guess = _nearest_choice(value, annotation)
-                text = f"must be {_expected(annotation)}, but is {written(value)}.{guess} {see}"
+                finite = ", neither nan nor inf" if problem["type"] == "finite_number" else ""
+                text = (
+                    f"must be {_expected(annotation)}{finite}, but is {shown(value)}.{guess} {see}"
+                )
             self.add(document, full_key, text)
 
     def raise_if_any(self) -> None:
@@ -100,8 +101,8 @@ def label(key: Key) -> str:
     '[targets.patches] sees'
     """
     depth = _TABLE_DEPTHS.get(str(key[0]), 0) if key else 0
-    table = ".".join(str(name) for name in key[:depth])
-    rest = ".".join(str(name) for name in key[depth:])
+    names = [written(name) if re.search(r"[^\w-]|^$", str(name)) else str(name) for name in key]
+    table, rest = ".".join(names[:depth]), ".".join(names[depth:])
     return " ".join(part for part in (f"[{table}]" if table else "", rest) if part)
 
 
@@ -115,19 +116,23 @@ def _field(model: type[BaseModel], location: Key) -> tuple[Key, type[BaseModel],
     for step in location:
         if _is_model(annotation):
             holder, field = annotation, annotation.model_fields.get(str(step))
-            annotation = field.annotation if field else None
-        elif _is_table(annotation):
-            annotation = get_args(annotation)[-1]
+            annotation = annotation_of(field) if field else None
+        elif _is_table(_bare(annotation)):
+            annotation = get_args(_bare(annotation))[-1]
         else:
             break
         key = (*key, step)
     return key, holder, annotation
 
 
+def _bare(annotation: Any) -> Any:
+    """A type without its bounds."""
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+
+
 def _is_table(annotation: Any) -> bool:
     """Whether this is a table or array of tables that have a schema of their own."""
-    arguments = get_args(annotation)
-    return get_origin(annotation) in (dict, list) and _is_model(arguments[-1])
+    return get_origin(annotation) in (dict, list) and _is_model(get_args(annotation)[-1])
 
 
 def _is_model(annotation: Any) -> bool:
@@ -135,16 +140,41 @@ def _is_model(annotation: Any) -> bool:
 
 
 def _expected(annotation: Any) -> str:
-    if _is_model(annotation) or get_origin(annotation) is dict:
+    bare = _bare(annotation)
+    if _is_model(bare) or get_origin(bare) is dict:
         return "a table"
-    return "an array of tables" if _is_table(annotation) else describe(annotation)
+    return "an array of tables" if _is_table(bare) else describe(annotation)
 
 
 def _nearest_choice(value: object, annotation: Any) -> str:
-    choices = [choice for choice in get_args(annotation) if isinstance(choice, str)]
+    choices = [choice for choice in get_args(_bare(annotation)) if isinstance(choice, str)]
     return nearest(value, choices) if isinstance(value, str) else ""
 
 
 def written(value: object) -> str:
-    """Writes a value about as it stands in a recipe."""
-    return json.dumps(value, ensure_ascii=False, default=str)
+    """Writes a value about as it stands in a recipe.
+
+    >>> written({"lr": [0.1, float("nan")], "flip": True})
+    '{ lr = [0.1, nan], flip = true }'
+    """
+    match value:
+        case str() | bool():
+            return json.dumps(value, ensure_ascii=False)
+        case dict():
+            inner = ", ".join(f"{name} = {written(item)}" for name, item in value.items())
+            return f"{{ {inner} }}" if inner else "{}"
+        case list() | tuple():
+            return f"[{', '.join(map(written, value))}]"
+        case None:
+            return f'"{NONE}"'
+    return str(value)
+
+
+def shown(value: object) -> str:
+    """Writes a value for a message, where a very long one is cut."""
+    return cut(written(value))
+
+
+def cut(text: str) -> str:
+    """Returns the beginning of a very long text."""
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}... ({len(text):,} characters)"

@@ -7,6 +7,7 @@ import importlib_metadata
 import tomli_w
 from pydantic import BaseModel
 
+from mimkit.recipe.options import NONE
 from mimkit.recipe.tables import PartTable, Recipe
 
 _HEADER = """\
@@ -19,7 +20,7 @@ _HEADER = """\
 def resolved(recipe: Recipe) -> str:
     """Returns the recipe as TOML text, every default and the origin of every part written out.
 
-    Loading it gives an equal recipe. What is None is left out, as TOML has no such value.
+    Loading it gives an equal recipe. What is None is "none", as TOML has no such value.
     """
     losses = {
         name: {
@@ -27,7 +28,7 @@ def resolved(recipe: Recipe) -> str:
             "prediction": term.prediction,
             "target": term.target,
             "weight": term.weight,
-            **_given(term.loss.options),
+            **_written(term.loss.options),
         }
         for name, term in recipe.losses.items()
     }
@@ -70,12 +71,12 @@ def changes(written: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
 
 
 def _section(section: BaseModel) -> dict[str, Any]:
-    return section.model_dump(exclude_none=True)
+    return _written(section.model_dump())
 
 
 def _part(table: PartTable) -> dict[str, Any]:
-    return {"part": table.name, **_given(table.options)}
+    return {"part": table.name, **_written(table.options)}
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _written(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: NONE if value is None else value for name, value in options.items()}

@@ -1,13 +1,15 @@
 """Reading a recipe, with its presets and the settings of the command line."""
 
+import codecs
+import errno
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
 from mimkit.recipe.document import Document, given, parse, parse_sets, plain
-from mimkit.recipe.problems import Problems
+from mimkit.recipe.problems import Problems, cut, shown
 from mimkit.recipe.resolve import resolved
 from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection
 from mimkit.recipe.tables import PartTable, Recipe, TermTable
@@ -24,6 +26,9 @@ __all__ = [
     "load",
     "resolved",
 ]
+
+_LARGEST: Final = 1_000_000
+"""Bytes of a recipe: reading many more would take minutes."""
 
 
 def load(
@@ -86,7 +91,9 @@ def _read(reference: str) -> tuple[list[Document], Path]:
         base = document.tree["base"]
         if not isinstance(base, str):
             place = document.place(("base",))
-            raise RecipeError(f"{place}, base: must be a recipe's name or file, but is {base!r}.")
+            raise RecipeError(
+                f"{place}, base: must be a recipe's name or file, but is {shown(base)}."
+            )
         beside = files[0].parent / base
         document, below = _parse(str(beside) if base.endswith(".toml") else base)
         if below.resolve() in [each.resolve() for each in files]:
@@ -98,21 +105,60 @@ def _read(reference: str) -> tuple[list[Document], Path]:
 
 
 def _parse(reference: str) -> tuple[Document, Path]:
-    file = Path(reference)
-    if not file.is_file():
-        if file.suffix == ".toml" or len(file.parts) > 1:
-            known = [path.name for path in file.parent.glob("*.toml")]
-            known += [f"{name}.toml" for name in registry.recipe_files()]
-            raise RecipeError(
-                f"{file}: there is no such recipe file.{nearest(file.name, known)} "
-                "For recipes that need no path, see: mimkit list recipes"
-            )
-        file = Path(registry.find("recipes", reference).value)
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file}: must be a readable UTF-8 file, but: {error}") from error
+        file = _find(reference)
+        text = _text(file)
+    except (OSError, ValueError) as error:  # too long a name, a NUL in it, no permission, a folder
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RecipeError(
+            f"recipe '{cut(reference)}' cannot be read: {reason}. It must be a TOML file, or one of: "
+            "mimkit list recipes"
+        ) from error
     return parse(text, str(file)), file
+
+
+def _find(reference: str) -> Path:
+    """Returns the file of a recipe.
+
+    Raises: RecipeError if there is none; OSError if the system refuses the name.
+    """
+    file = Path(reference)
+    if file.is_file():
+        return file
+    if file.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "it is a folder without a recipe.toml")
+    if file.suffix == ".toml" or len(file.parts) > 1:
+        registered = registry.recipe_files()
+        name = f" Without a path: '{file.stem}'." if file.stem in registered else ""
+        known = [path.name for path in file.parent.glob("*.toml")] + list(registered)
+        raise RecipeError(
+            f"{file}: there is no such recipe file.{name or nearest(file.name, known)} "
+            "For recipes that need no path, see: mimkit list recipes"
+        )
+    return Path(registry.find("recipes", reference).value)
+
+
+def _text(file: Path) -> str:
+    """Reads a recipe's text, with or without a byte-order mark.
+
+    Raises: RecipeError if it is no text in UTF-8, or too large to be a recipe.
+    """
+    size = file.stat().st_size
+    if size > _LARGEST:
+        raise RecipeError(
+            f"{file}: a recipe must have at most {_LARGEST:,} bytes, but this file has {size:,}."
+        )
+    content = file.read_bytes()
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise RecipeError(f"{file}: must be text in UTF-8, but is in UTF-16. Save it as UTF-8.")
+    try:
+        return content.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(
+            f"{file}:{line}: must be text in UTF-8, but has the byte {content[error.start]:#04x} "
+            "in it. Save it as UTF-8."
+        ) from error
 
 
 def _preset_names(documents: Sequence[Document], problems: Problems) -> list[str]:

@@ -2,20 +2,22 @@
 
 from typing import Annotated, Final, Literal
 
+from annotated_types import Interval
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
     ValidationInfo,
     field_validator,
 )
 
+from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio
 from mimkit.parts.records import Interpolation
+
+_LARGEST_SIDE: Final = 16_384
+_MOST_PATCHES: Final = 65_536
+"""Of a grid: attention among that many would need 16 GiB a head and image."""
 
 
 class Strict(BaseModel):
@@ -27,15 +29,17 @@ class Strict(BaseModel):
 def _pair(value: object) -> tuple[int, int]:
     sizes = (value, value) if type(value) is int else value
     match sizes:
-        case (int(height), int(width)) if height > 0 and width > 0:
+        case (int(height), int(width)) if all(0 < side <= _LARGEST_SIDE for side in sizes):
             return height, width
-    raise ValueError(f"must be an integer above 0, or an array of two, but is {value!r}")
+    raise ValueError(
+        f"must be an integer from 1 to {_LARGEST_SIDE}, or an array of two, but is {value!r:.120}"
+    )
 
 
-Ratio = Annotated[float, Field(ge=0, le=1)]
+Side = Annotated[int, Interval(ge=1, le=_LARGEST_SIDE)]
 Channels = tuple[float, float, float]
-PositiveChannels = tuple[PositiveFloat, PositiveFloat, PositiveFloat]
-PositiveRange = tuple[PositiveFloat, PositiveFloat]
+PositiveChannels = tuple[Positive, Positive, Positive]
+PositiveRange = tuple[Positive, Positive]
 
 
 class DataSection(Strict):
@@ -68,16 +72,16 @@ class DataSection(Strict):
     image_size: Annotated[
         tuple[int, int], BeforeValidator(_pair, json_schema_input_type=int | tuple[int, int])
     ] = Field(description="height and width the encoder sees, in pixels; one number for a square")
-    patch_size: PositiveInt = Field(
+    patch_size: Side = Field(
         description="side of a patch in pixels; must divide the image's height and width"
     )
     mean: Channels | None = Field(None, description="mean to subtract; default: the data set's")
     std: PositiveChannels | None = Field(None, description="divisor; default: the data set's")
     interpolation: Interpolation = Field("bicubic", description="how images are resized")
-    num_images: PositiveInt | None = Field(
+    num_images: Count | None = Field(
         None, description="use so many training images, all classes alike (shapes: draw so many)"
     )
-    num_test_images: PositiveInt | None = Field(
+    num_test_images: Count | None = Field(
         None, description="use so many test images, all classes alike (shapes: draw so many)"
     )
     survey: bool = Field(
@@ -86,7 +90,7 @@ class DataSection(Strict):
         "meets it; one that cannot be read is then listed, and the next that can stands in its "
         "place",
     )
-    workers: NonNegativeInt | None = Field(
+    workers: Annotated[int, Interval(ge=0, le=1_024)] | None = Field(
         None,
         description="loader processes of each training process; default: 0 for sets on the device, "
         "else its share of the cores, less one, up to 16",
@@ -101,6 +105,11 @@ class DataSection(Strict):
                 raise ValueError(
                     f"must divide image_size ({height} x {width} pixels), but is {patch_size}"
                 )
+            if (count := height * width // patch_size**2) > _MOST_PATCHES:
+                raise ValueError(
+                    f"must cut the image into at most {_MOST_PATCHES:,} patches, but {patch_size} "
+                    f"of {height} x {width} pixels makes {count:,}"
+                )
         return patch_size
 
 
@@ -110,9 +119,11 @@ class AugmentSection(Strict):
     crop: Literal["none", "pad", "resized"] = Field(
         "resized", description="whole image, a crop of the padded image, or a random resized crop"
     )
-    padding: NonNegativeInt = Field(4, description="pixels on each side, for crop 'pad'")
+    padding: Annotated[int, Interval(ge=0, le=_LARGEST_SIDE)] = Field(
+        4, description="pixels on each side, for crop 'pad'"
+    )
     padding_mode: Literal["zero", "reflect"] = Field("zero", description="what padding shows")
-    crop_scale: PositiveRange = Field(
+    crop_scale: tuple[Fraction, Fraction] = Field(
         (0.2, 1.0), description="share of the area that a resized crop keeps, from and to"
     )
     crop_ratio: PositiveRange = Field(
@@ -134,40 +145,42 @@ class AugmentSection(Strict):
 class TrainSection(Strict):
     """``[train]``: budget, optimizer, schedule, intervals."""
 
-    total_steps: NonNegativeInt | None = Field(
+    total_steps: AnyCount | None = Field(
         None, description="optimizer steps of the run; 0 only evaluates"
     )
-    total_epochs: PositiveFloat | None = Field(
+    total_epochs: Annotated[float, Interval(gt=0, le=1_000_000)] | None = Field(
         None,
         validate_default=True,
         description="passes over the training images, instead of total_steps",
     )
-    batch_size: PositiveInt = Field(description="images of one optimizer step, on all devices")
+    batch_size: Annotated[int, Interval(ge=1, le=1_000_000)] = Field(
+        description="images of one optimizer step, on all devices"
+    )
     optimizer: Literal["sgd", "adamw"] = Field(description="SGD with Nesterov momentum, or AdamW")
-    lr: PositiveFloat = Field(description="learning rate after the warm-up")
-    min_lr: NonNegativeFloat = Field(0.0, description="learning rate at the end of the cosine")
-    warmup_steps: NonNegativeInt | None = Field(None, description="steps of linear warm-up")
-    warmup_epochs: NonNegativeFloat | None = Field(
+    lr: Positive = Field(description="learning rate after the warm-up")
+    min_lr: NonNegative = Field(0.0, description="learning rate at the end of the cosine")
+    warmup_steps: AnyCount | None = Field(None, description="steps of linear warm-up")
+    warmup_epochs: Annotated[float, Interval(ge=0, le=1_000_000)] | None = Field(
         None, description="epochs of linear warm-up, instead of warmup_steps"
     )
-    weight_decay: NonNegativeFloat = Field(
+    weight_decay: NonNegative = Field(
         0.0, description="not applied to parameters of one axis, nor to what a part exempts"
     )
-    momentum: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="of SGD")
-    betas: tuple[Ratio, Ratio] = Field((0.9, 0.999), description="of AdamW")
-    clip_norm: PositiveFloat | None = Field(
+    momentum: Rate = Field(0.9, description="of SGD")
+    betas: tuple[Rate, Rate] = Field((0.9, 0.999), description="of AdamW")
+    clip_norm: Positive | None = Field(
         None, description="largest norm of the gradient; default: unlimited"
     )
-    accumulate: PositiveInt = Field(
+    accumulate: Count = Field(
         1,
         description="pieces into which a batch is split to save memory; must divide batch_size; "
         "each counts the same, and the last is logged",
     )
-    processes: PositiveInt = Field(
+    processes: Annotated[int, Interval(ge=1, le=65_536)] = Field(
         1, description="processes of one run, under torchrun; one for each GPU"
     )
-    log_every_steps: PositiveInt = Field(50, description="steps between lines of metrics.jsonl")
-    checkpoint_every_steps: PositiveInt = Field(1000, description="steps between checkpoints")
+    log_every_steps: Count = Field(50, description="steps between lines of metrics.jsonl")
+    checkpoint_every_steps: Count = Field(1000, description="steps between checkpoints")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="'auto' is bfloat16 autocast on CUDA, float32 elsewhere"
     )

@@ -1,6 +1,8 @@
 """``mimkit check``: a recipe built without weights, in one table."""
 
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -10,6 +12,9 @@ from torch import nn
 from mimkit.parts.records import Mask
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.listing import plain_table
+from mimkit.recipe.options import NONE
+from mimkit.recipe.problems import shown
+from mimkit.recipe.resolve import resolved
 from mimkit.recipe.schema import check as read
 from mimkit.recipe.tables import Recipe
 
@@ -24,10 +29,14 @@ def check(reference: str, preset: str | None, overrides: Sequence[str], console:
     for number in range(len(recipe.evaluate)):
         construct(recipe, f"evaluate.{number}", parts.geometry)
     mask = parts.masker.sample(2, torch.Generator().manual_seed(recipe.seed))
-    console.print(f"{recipe.name}, seed {recipe.seed}", style="bold", highlight=False)
+    console.print(f"{recipe.name}, seed {recipe.seed}", style="bold")
     console.print(_parts(recipe, parts))
-    for line in (*_lines(recipe, parts, mask), *(f"note: {note}" for note in recipe.notes)):
-        console.print(line, markup=False, highlight=False)
+    for line in (
+        *_lines(recipe, parts, mask),
+        *_settings(recipe),
+        *(f"note: {note}" for note in recipe.notes),
+    ):
+        console.print(line)
     console.print("ok", style="green")
 
 
@@ -41,6 +50,17 @@ def _parts(recipe: Recipe, parts: Parts) -> Table:
         count = f"{sum(p.numel() for p in module.parameters()):,}" if module else ""
         table.add_row(name, part.name, f"{part.distribution} {part.version}", count)
     return table
+
+
+def _settings(recipe: Recipe) -> Iterator[str]:
+    """Says what the keys that the command line set have become."""
+    tree = tomllib.loads(resolved(recipe))
+    for key, place in recipe.places.items():
+        if place.startswith("--"):
+            value: Any = tree
+            for name in key.split("."):
+                value = value[int(name)] if isinstance(value, list) else value.get(name, NONE)
+            yield f"set          {key} = {shown(value)}"
 
 
 def _lines(recipe: Recipe, parts: Parts, mask: Mask) -> list[str]:

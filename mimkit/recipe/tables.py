@@ -53,7 +53,8 @@ class Recipe(Strict):
         name: of the recipe, and of the run's folder.
         seed: of everything random: weights, order, crops, masks.
         source: the file it was read from.
-        places: table to where it stands, for messages: ``"masker"`` to ``"x.toml:9, [masker]"``.
+        places: table to where it stands, for messages: ``"masker"`` to ``"x.toml:9, [masker]"``;
+            also each key with a value from the command line.
         notes: what a reader should know, such as versions other than those it was written with.
     """
 

@@ -1,7 +1,7 @@
 """What the TOML of a recipe may say: from a document to a `Recipe`, or to all of its problems."""
 
 import json
-import re
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -11,10 +11,11 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mimkit.errors import PluginError, nearest
 from mimkit.recipe import registry
 from mimkit.recipe.document import Document, Key
-from mimkit.recipe.options import reserved, schema
+from mimkit.recipe.names import folder_name, term_name
+from mimkit.recipe.options import reserved, schema, with_none
 from mimkit.recipe.problems import Problems, label
 from mimkit.recipe.resolve import changes
-from mimkit.recipe.sections import AugmentSection, DataSection, Strict, TrainSection
+from mimkit.recipe.sections import SECTIONS, AugmentSection, DataSection, Strict, TrainSection
 from mimkit.recipe.tables import PartTable, Recipe, TermTable
 
 KIND_OF = {
@@ -28,10 +29,7 @@ KIND_OF = {
 """Table of a recipe to the kind of part that it names."""
 
 
-def _folder_name(name: str) -> str:
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise ValueError(f"must name a folder with letters, digits and '_.-', but is '{name}'")
-    return name
+Name = Annotated[str, AfterValidator(term_name)]
 
 
 class _Part(BaseModel):
@@ -43,7 +41,7 @@ class _Part(BaseModel):
 
 
 class _Loss(_Part):
-    prediction: str | None = None
+    prediction: Name | None = None
     target: str | None = None
     weight: float = Field(1.0, allow_inf_nan=False)
 
@@ -51,7 +49,7 @@ class _Loss(_Part):
 class _Tables(Strict):
     """The top level of a recipe."""
 
-    name: Annotated[str, AfterValidator(_folder_name)] = Field(
+    name: Annotated[str, AfterValidator(folder_name)] = Field(
         description="the name of the recipe and of its run's folder"
     )
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -59,11 +57,11 @@ class _Tables(Strict):
     augment: AugmentSection = AugmentSection()
     masker: _Part = Field(description="what is hidden; see: mimkit list maskers")
     encoder: _Part = Field(description="what is trained; see: mimkit list encoders")
-    targets: dict[str, _Part] = Field(
+    targets: dict[Name, _Part] = Field(
         min_length=1, description="[targets.NAME]: what is predicted; see: mimkit list targets"
     )
     head: _Part = Field(description="what predicts; see: mimkit list heads")
-    losses: dict[str, _Loss] = Field(
+    losses: dict[Name, _Loss] = Field(
         min_length=1, description="[losses.NAME]: what is minimised; see: mimkit list losses"
     )
     train: TrainSection = Field(description="budget, optimizer and schedule")
@@ -78,16 +76,25 @@ def tables_schema() -> dict[str, Any]:
 
 def validate(document: Document, file: Path, problems: Problems) -> Recipe | None:
     """Makes a recipe of a document, or notes all of its problems and returns None."""
+    for key in _unwritable(document.tree):
+        problems.add(
+            document,
+            key,
+            "must be text that a file can hold, but has a NUL or half a character in it.",
+        )
+    if problems:
+        return None
     parts = {key: _part_table(document, key, problems) for key in _part_keys(document.tree)}
     _compare_targets(document, problems)
     try:
-        tables = _Tables.model_validate_json(json.dumps(document.tree, default=str))
+        tables = _Tables.model_validate_json(_as_json(_with_none(document.tree)))
     except ValidationError as error:
         problems.add_invalid(document, (), _Tables, error)
     found = {key: part for key, part in parts.items() if part is not None}
     if problems:
         return None
-    places = {key: f"{document.place(key)}, {label(key)}" for key in parts}
+    told = (*parts, *document.settings())
+    places = {key: f"{document.place(key)}, {label(key)}" for key in told}
     recipe = Recipe(
         name=tables.name,
         seed=tables.seed,
@@ -113,6 +120,40 @@ def validate(document: Document, file: Path, problems: Problems) -> Recipe | Non
         places={".".join(map(str, key)): place for key, place in places.items()},
     )
     return recipe.model_copy(update={"notes": changes(tables.origin, recipe)})
+
+
+def _as_json(values: Mapping[str, Any]) -> str:
+    """Writes TOML values as JSON; a date, which is no value of any key, as what none takes."""
+    return json.dumps(values, default=lambda _: math.nan)
+
+
+def _with_none(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a document's tree with None where its own tables say "none"."""
+
+    def told(name: str, table: Any) -> Any:
+        if not isinstance(table, dict):
+            return table
+        if name == "losses":
+            return {k: with_none(v, _Loss) if isinstance(v, dict) else v for k, v in table.items()}
+        return with_none(table, SECTIONS[name]) if name in SECTIONS else table
+
+    return {name: told(name, table) for name, table in tree.items()}
+
+
+def _unwritable(value: Any, at: Key = ()) -> Iterator[Key]:
+    """Yields the keys of strings that no file and no file name could hold."""
+    match value:
+        case str() if any(
+            character == "\0" or "\ud800" <= character <= "\udfff" for character in value
+        ):
+            yield at
+        case dict():
+            for name, item in value.items():
+                yield from _unwritable(name, (*at, name))
+                yield from _unwritable(item, (*at, name))
+        case list():
+            for number, item in enumerate(value):
+                yield from _unwritable(item, (*at, number))
 
 
 def _part_keys(tree: Mapping[str, Any]) -> Iterator[Key]:
@@ -143,7 +184,7 @@ def _part_table(document: Document, key: Key, problems: Problems) -> PartTable |
         problems.add(document, (*key, "part"), f"{error}{_made_with(document, key)}", error)
         return None
     try:
-        valid = model.model_validate_json(json.dumps(options, default=str))
+        valid = model.model_validate_json(_as_json(with_none(options, model)))
     except ValidationError as error:
         see = f"See: mimkit list {kind} {name}"
         problems.add_invalid(document, key, model, error, owner=str(entry), see=see)
@@ -175,7 +216,9 @@ def _compare_targets(document: Document, problems: Problems) -> None:
     if not (isinstance(targets, dict) and isinstance(losses, dict)):
         return
     used = {
-        name: loss.get("target", name) for name, loss in losses.items() if isinstance(loss, dict)
+        name: with_none(loss, _Loss).get("target") or name
+        for name, loss in losses.items()
+        if isinstance(loss, dict)
     }
     unknown = {name: target for name, target in used.items() if target not in list(targets)}
     for name, target in unknown.items():

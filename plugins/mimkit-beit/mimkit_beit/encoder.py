@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from timm.layers.norm import LayerNorm
 from timm.layers.patch_embed import PatchEmbed
@@ -16,10 +17,15 @@ from torch import Tensor, nn
 from mimkit import (
     Backbone,
     BoundaryError,
+    Depth,
     Encoder,
     Geometry,
     Grid,
+    Multiple,
+    Rate,
+    Ratio,
     RecipeError,
+    Size,
     TimmModel,
     Tokens,
     patch_attention,
@@ -70,16 +76,16 @@ class BEiTViT(Encoder):
         self,
         geometry: Geometry,
         *,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
+        embed_dim: Size = 768,
+        depth: Depth = 12,
+        num_heads: Size = 12,
+        mlp_ratio: Multiple = 4.0,
         positions: Literal["absolute", "relative", "relative_per_block"] = "absolute",
-        layer_scale: float | None = None,
-        drop_path: float = 0.1,
+        layer_scale: Ratio | None = None,
+        drop_path: Rate = 0.1,
         mask_token: bool = True,
         final_norm: Literal["tokens", "pooled"] = "tokens",
-        num_classes: int = 0,
+        num_classes: Annotated[int, Interval(ge=0, le=65_536)] = 0,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Generator
 
-from mimkit import Geometry, Mask, Masker, RecipeError
+from mimkit import Geometry, Mask, Masker, Positive, Ratio, RecipeError, Size
 
 Reals = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
@@ -66,12 +66,12 @@ class BlockMasker(Masker):
         self,
         geometry: Geometry,
         *,
-        mask_ratio: float | None = None,
-        num_targets: int | None = None,
+        mask_ratio: Ratio | None = None,
+        num_targets: Size | None = None,
         mode: Literal["replace", "drop"] = "replace",
-        min_block: int | None = None,
-        max_block: int | None = None,
-        aspect: tuple[float, float] = (0.3, 1 / 0.3),
+        min_block: Size | None = None,
+        max_block: Size | None = None,
+        aspect: tuple[Positive, Positive] = (0.3, 1 / 0.3),
         exact: bool = False,
         predict: Literal["masked", "all"] = "masked",
     ) -> None:
@@ -99,15 +99,14 @@ class BlockMasker(Masker):
         self.exact = exact
         self.ragged = not exact and predict == "masked"
         self.hides = mode == "replace"
-        if not 0 < min_block <= largest:
+        if min_block > largest:
             raise RecipeError(
-                "masker 'block', min_block: must be at least 1 and at most max_block and "
+                "masker 'block', min_block: must be at most max_block and "
                 f"num_targets ({largest} patches), but is {min_block}."
             )
-        if not 0 < aspect[0] <= aspect[1]:
+        if aspect[0] > aspect[1]:
             raise RecipeError(
-                "masker 'block', aspect: must be two ascending numbers above 0, but is "
-                f"{list(aspect)}."
+                f"masker 'block', aspect: must be two ascending numbers, but is {list(aspect)}."
             )
         # How many patches a mask may lack when a round fails.
         self._optional = 0 if exact else self.num_masked - 1

@@ -5,19 +5,23 @@ import difflib
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from mimkit import (
     Batch,
+    Count,
     DataError,
     Encoder,
     Geometry,
     Images,
     MimkitError,
+    NonNegative,
     Picture,
+    Positive,
     Preparation,
     RecipeError,
     Target,
@@ -93,30 +97,26 @@ class DVAETokens(Target):
         *,
         weights: str = "auto",
         sha256: str | None = None,
-        codebook_size: int | None = None,
-        hidden_dim: int = 16,
-        num_blocks: int = 1,
-        code_dim: int = 16,
-        total_steps: int = 3000,
-        first_ratio: float = 0.5,
-        batch_size: int = 8,
-        lr: float = 3e-3,
-        temperature: tuple[float, float] = (1.0, 1 / 16),
-        balance_weight: float = 1e-3,
-        kl_weight: tuple[float, float] = (0.0, 1e-3),
-        num_images: int = 10_000,
-        seed: int = 0,
+        codebook_size: Annotated[int, Interval(ge=2, le=65_536)] | None = None,
+        hidden_dim: Annotated[int, Interval(ge=4, le=4_096)] = 16,
+        num_blocks: Annotated[int, Interval(ge=1, le=100)] = 1,
+        code_dim: Annotated[int, Interval(ge=1, le=4_096)] = 16,
+        total_steps: Count = 3000,
+        first_ratio: Annotated[float, Interval(gt=0, lt=1)] = 0.5,
+        batch_size: Count = 8,
+        lr: Positive = 3e-3,
+        temperature: tuple[Positive, Positive] = (1.0, 1 / 16),
+        balance_weight: NonNegative = 1e-3,
+        kl_weight: tuple[NonNegative, NonNegative] = (0.0, 1e-3),
+        num_images: Count = 10_000,
+        seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0,
     ) -> None:
         super().__init__()
         _check_weights(weights, sha256, codebook_size)
-        _check_training(hidden_dim, first_ratio, temperature, balance_weight, kl_weight)
-        _check_counts(
-            num_blocks=num_blocks,
-            code_dim=code_dim,
-            total_steps=total_steps,
-            batch_size=batch_size,
-            num_images=num_images,
-        )
+        if hidden_dim % 4:
+            raise RecipeError(
+                f"target 'dvae', hidden_dim: must be a multiple of 4, but is {hidden_dim}."
+            )
         self.weights = _choose(weights, codebook_size)
         self.sha256 = sha256
         self.num_images = num_images
@@ -313,10 +313,6 @@ def _check_weights(weights: str, sha256: str | None, codebook_size: int | None) 
             f"target 'dvae', codebook_size: must be {PUBLISHED.codebook_size} with weights = "
             f"'openai', but is {codebook_size}. Leave it out, or train with weights = 'train'."
         )
-    if codebook_size is not None and codebook_size < 2:
-        raise RecipeError(
-            f"target 'dvae', codebook_size: must be at least 2, but is {codebook_size}."
-        )
     if sha256 is None:
         return
     if weights in ("auto", "train"):
@@ -329,35 +325,3 @@ def _check_weights(weights: str, sha256: str | None, codebook_size: int | None) 
             "target 'dvae', sha256: must be 64 hexadecimal digits in lower case, as sha256sum "
             f"prints them, but is '{sha256}'."
         )
-
-
-def _check_training(
-    hidden_dim: int,
-    first_ratio: float,
-    temperature: tuple[float, float],
-    balance_weight: float,
-    kl_weight: tuple[float, float],
-) -> None:
-    if hidden_dim < 4 or hidden_dim % 4:
-        raise RecipeError(
-            f"target 'dvae', hidden_dim: must be a positive multiple of 4, but is {hidden_dim}."
-        )
-    if not 0 < first_ratio < 1:
-        raise RecipeError(
-            f"target 'dvae', first_ratio: must lie between 0 and 1, but is {first_ratio}."
-        )
-    if min(balance_weight, *kl_weight) < 0:
-        raise RecipeError(
-            "target 'dvae', balance_weight and kl_weight: must not be negative, but are "
-            f"{balance_weight} and {list(kl_weight)}."
-        )
-    if min(temperature) <= 0:
-        raise RecipeError(
-            f"target 'dvae', temperature: must be above 0, but is {list(temperature)}."
-        )
-
-
-def _check_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise RecipeError(f"target 'dvae', {name}: must be at least 1, but is {count}.")

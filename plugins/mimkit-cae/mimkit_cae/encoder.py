@@ -11,10 +11,15 @@ from torch import Tensor, nn
 
 from mimkit import (
     Backbone,
+    Depth,
     Encoder,
     Geometry,
     Grid,
+    Multiple,
+    Rate,
+    Ratio,
     RecipeError,
+    Size,
     TimmModel,
     Tokens,
     patch_attention,
@@ -43,8 +48,7 @@ class CAEViT(Encoder):
         drop_path: rate of stochastic depth of the last block; rises linearly from 0.
         init: start values, "xavier" as the base model or "beit" with rescaled branches.
 
-    Raises: RecipeError if ``num_heads`` does not divide ``embed_dim``, 4 does not, or there is no
-        block.
+    Raises: RecipeError if ``num_heads`` does not divide ``embed_dim``, or 4 does not.
     Source: CAE, arXiv 2202.03026, section 3.1 and appendix; start values as in the released code,
         which has both. The class token is decayed like any weight, as released.
     """
@@ -55,12 +59,12 @@ class CAEViT(Encoder):
         self,
         geometry: Geometry,
         *,
-        embed_dim: int = 768,
-        depth: int = 12,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = 0.1,
-        drop_path: float = 0.1,
+        embed_dim: Size = 768,
+        depth: Depth = 12,
+        num_heads: Size = 12,
+        mlp_ratio: Multiple = 4.0,
+        layer_scale: Ratio | None = 0.1,
+        drop_path: Rate = 0.1,
         init: Init = "xavier",
     ) -> None:
         super().__init__()
@@ -69,8 +73,6 @@ class CAEViT(Encoder):
                 f"encoder 'cae_vit', num_heads: must divide embed_dim = {embed_dim}, "
                 f"but is {num_heads}."
             )
-        if depth < 1:
-            raise RecipeError(f"encoder 'cae_vit', depth: must be at least 1, but is {depth}.")
         if embed_dim % 4:
             raise RecipeError(
                 "encoder 'cae_vit', embed_dim: must be a multiple of 4 for sine-cosine positions, "

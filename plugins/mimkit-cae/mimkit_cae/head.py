@@ -1,13 +1,26 @@
 """CAE's head: regressor, decoder, linear layers. Source: arXiv 2202.03026, section 3.1."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import torch.nn.functional as F
+from annotated_types import Interval
 from einops import rearrange
 from torch import Tensor, nn
 
-from mimkit import Geometry, Head, Mask, RecipeError, Tokens, sincos
+from mimkit import (
+    Depth,
+    Geometry,
+    Head,
+    Mask,
+    Multiple,
+    Rate,
+    Ratio,
+    RecipeError,
+    Size,
+    Tokens,
+    sincos,
+)
 from mimkit_cae.decoder import Decoder
 from mimkit_cae.initialisation import Init, initialise, rescale
 from mimkit_cae.regressor import Regressor
@@ -46,12 +59,12 @@ class CAEHead(Head):
         self,
         geometry: Geometry,
         *,
-        depth_regressor: int = 4,
-        depth_decoder: int = 4,
-        num_heads: int = 12,
-        mlp_ratio: float = 4.0,
-        layer_scale: float | None = 0.1,
-        drop_path: float = 0.1,
+        depth_regressor: Depth = 4,
+        depth_decoder: Annotated[int, Interval(ge=0, le=256)] = 4,
+        num_heads: Size = 12,
+        mlp_ratio: Multiple = 4.0,
+        layer_scale: Ratio | None = 0.1,
+        drop_path: Rate = 0.1,
         init: Init = "xavier",
         latent: str | None = "latent",
     ) -> None:
@@ -61,11 +74,6 @@ class CAEHead(Head):
             raise RecipeError(
                 f"head 'cae', num_heads: must divide the encoder's width {embed_dim}, "
                 f"but is {num_heads}."
-            )
-        if depth_regressor < 1 or depth_decoder < 0:
-            raise RecipeError(
-                "head 'cae': depth_regressor must be at least 1 and depth_decoder at least 0, but "
-                f"they are {depth_regressor} and {depth_decoder}."
             )
         decoded = dict(geometry.outputs)
         width = None if latent is None else decoded.pop(latent, None)

@@ -8,7 +8,19 @@ from timm.layers.norm import LayerNorm
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from mimkit import Geometry, Head, Mask, RecipeError, Tokens, scatter, sincos, take
+from mimkit import (
+    Depth,
+    Geometry,
+    Head,
+    Mask,
+    Multiple,
+    RecipeError,
+    Size,
+    Tokens,
+    scatter,
+    sincos,
+    take,
+)
 
 _TOKEN_STD: Final = 0.02
 
@@ -23,11 +35,11 @@ class MAEDecoder(Head):
     Args:
         geometry: grid, the encoder's width and the predictions to make.
         embed_dim: width of the decoder, which need not be the encoder's.
-        depth: transformer blocks.
+        depth: transformer blocks; without one the mask tokens would see nothing.
         num_heads: attention heads per block.
         mlp_ratio: width of a block's MLP, as a multiple of ``embed_dim``.
 
-    Raises: RecipeError if ``num_heads`` or 4 does not divide ``embed_dim``, or there is no block.
+    Raises: RecipeError if ``num_heads`` or 4 does not divide ``embed_dim``.
     Source: MAE, arXiv 2111.06377, section 3 and appendix A.1. Class token, epsilon 1e-6 of the
         norms and the start values (Xavier's uniform, mask token of deviation 0.02) are those of
         the released code. That predicts all patches and picks the masked ones in the loss; here
@@ -43,10 +55,10 @@ class MAEDecoder(Head):
         self,
         geometry: Geometry,
         *,
-        embed_dim: int = 512,
-        depth: int = 8,
-        num_heads: int = 16,
-        mlp_ratio: float = 4.0,
+        embed_dim: Size = 512,
+        depth: Depth = 8,
+        num_heads: Size = 16,
+        mlp_ratio: Multiple = 4.0,
     ) -> None:
         super().__init__()
         if embed_dim % 4:
@@ -54,15 +66,10 @@ class MAEDecoder(Head):
                 "head 'mae_decoder', embed_dim: must be a multiple of 4 for sine-cosine "
                 f"positions, but is {embed_dim}."
             )
-        if num_heads < 1 or embed_dim % num_heads:
+        if embed_dim % num_heads:
             raise RecipeError(
                 f"head 'mae_decoder', num_heads: must divide embed_dim = {embed_dim}, "
                 f"but is {num_heads}."
-            )
-        if depth < 1:
-            raise RecipeError(
-                "head 'mae_decoder', depth: must be at least 1, as without a block mask tokens "
-                f"see nothing, but is {depth}."
             )
         self.embed = nn.Linear(geometry.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))

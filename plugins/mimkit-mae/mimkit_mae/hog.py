@@ -8,17 +8,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor
 
-from mimkit import (
-    Batch,
-    Encoder,
-    Geometry,
-    Picture,
-    RecipeError,
-    Target,
-    Width,
-    paste,
-    take,
-)
+from mimkit import Batch, Encoder, Geometry, Picture, RecipeError, Size, Target, Width, paste, take
 
 NUM_BINS: Final = 9
 """Directions that are told apart: 20 degrees each, as opposite ones are the same."""
@@ -50,11 +40,11 @@ class HOG(Target):
 
     ragged = True
 
-    def __init__(self, geometry: Geometry, *, cell_size: int = 8) -> None:
+    def __init__(self, geometry: Geometry, *, cell_size: Size = 8) -> None:
         super().__init__()
         self.patch_size = geometry.grid.patch_size
         self.cell_size = min(cell_size, self.patch_size)
-        if cell_size < 1 or self.patch_size % self.cell_size:
+        if self.patch_size % self.cell_size:
             raise RecipeError(
                 f"target 'hog', cell_size: must divide the patch size {self.patch_size}, "
                 f"but is {cell_size}."

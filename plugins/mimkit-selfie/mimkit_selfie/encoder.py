@@ -1,13 +1,24 @@
 """The patch network P of Selfie (arXiv 1906.02940): a ResNet that sees one patch at a time."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import torch
+from annotated_types import Interval
 from einops import rearrange
 from torch import Tensor, nn
 
-from mimkit import Backbone, Encoder, Geometry, Grid, RecipeError, Tokens, patchify, take
+from mimkit import (
+    Backbone,
+    Depth,
+    Encoder,
+    Geometry,
+    Grid,
+    RecipeError,
+    Tokens,
+    patchify,
+    take,
+)
 from mimkit_selfie.resnet import ResNet, init_weights, make_norm, make_stage, make_stem
 
 
@@ -22,7 +33,7 @@ class PatchResNet(Encoder):
             "auto": small for patches under 32 pixels.
         closing_norm: end stage 3 in batch norm and ReLU before the average.
 
-    Raises: RecipeError if ``width`` is not a multiple of 8, or a stage has no block.
+    Raises: RecipeError if ``width`` is not a multiple of 8.
     Source: Selfie, arXiv 1906.02940, section 3.1; pre-activation form and 3-4-6 blocks as in
         ResNet-50 v2, arXiv 1603.05027. Whether a norm closes stage 3, and the stem of small
         patches, are not documented; re-implementations use the small stem and no norm.
@@ -34,20 +45,15 @@ class PatchResNet(Encoder):
         self,
         geometry: Geometry,
         *,
-        width: int = 64,
-        depths: tuple[int, int, int, int] = (3, 4, 6, 3),
+        width: Annotated[int, Interval(ge=8, le=4_096)] = 64,
+        depths: tuple[Depth, Depth, Depth, Depth] = (3, 4, 6, 3),
         stem: Literal["auto", "small", "imagenet"] = "auto",
         closing_norm: bool = True,
     ) -> None:
         super().__init__()
-        if width < 8 or width % 8:
+        if width % 8:
             raise RecipeError(
-                f"encoder 'patch_resnet', width: must be a positive multiple of 8, but is {width}."
-            )
-        if min(depths) < 1:
-            raise RecipeError(
-                "encoder 'patch_resnet', depths: every stage must have at least one block, but "
-                f"depths are {depths}."
+                f"encoder 'patch_resnet', width: must be a multiple of 8, but is {width}."
             )
         self.patch_size = geometry.grid.patch_size
         self.width = width

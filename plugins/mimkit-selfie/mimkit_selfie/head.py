@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor, nn
 
-from mimkit import Geometry, Head, Mask, Module, RecipeError, Tokens
+from mimkit import Depth, Geometry, Head, Mask, Module, NonNegative, Rate, RecipeError, Size, Tokens
 from mimkit_selfie.positions import LearnedPositions
 
 
@@ -78,12 +78,12 @@ class PointerHead(Head):
         self,
         geometry: Geometry,
         *,
-        depth: int = 3,
-        num_heads: int = 32,
-        mlp_dim: int = 640,
-        dropout: float = 0.1,
+        depth: Depth = 3,
+        num_heads: Size = 32,
+        mlp_dim: Size = 640,
+        dropout: Rate = 0.1,
         positions: Literal["auto", "location", "decomposed"] = "auto",
-        position_std: float = 0.5,
+        position_std: NonNegative = 0.5,
         positions_on_context: bool = False,
     ) -> None:
         super().__init__()
