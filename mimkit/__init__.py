@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "mimkit.api": ("Features", "compare", "load_encoder", "run"),
-    "mimkit.builtin.positions": ("sincos",),
+    "mimkit.builtin.plain_vit": ("import_vit",),
+    "mimkit.builtin.positions": ("sincos", "sincos_grid"),
     "mimkit.errors": (
         "BoundaryError",
         "DataError",
@@ -35,8 +36,9 @@ _HOMES = {
         "Part",
         "Target",
     ),
-    "mimkit.parts.checkpoints": ("Checkpoint", "read_checkpoint"),
+    "mimkit.parts.checkpoints": ("read_checkpoint",),
     "mimkit.parts.depth": ("set_drop_path",),
+    "mimkit.parts.fitting": ("count_blocks", "mlp_ratio", "require_fit", "square_patches"),
     "mimkit.parts.frozen": ("freeze",),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
@@ -54,6 +56,7 @@ _HOMES = {
         "View",
         "Width",
     ),
+    "mimkit.parts.state_dicts": ("Checkpoint", "unwrap"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -94,23 +97,31 @@ __all__ = [
     "Width",
     "Work",
     "compare",
+    "count_blocks",
     "freeze",
+    "import_vit",
     "load_encoder",
+    "mlp_ratio",
     "paste",
     "patch_attention",
     "patchify",
     "read_checkpoint",
+    "require_fit",
     "run",
     "scatter",
     "set_drop_path",
     "sincos",
+    "sincos_grid",
+    "square_patches",
     "take",
     "unpatchify",
+    "unwrap",
 ]
 
 if TYPE_CHECKING:
     from mimkit.api import Features, compare, load_encoder, run
-    from mimkit.builtin.positions import sincos
+    from mimkit.builtin.plain_vit import import_vit
+    from mimkit.builtin.positions import sincos, sincos_grid
     from mimkit.errors import (
         BoundaryError,
         DataError,
@@ -133,8 +144,9 @@ if TYPE_CHECKING:
         Part,
         Target,
     )
-    from mimkit.parts.checkpoints import Checkpoint, read_checkpoint
+    from mimkit.parts.checkpoints import read_checkpoint
     from mimkit.parts.depth import set_drop_path
+    from mimkit.parts.fitting import count_blocks, mlp_ratio, require_fit, square_patches
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (
@@ -152,6 +164,7 @@ if TYPE_CHECKING:
         View,
         Width,
     )
+    from mimkit.parts.state_dicts import Checkpoint, unwrap
 
 
 def __getattr__(name: str) -> object:

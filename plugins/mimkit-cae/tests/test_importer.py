@@ -361,7 +361,7 @@ REFUSED = {
     ),
     "another project's head": (
         lambda: encoder() | {"neck.head.weight": torch.zeros(1)},
-        r"must be a checkpoint of CAE, but has neck\.head\.weight",
+        r"all of CAE's encoder and nothing else, but has neck\.head\.weight",
     ),
     "half a head": (
         lambda: without(encoder() | lxtgh(), "pretext_neck.norm2.bias"),
