@@ -107,8 +107,8 @@ def test_with_zero_steps_it_is_only_evaluated(plain, weights, tiny, tmp_path):
 
 def test_a_file_that_contradicts_the_recipe_is_refused(plain, weights, tiny, tmp_path):
     message = (
-        r"its encoder must fit .* has shape .* instead of .*encoder\.embed_dim is 32, but 16 in the "
-        r"file: leave it out, or --set encoder\.embed_dim=16"
+        r"its encoder must fit .* has shape .* instead of .*encoder\.embed_dim is 32, but 16 in "
+        r"the file: leave it out, or --set encoder\.embed_dim=16"
     )
     with pytest.raises(DataError, match=message):
         import_here(weights, tmp_path / "run", tiny, "encoder.embed_dim=32")

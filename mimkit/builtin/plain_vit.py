@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -121,14 +120,12 @@ def _refuse_foreign(tensors: Mapping[str, Tensor], file: Path) -> None:
     if found:
         words = [f"{meaning} ({name})" for meaning, name in found.items()]
         raise DataError(
-            f"{file}: encoder 'vit' must be able to hold all of it, but it has {listed(words)}. See "
-            "whether another importer reads it: mimkit list importers"
+            f"{file}: encoder 'vit' must be able to hold all of it, but it has {listed(words)}. "
+            "See whether another importer reads it: mimkit list importers"
         )
 
 
-def _positions(
-    tensors: Mapping[str, Tensor], file: Path
-) -> tuple[Grid, Tensor, str, list[str]]:
+def _positions(tensors: Mapping[str, Tensor], file: Path) -> tuple[Grid, Tensor, str, list[str]]:
     """Finds the grid, all positions (1, R + N, D), their kind as an option, and what to note.
 
     Raises: DataError if there are none.

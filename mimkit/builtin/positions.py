@@ -71,4 +71,4 @@ def _rounding(table: Tensor) -> float:
     """Returns how far rounding to the type that a table was kept in moves a value of at most 1."""
     if torch.equal(table, table.bfloat16().float()):
         return 1e-2
-    return 1e-3 if torch.equal(table, table.half().float()) else 1e-5
+    return 1e-3 if torch.equal(table, table.half().float()) else 1e-4

@@ -116,8 +116,8 @@ def require_fit(
     if missing or strange:
         words = [f"lacks {name}" for name in missing] + [f"has {name}" for name in strange]
         raise DataError(
-            f"{file}: must hold all of {what} and nothing else, but {listed(words)}. See which file "
-            "it is: mimkit list importers"
+            f"{file}: must hold all of {what} and nothing else, but {listed(words)}. See which "
+            "file it is: mimkit list importers"
         )
     if wrong := misfits(tensors, expected):
         raise DataError(

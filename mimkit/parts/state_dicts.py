@@ -127,7 +127,9 @@ def fault(tensor: Tensor) -> str | None:
     if tensor.is_meta or not tensor.numel():
         return f"has shape {tuple(tensor.shape)}, but no values"
     if not tensor.is_floating_point():
-        return f"is of type {str(tensor.dtype).removeprefix('torch.')} instead of a floating-point one"
+        return (
+            f"is of type {str(tensor.dtype).removeprefix('torch.')} instead of a floating-point one"
+        )
     strange = int((~torch.isfinite(tensor)).sum())
     if strange:
         return f"has {strange:,} of {tensor.numel():,} values that are NaN or infinite"
@@ -169,8 +171,8 @@ def _choice(paths: list[tuple[str, ...]]) -> tuple[str, ...]:
     way = "".join(f"[{name!r}]" for name in paths[1])
     return (
         f"the file holds several state dicts, of which '{taken}' is taken, not "
-        f"{' or '.join(map(repr, others))}: averaged weights come before others. For another, write "
-        f"it to a file of its own: torch.save(torch.load(FILE, weights_only=True){way}, NEW)",
+        f"{' or '.join(map(repr, others))}: averaged weights come before others. For another, "
+        f"write it to a file of its own: torch.save(torch.load(FILE, weights_only=True){way}, NEW)",
     )
 
 
@@ -179,8 +181,8 @@ def _bare(tensors: Mapping[object, Tensor], file: Path) -> dict[str, Tensor]:
     if strange:
         words = [f"{key!r} ({type(key).__name__})" for key in strange]
         raise DataError(
-            f"{file}: the names of a state dict must be text, but it has {listed(words)}. Save what "
-            "model.state_dict() gives."
+            f"{file}: the names of a state dict must be text, but it has {listed(words)}. Save "
+            "what model.state_dict() gives."
         )
     names = [str(key) for key in tensors]
     # Parallel training may have wrapped a part of the model alone.
@@ -191,8 +193,8 @@ def _bare(tensors: Mapping[object, Tensor], file: Path) -> dict[str, Tensor]:
         twice = next(name for number, name in enumerate(new) if name in new[:number])
         both = [old for old, name in zip(names, new, strict=True) if name == twice]
         raise DataError(
-            f"{file}: must hold each weight once, but {' and '.join(both)} are both {twice} without "
-            "what wraps the model. Save the state dict of one model alone."
+            f"{file}: must hold each weight once, but {' and '.join(both)} are both {twice} "
+            "without what wraps the model. Save the state dict of one model alone."
         )
     return dict(zip(new, tensors.values(), strict=True))
 
@@ -219,7 +221,7 @@ def _finite(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
                 faults.append(f"{name} {reason}")
     if faults:
         raise DataError(
-            f"{file}: every weight must be a finite number, but {listed(faults)}. The training that "
-            "wrote it has diverged, or the file is damaged: take an earlier or another one."
+            f"{file}: every weight must be a finite number, but {listed(faults)}. The training "
+            "that wrote it has diverged, or the file is damaged: take an earlier or another one."
         )
     return weights

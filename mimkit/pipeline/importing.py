@@ -136,7 +136,7 @@ def _contradictions(found: Imported, recipe: Recipe) -> list[str]:
                 )
                 if key == "data.image_size":
                     lines.append(
-                        "To fine-tune at another size, give image_size to the evaluation 'finetune'."
+                        "To fine-tune at another size, give the evaluation 'finetune' an image_size."
                     )
     return lines
 
