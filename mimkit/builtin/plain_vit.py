@@ -56,7 +56,8 @@ def import_vit(tensors: Mapping[str, Tensor], file: Path) -> Imported:
     the last norm stands before or behind the pooling, and whether positions are learned or which
     fixed ones. The number of heads is not in them: heads are taken to be 64 channels wide, but 16
     at the widths 1152, 1280, 1408 and 1664. Nor are rows and columns of learned positions, which
-    are taken to be as square as their number allows. A classifier is left out. Notes say so.
+    are taken to be as square as their number allows; with a class token, a square number of
+    positions is that of the patches alone. A classifier is left out. Notes say so.
 
     Args:
         tensors: state dict, under timm's names.
@@ -111,12 +112,11 @@ def import_vit(tensors: Mapping[str, Tensor], file: Path) -> Imported:
 
 
 def _refuse_foreign(tensors: Mapping[str, Tensor], file: Path) -> None:
-    found = {
-        meaning: name
-        for name in tensors
-        for mark, meaning in _FOREIGN.items()
-        if name.startswith(mark) or (mark.startswith(".") and mark in name)
-    }
+    found: dict[str, str] = {}
+    for name in tensors:
+        for mark, meaning in _FOREIGN.items():
+            if name.startswith(mark) or (mark.startswith(".") and mark in name):
+                found.setdefault(meaning, name)
     if found:
         words = [f"{meaning} ({name})" for meaning, name in found.items()]
         raise DataError(

@@ -51,7 +51,7 @@ def sincos_grid(table: Tensor, patch_size: int) -> tuple[Grid, First] | None:
     Shape: ``table`` (N, D) float32. Returns: None if it holds other positions.
     """
     num_patches, embed_dim = table.shape
-    if embed_dim % 4 or not num_patches:
+    if embed_dim % 4 or not num_patches or not table.is_floating_point():
         return None
     tolerance = _rounding(table)
     # The first patch stands at 0, 0 in every grid, which tells learned positions at once.

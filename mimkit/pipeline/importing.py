@@ -135,9 +135,7 @@ def _contradictions(found: Imported, recipe: Recipe) -> list[str]:
                     f"{right_set}."
                 )
                 if key == "data.image_size":
-                    lines.append(
-                        "To fine-tune at another size, give the evaluation 'finetune' an image_size."
-                    )
+                    lines.append("To fine-tune at another size, give 'finetune' an image_size.")
     return lines
 
 
