@@ -38,7 +38,13 @@ _HOMES = {
     ),
     "mimkit.parts.checkpoints": ("read_checkpoint",),
     "mimkit.parts.depth": ("set_drop_path",),
-    "mimkit.parts.fitting": ("count_blocks", "mlp_ratio", "require_fit", "square_patches"),
+    "mimkit.parts.fitting": (
+        "count_blocks",
+        "misfits",
+        "mlp_ratio",
+        "require_fit",
+        "square_patches",
+    ),
     "mimkit.parts.frozen": ("freeze",),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
@@ -101,6 +107,7 @@ __all__ = [
     "freeze",
     "import_vit",
     "load_encoder",
+    "misfits",
     "mlp_ratio",
     "paste",
     "patch_attention",
@@ -146,7 +153,7 @@ if TYPE_CHECKING:
     )
     from mimkit.parts.checkpoints import read_checkpoint
     from mimkit.parts.depth import set_drop_path
-    from mimkit.parts.fitting import count_blocks, mlp_ratio, require_fit, square_patches
+    from mimkit.parts.fitting import count_blocks, misfits, mlp_ratio, require_fit, square_patches
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (

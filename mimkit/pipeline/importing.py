@@ -98,12 +98,15 @@ def _read(reader: Importer, entry: Entry, file: Path) -> Imported:
     try:
         return reader.read(file)
     except DataError as error:
-        others = [other.name for other in entries("importers") if _reads(other, entry, file)]
+        # Several may read a plain encoder: one that belongs to no method comes first.
+        known = sorted(entries("importers"), key=lambda other: other.distribution != "mimkit")
+        others = [other.name for other in known if _reads(other, entry, file)]
         if not others:
             raise
         names = " or ".join(f"'{name}'" for name in others)
         raise DataError(
-            f"{error} Importer {names} reads it: mimkit import {others[0]} {file} --out RUN"
+            f"{str(error).rstrip('.')}. Importer {names} reads it: "
+            f"mimkit import {others[0]} {file} --out RUN"
         ) from error
 
 
