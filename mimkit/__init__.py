@@ -12,7 +12,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "mimkit.api": ("Features", "compare", "load_encoder", "run"),
-    "mimkit.builtin.positions": ("sincos",),
+    "mimkit.builtin.plain_vit": ("import_vit",),
+    "mimkit.builtin.positions": ("sincos", "sincos_grid"),
     "mimkit.errors": (
         "BoundaryError",
         "DataError",
@@ -47,8 +48,15 @@ _HOMES = {
         "Ratio",
         "Size",
     ),
-    "mimkit.parts.checkpoints": ("Checkpoint", "read_checkpoint"),
+    "mimkit.parts.checkpoints": ("read_checkpoint",),
     "mimkit.parts.depth": ("set_drop_path",),
+    "mimkit.parts.fitting": (
+        "count_blocks",
+        "misfits",
+        "mlp_ratio",
+        "require_fit",
+        "square_patches",
+    ),
     "mimkit.parts.flops": ("count_flops",),
     "mimkit.parts.frozen": ("freeze",),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
@@ -67,6 +75,7 @@ _HOMES = {
         "View",
         "Width",
     ),
+    "mimkit.parts.state_dicts": ("Checkpoint", "unwrap"),
     "mimkit.train.resumable": ("Resumable",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -119,24 +128,33 @@ __all__ = [
     "Width",
     "Work",
     "compare",
+    "count_blocks",
     "count_flops",
     "freeze",
+    "import_vit",
     "load_encoder",
+    "misfits",
+    "mlp_ratio",
     "paste",
     "patch_attention",
     "patchify",
     "read_checkpoint",
+    "require_fit",
     "run",
     "scatter",
     "set_drop_path",
     "sincos",
+    "sincos_grid",
+    "square_patches",
     "take",
     "unpatchify",
+    "unwrap",
 ]
 
 if TYPE_CHECKING:
     from mimkit.api import Features, compare, load_encoder, run
-    from mimkit.builtin.positions import sincos
+    from mimkit.builtin.plain_vit import import_vit
+    from mimkit.builtin.positions import sincos, sincos_grid
     from mimkit.errors import (
         BoundaryError,
         DataError,
@@ -171,8 +189,9 @@ if TYPE_CHECKING:
         Ratio,
         Size,
     )
-    from mimkit.parts.checkpoints import Checkpoint, read_checkpoint
+    from mimkit.parts.checkpoints import read_checkpoint
     from mimkit.parts.depth import set_drop_path
+    from mimkit.parts.fitting import count_blocks, misfits, mlp_ratio, require_fit, square_patches
     from mimkit.parts.flops import count_flops
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
@@ -191,6 +210,7 @@ if TYPE_CHECKING:
         View,
         Width,
     )
+    from mimkit.parts.state_dicts import Checkpoint, unwrap
     from mimkit.train.resumable import Resumable
 
 

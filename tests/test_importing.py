@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 
 from mimkit import DataError, Imported, Importer
+from mimkit.builtin.importers import TimmImporter
 from mimkit.data.registered import SHAPES
 from mimkit.pipeline.exporting import export_run
 from mimkit.pipeline.importing import import_run
@@ -106,9 +107,83 @@ def test_with_zero_steps_it_is_only_evaluated(plain, weights, tiny, tmp_path):
 
 
 def test_a_file_that_contradicts_the_recipe_is_refused(plain, weights, tiny, tmp_path):
-    with pytest.raises(DataError, match=r"its encoder must fit .* should be of shape"):
+    message = (
+        r"its encoder must fit .* has shape .* instead of .*encoder\.embed_dim is 32, but 16 in "
+        r"the file: leave it out, or --set encoder\.embed_dim=16"
+    )
+    with pytest.raises(DataError, match=message):
         import_here(weights, tmp_path / "run", tiny, "encoder.embed_dim=32")
     assert not (tmp_path / "run" / "recipe.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensor: tensor * float("nan"), "norm.bias has 16 of 16 values that are NaN or inf"),
+        (lambda tensor: tensor + float("inf"), "norm.bias has 16 of 16 values that are NaN or inf"),
+        (
+            lambda tensor: tensor.long(),
+            "norm.bias is of type int64 instead of a floating-point one",
+        ),
+        (lambda tensor: tensor[:7].clone(), r"norm.bias has shape \(7,\) instead of \(16,\)"),
+    ],
+    ids=["NaN", "infinite", "integers", "shape"],
+)
+def test_no_importer_can_pass_on_what_is_no_weight(plain, weights, tiny, tmp_path, change, message):
+    tensors = load_file(weights)
+    tensors["norm.bias"] = change(tensors["norm.bias"])
+    save_file(tensors, weights)
+    with pytest.raises(DataError, match=message):
+        import_here(weights, tmp_path / "run", tiny)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("entry", registry.entries("importers"), ids=lambda entry: entry.name)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"norm.weight": torch.tensor([1.0, torch.nan])}, "norm.weight has 1 of 2 values that are"),
+        ({"teacher": {"a": torch.tensor([torch.inf])}}, "a has 1 of 1 values that are NaN or inf"),
+        (
+            {"model": {7: torch.ones(1)}},
+            r"names of a state dict must be text, but it has 7 \(int\)",
+        ),
+        ({"conv1.weight": torch.ones(1)}, r"x\.pth: must be a .*(list importers|Known are)"),
+    ],
+    ids=["NaN", "infinite", "key", "others"],
+)
+def test_every_installed_importer_refuses_by_name(entry, content, message, tmp_path):
+    torch.save(content, tmp_path / "x.pth")
+    with pytest.raises(DataError, match=message):
+        registry.load(entry)().read(tmp_path / "x.pth")
+
+
+def test_a_refused_file_is_tried_with_the_other_importers(weights, tiny, tmp_path, monkeypatch):
+    class Broken(Importer):
+        recipe = "tiny"
+
+        def read(self, file):
+            raise RuntimeError("of another plugin, which nobody asked for")
+
+    class Choosy(Importer):
+        recipe = "tiny"
+
+        def read(self, file):
+            raise DataError("file: must be mine, but is not.")
+
+    classes = {"broken": Broken, "plain": Choosy, "timm": TimmImporter, "other": Plain}
+    monkeypatch.setattr(
+        "mimkit.pipeline.importing.entries",
+        lambda _: [registry.Entry("importers", name, "mimkit-x", "1", name) for name in classes],
+    )
+    monkeypatch.setattr(
+        "mimkit.pipeline.importing.find",
+        lambda _, name: registry.Entry("importers", name, "mimkit-x", "1", name),
+    )
+    monkeypatch.setattr("mimkit.pipeline.importing.load_entry", lambda found: classes[found.name])
+    message = r"is not\. Importer 'timm' or 'other' reads it: mimkit import timm \S+ --out RUN"
+    with pytest.raises(DataError, match=message):
+        import_here(weights, tmp_path / "run", tiny)
 
 
 def test_a_folder_with_a_run_is_not_overwritten(plain, weights, tiny, tmp_path):

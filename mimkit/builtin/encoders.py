@@ -33,14 +33,18 @@ class ViT(Encoder):
         depth: number of blocks.
         num_heads: attention heads per block.
         mlp_ratio: width of a block's MLP, as a multiple of ``embed_dim``.
-        positions: absolute position embeddings, learned or fixed 2-D sine-cosine.
+        positions: absolute position embeddings, learned or fixed 2-D sine-cosine; the latter with
+            the row's waves first, or with the column's ("sincos_cols").
         class_token: prepend a learned class token.
         mask_token: have a learned mask token, which maskers in replace mode need.
         layer_scale: initial value of the factors on each residual branch; None for no factors.
         drop_path: rate of stochastic depth of the last block; rises linearly from 0.
         pool: what the backbone gives: the mean of the patches, or the class token.
+        final_norm: "tokens": after the last block; "pooled": on the mean of the patches, as in
+            fine-tuned checkpoints. Only the backbone pools, so tokens then stay unnormalised.
 
-    Raises: RecipeError if the widths do not divide, or the class token to pool is missing.
+    Raises: RecipeError if the widths do not divide, the class token to pool is missing, or it
+        should be pooled with a norm of the mean.
     Source: ViT, arXiv 2010.11929; drop mode MAE, arXiv 2111.06377; replace mode BEiT,
         arXiv 2106.08254. The mean is taken after the final norm (MAE: norm after the mean).
     """
@@ -53,12 +57,13 @@ class ViT(Encoder):
         depth: Depth = 12,
         num_heads: Size = 3,
         mlp_ratio: Multiple = 4.0,
-        positions: Literal["learned", "sincos"] = "sincos",
+        positions: Literal["learned", "sincos", "sincos_cols"] = "sincos",
         class_token: bool = True,
         mask_token: bool = False,
         layer_scale: Ratio | None = None,
         drop_path: Rate = 0.0,
         pool: Literal["mean", "cls"] = "mean",
+        final_norm: Literal["tokens", "pooled"] = "tokens",
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -70,8 +75,13 @@ class ViT(Encoder):
             raise RecipeError(
                 "encoder 'vit', pool: 'cls' needs class_token = true, but it is false."
             )
+        if pool == "cls" and final_norm == "pooled":
+            raise RecipeError(
+                "encoder 'vit', pool: must be 'mean' with final_norm = 'pooled', but is 'cls'."
+            )
         self.grid = grid = geometry.grid
         self.embed_dim = embed_dim
+        self.positions = positions
         self.takes_hidden = mask_token
         self.pool = pool
         self.num_heads = num_heads
@@ -87,9 +97,7 @@ class ViT(Encoder):
             table = torch.empty(1, self.num_prefix + grid.num_patches, embed_dim)
             self.pos_embed: Tensor = nn.Parameter(nn.init.trunc_normal_(table, std=0.02))
         else:
-            # The class token stands nowhere: its position is zero.
-            table = F.pad(sincos(grid, embed_dim), (0, 0, self.num_prefix, 0))
-            self.register_buffer("pos_embed", table[None])
+            self.register_buffer("pos_embed", self._fixed(grid))
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -102,7 +110,9 @@ class ViT(Encoder):
             )
             for rate in (drop_path * number / max(depth - 1, 1) for number in range(depth))
         )
-        self.norm = LayerNorm(embed_dim)
+        self.norm_pools = final_norm == "pooled"
+        # What only a fine-tuned network uses is kept, but pre-training does not train it.
+        self.norm = LayerNorm(embed_dim).requires_grad_(not self.norm_pools)
         self.apply(_init_weights)
 
     def forward(
@@ -115,7 +125,7 @@ class ViT(Encoder):
         x, index = self._embed(image, context, hidden)
         for block in self.blocks:
             x = block(x)
-        return self._tokens(self.norm(x), index)
+        return self._tokens(x if self.norm_pools else self.norm(x), index)
 
     def layers(self, image: Tensor) -> tuple[Tokens, ...]:
         """Gives the tokens after each block; only the last are normalised.
@@ -124,7 +134,7 @@ class ViT(Encoder):
         """
         x, index = self._embed(image, None, None)
         outputs = [x := block(x) for block in self.blocks]
-        outputs[-1] = self.norm(x)
+        outputs[-1] = x if self.norm_pools else self.norm(x)
         return tuple(self._tokens(output, index) for output in outputs)
 
     def attention(self, image: Tensor) -> Tensor:
@@ -189,10 +199,15 @@ class ViT(Encoder):
             "init_values": self.layer_scale,
             "class_token": self.cls_token is not None,
             "global_pool": {"mean": "avg", "cls": "token"}[self.pool],
-            "fc_norm": False,  # the mean is taken after the norm
+            "fc_norm": self.norm_pools,
             "num_classes": 0,
         }
-        tensors = {k: v for k, v in self.state_dict().items() if k != "mask_token"}
+        norm = "fc_norm." if self.norm_pools else "norm."
+        tensors = {
+            f"{norm}{k.removeprefix('norm.')}" if k.startswith("norm.") else k: v
+            for k, v in self.state_dict().items()
+            if k != "mask_token"
+        }
         return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
 
     def _move_to(self, grid: Grid) -> None:
@@ -210,10 +225,15 @@ class ViT(Encoder):
             )
             self.pos_embed = nn.Parameter(moved)
         else:
-            table = F.pad(sincos(grid, self.embed_dim), (0, 0, self.num_prefix, 0))
-            self.pos_embed = table[None].to(self.pos_embed)
+            self.pos_embed = self._fixed(grid).to(self.pos_embed)
         self.patch_embed.set_input_size(grid.image_size)
         self.grid = grid
+
+    def _fixed(self, grid: Grid) -> Tensor:
+        """Gives the fixed positions, (1, R + N, D)."""
+        table = sincos(grid, self.embed_dim, "cols" if self.positions == "sincos_cols" else "rows")
+        # The class token stands nowhere: its position is zero.
+        return F.pad(table, (0, 0, self.num_prefix, 0))[None]
 
     def no_weight_decay(self) -> frozenset[str]:
         """Positions and special tokens are left alone, as in timm."""
@@ -227,13 +247,15 @@ class _PooledViT(Backbone):
     def __init__(self, vit: ViT) -> None:
         super().__init__()
         self.vit = vit
+        vit.norm.requires_grad_(True)
         self.num_features = vit.embed_dim
 
     def forward(self, image: Tensor) -> Tensor:
         tokens = self.vit(image)
         if self.vit.pool == "cls":
             return tokens.prefix[:, 0]
-        return tokens.patches.mean(dim=1)
+        mean = tokens.patches.mean(dim=1)
+        return self.vit.norm(mean) if self.vit.norm_pools else mean
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         vit = self.vit

@@ -2,8 +2,6 @@
 
 import argparse
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,9 +9,9 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
 
 from mimkit.errors import DataError
+from mimkit.parts.state_dicts import Checkpoint, unwrap
 
 # Training programs save their options, and learning rates as numbers of numpy. Rebuilding them
 # runs no code of the file. The module of numpy's numbers has another name since numpy 2.
@@ -25,38 +23,25 @@ _ALLOWED: Final[list[Any]] = [
     (_SCALAR, "numpy.core.multiarray.scalar"),
     (_SCALAR, "numpy._core.multiarray.scalar"),
 ]
-_NESTED: Final = ("model", "module", "state_dict")
 _SNIFFED_BYTES: Final = 512
 _KNOWN: Final = "Known are .safetensors files, and what torch.save writes of tensors and numbers."
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What a file holds.
-
-    >>> Checkpoint({"norm.weight": torch.ones(3)}, {"lr": 1e-3}).args["lr"]
-    0.001
-
-    Args:
-        tensors: the model's state dict.
-        args: the options of the program that wrote it, as far as it kept them.
-    """
-
-    tensors: Mapping[str, Tensor]
-    args: Mapping[str, object] = field(default_factory=dict)
-
-
 def read_checkpoint(file: Path) -> Checkpoint:
-    """Reads a file of safetensors or of `torch.save`, onto the CPU.
+    """Reads a file of safetensors or of `torch.save`, onto the CPU, and `unwrap` it.
 
-    >>> torch.save({"model": {"norm.weight": torch.ones(3)}}, "model.pth")
+    >>> torch.save({"model": {"module.norm.weight": torch.ones(3)}}, "model.pth")
     >>> read_checkpoint(Path("model.pth")).tensors["norm.weight"]
     tensor([1., 1., 1.])
 
-    Raises: DataError if it is neither, is damaged, or asks for code to be run.
+    Raises: DataError if it cannot be read, is neither, is damaged, asks for code to be run, or
+        holds no sound state dict.
     """
-    with file.open("rb") as stream:
-        start = stream.read(_SNIFFED_BYTES)
+    try:
+        with file.open("rb") as stream:
+            start = stream.read(_SNIFFED_BYTES)
+    except OSError as error:
+        raise DataError(f"{file}: must be a checkpoint, but cannot be read: {error}.") from error
     if not start:
         raise DataError(f"{file}: must be a checkpoint, but is empty. Download it again.")
     if _is_text(start):
@@ -66,9 +51,9 @@ def read_checkpoint(file: Path) -> Checkpoint:
             f"{(first or [''])[0][:80]!r}. If it is the log of a download: wget writes the log "
             "with -o and the file with -O. Download it again."
         )
-    if file.suffix == ".safetensors":
+    if file.suffix == ".safetensors" or start[8:9] == b"{":
         try:
-            return Checkpoint(load_file(file))
+            return unwrap(load_file(file), file)
         except SafetensorError as error:
             raise DataError(f"{file}: {_damaged(file, '.safetensors', error)}") from error
     try:
@@ -76,30 +61,7 @@ def read_checkpoint(file: Path) -> Checkpoint:
             content = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can fail in any way
         raise DataError(f"{file}: {_refusal(file, error)}") from error
-    return _unwrap(content, file)
-
-
-def _unwrap(content: object, file: Path) -> Checkpoint:
-    if not isinstance(content, Mapping):
-        raise DataError(
-            f"{file}: must hold a state dict, but holds a {type(content).__name__}. {_KNOWN}"
-        )
-    args = content.get("args")
-    tensors = next(
-        (content[key] for key in _NESTED if isinstance(content.get(key), Mapping)),
-        content,
-    )
-    strange = [str(key) for key, value in tensors.items() if not isinstance(value, Tensor)]
-    if strange or not tensors:
-        raise DataError(
-            f"{file}: must hold a state dict, alone or under {', '.join(map(repr, _NESTED))}, "
-            f"but its entries are {', '.join(map(repr, strange[:5])) or 'none'}."
-        )
-    return Checkpoint(
-        # What was trained on several devices has every name below "module".
-        {key.removeprefix("module."): value for key, value in tensors.items()},
-        vars(args) if isinstance(args, argparse.Namespace) else {},
-    )
+    return unwrap(content, file)
 
 
 def _is_text(start: bytes) -> bool:

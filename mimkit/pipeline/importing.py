@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from rich.console import Console
 from torch import Tensor, nn
@@ -13,10 +13,14 @@ from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.parts.base import Importer
+from mimkit.parts.fitting import misfits
+from mimkit.parts.records import Imported
+from mimkit.parts.state_dicts import listed
 from mimkit.recipe.build import build
-from mimkit.recipe.registry import find
+from mimkit.recipe.problems import written
+from mimkit.recipe.registry import Entry, entries, find
 from mimkit.recipe.registry import load as load_entry
-from mimkit.recipe.schema import load, resolved
+from mimkit.recipe.schema import Recipe, load, resolved
 from mimkit.report.folder import RunFolder
 from mimkit.report.ownership import refuse_foreign
 from mimkit.train import checkpoint
@@ -53,10 +57,11 @@ def import_run(
     """
     refuse_foreign(out, "run")
     _refuse_held(RunFolder(out))
-    reader = cast(type[Importer], load_entry(find("importers", importer)))()
+    entry = find("importers", importer)
+    reader = cast(type[Importer], load_entry(entry))()
     if not file.is_file():
         raise DataError(f"{file}: must be a checkpoint file, but there is none.")
-    found = reader.read(file)
+    found = _read(reader, entry, file)
     # What is open in it is settled when it runs: reading a file needs neither data nor network.
     chosen = load(
         recipe or reader.recipe,
@@ -71,8 +76,9 @@ def import_run(
         mean=chosen.data.mean or (dataset.mean if dataset else IMAGENET_MEAN),
         std=chosen.data.std or (dataset.std if dataset else IMAGENET_STD),
     )
-    notes = [*found.notes, *_fill(parts.encoder, found.encoder, "encoder", file)]
-    notes += _fill(parts.head, found.head, "head", file)
+    contradictions = _contradictions(found, chosen)
+    notes = [*found.notes, *_fill(parts.encoder, found.encoder, "encoder", file, contradictions)]
+    notes += _fill(parts.head, found.head, "head", file, contradictions)
     with RunFolder(out, writable=True, say=console.print) as folder:
         _refuse_held(folder)
         folder.clear()
@@ -93,22 +99,90 @@ def _refuse_held(folder: RunFolder) -> None:
         raise DataError(f"{folder.path}: must not hold a run yet, but does. Choose another --out.")
 
 
-def _fill(module: nn.Module, tensors: Mapping[str, Tensor], name: str, file: Path) -> list[str]:
+def _read(reader: Importer, entry: Entry, file: Path) -> Imported:
+    """Reads a checkpoint; where the importer refuses it, says which other one would not.
+
+    Raises: DataError if the importer does.
+    """
+    try:
+        return reader.read(file)
+    except DataError as error:
+        # Several may read a plain encoder: one that belongs to no method comes first.
+        known = sorted(entries("importers"), key=lambda other: other.distribution != "mimkit")
+        others = [other.name for other in known if _reads(other, entry, file)]
+        if not others:
+            raise
+        names = " or ".join(f"'{name}'" for name in others)
+        raise DataError(
+            f"{str(error).rstrip('.')}. Importer {names} reads it: "
+            f"mimkit import {others[0]} {file} --out RUN"
+        ) from error
+
+
+def _reads(other: Entry, entry: Entry, file: Path) -> bool:
+    if other == entry:
+        return False
+    try:
+        cast(type[Importer], load_entry(other))().read(file)
+    except Exception:  # of another plugin, which nobody asked for: it may fail in any way
+        return False
+    return True
+
+
+def _contradictions(found: Imported, recipe: Recipe) -> list[str]:
+    """Says which keys of the recipe differ from what the file says, and how to mend each."""
+    chosen: dict[str, Mapping[str, Any]] = {
+        "data": {name: getattr(recipe.data, name) for name in ("image_size", "patch_size")},
+        "encoder": {"part": recipe.encoder.name, **recipe.encoder.options},
+        "head": {"part": recipe.head.name, **recipe.head.options},
+    }
+    lines = []
+    for table, options in chosen.items():
+        for name, value in found.settings.get(table, {}).items():
+            if name in options and (mine := _plain(options[name])) != (right := _plain(value)):
+                key = f"{table}.{name}"
+                right_set = "" if value is None else f", or --set {key}={written(right)}"
+                lines.append(
+                    f"{key} is {_worded(mine)}, but {_worded(right)} in the file: leave it out"
+                    f"{right_set}."
+                )
+                if key == "data.image_size":
+                    lines.append("To fine-tune at another size, give 'finetune' an image_size.")
+    return lines
+
+
+def _plain(value: object) -> object:
+    """Writes a size as recipes do: one number for a square."""
+    if isinstance(value, tuple | list):
+        return value[0] if len(set(value)) == 1 and len(value) == 2 else list(value)
+    return value
+
+
+def _worded(value: object) -> str:
+    return "not given" if value is None else written(value)
+
+
+def _fill(
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
+    name: str,
+    file: Path,
+    contradictions: Sequence[str],
+) -> list[str]:
     """Loads what the file holds of one part; returns what it does not hold, in words.
 
-    Raises: DataError if a tensor has no place in the part, or another shape.
+    Raises: DataError if a tensor has no place in the part, another shape, or no finite numbers.
     """
     if not tensors:
         return [f"the file holds no {name}, so it starts anew"]
     own = module.state_dict()
-    for key, value in tensors.items():
-        if key not in own or own[key].shape != value.shape:
-            expected = f"of shape {tuple(own[key].shape)}" if key in own else "not there at all"
-            raise DataError(
-                f"{file}: its {name} must fit the recipe's, but {key} has shape "
-                f"{tuple(value.shape)} and should be {expected}. Options that --set or the recipe "
-                f"gives to [{name}] may contradict the file."
-            )
+    if wrong := misfits(tensors, own):
+        why = contradictions or [
+            f"Options that --set or the recipe gives to [{name}] may contradict the file."
+        ]
+        raise DataError(
+            f"{file}: its {name} must fit the recipe's, but {listed(wrong)}. {' '.join(why)}"
+        )
     module.load_state_dict(dict(tensors), strict=False)
     parameters = dict(module.named_parameters())
     missing = [key for key in own if key not in tensors and key in parameters]

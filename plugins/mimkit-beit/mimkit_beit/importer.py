@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from timm.data.constants import (
     IMAGENET_DEFAULT_MEAN,
     IMAGENET_DEFAULT_STD,
@@ -19,19 +17,24 @@ from timm.data.constants import (
 from torch import Tensor
 
 from mimkit import (
+    Checkpoint,
     DataError,
     Geometry,
     Grid,
     Imported,
     Importer,
-    RecipeError,
+    count_blocks,
+    mlp_ratio,
     read_checkpoint,
+    require_fit,
+    square_patches,
 )
 from mimkit_beit.encoder import BEiTViT
 from mimkit_beit.layouts import num_cols, official, without_index
 from mimkit_beit.positions import NUM_CLS_ROWS
 
 _SHARED_TABLE: Final = "rel_pos_bias.relative_position_bias_table"
+_FC1: Final = "blocks.0.mlp.fc1.weight"
 _BLOCK_TABLE: Final = "blocks.0.attn.relative_position_bias_table"
 # Name of the prediction, as in BEiT's recipes.
 _PREDICTION: Final = "tokens"
@@ -64,11 +67,15 @@ class BEiTImporter(Importer):
         Raises: DataError if the file is unreadable, of another layout, or not complete.
         """
         checkpoint = read_checkpoint(file)
-        found = _Found(official(checkpoint.tensors, file), checkpoint.args, file)
+        found = _Found(official(checkpoint.tensors, file), checkpoint, file)
         grid, options = found.grid(), found.options()
         tensors = without_index(found.tensors)
         head = {new: tensors.pop(old) for old, new in _HEAD.items() if old in tensors}
-        _compare(tensors, grid, options, file)
+        what = f"a BEiT of {options['depth']} blocks"
+        optional = ("mask_token",)  # fine-tuned weights get a new one
+        require_fit(
+            tensors, BEiTViT, Geometry(grid), options, what=what, file=file, optional=optional
+        )
         settings: dict[str, Any] = {
             "data": {
                 "image_size": grid.image_size,
@@ -77,7 +84,7 @@ class BEiTImporter(Importer):
             },
             "encoder": {"part": "beit_vit", **options},
         }
-        notes = found.notes(options)
+        notes = (*checkpoint.notes, *found.notes(options))
         if head:
             num_codes = len(head[f"predictors.{_PREDICTION}.weight"])
             settings["targets"] = {
@@ -94,7 +101,7 @@ class _Found:
     """Tensors by their official names, and what follows from them."""
 
     tensors: Mapping[str, Tensor]
-    args: Mapping[str, object]
+    checkpoint: Checkpoint
     file: Path
 
     @property
@@ -114,13 +121,7 @@ class _Found:
                 f"{self.file}: must have absolute or relative positions, but has "
                 f"{'neither' if places is None else 'both'}. Known BEiT checkpoints have one kind."
             )
-        projection = self.tensors["patch_embed.proj.weight"]
-        if projection.ndim != 4 or projection.shape[2] != projection.shape[3]:
-            raise DataError(
-                f"{self.file}: patches must be square, but patch_embed.proj.weight has shape "
-                f"{tuple(projection.shape)}."
-            )
-        patch_size = projection.shape[2]
+        patch_size = square_patches(self.tensors["patch_embed.proj.weight"], self.file)
         if places is not None:
             num_patches = places.shape[1] - 1
             side = math.isqrt(num_patches)
@@ -147,18 +148,17 @@ class _Found:
         embed_dim = tensors["cls_token"].shape[-1]
         table = self.table
         head = tensors.get("head.weight")
-        blocks = [re.match(r"blocks\.(\d+)\.", name) for name in tensors]
         positions = "relative" if _SHARED_TABLE in tensors else "relative_per_block"
         return {
             "embed_dim": embed_dim,
-            "depth": 1 + max(int(block[1]) for block in blocks if block),
+            "depth": count_blocks(tensors),
             "num_heads": max(1, embed_dim // _HEAD_WIDTH) if table is None else table.shape[1],
-            "mlp_ratio": self._mlp_ratio(embed_dim),
+            "mlp_ratio": mlp_ratio(tensors[_FC1]) if _FC1 in tensors else 4.0,
             "positions": "absolute" if table is None else positions,
-            "layer_scale": self._number("layer_scale_init_value", 0.1)
+            "layer_scale": self.checkpoint.number("layer_scale_init_value", 0.1)
             if "blocks.0.gamma_1" in tensors
             else None,
-            "drop_path": self._number("drop_path", 0.1),
+            "drop_path": self.checkpoint.number("drop_path", 0.1),
             "mask_token": True,
             "final_norm": "tokens" if "norm.weight" in tensors else "pooled",
             "num_classes": 0 if head is None else head.shape[0],
@@ -166,7 +166,7 @@ class _Found:
 
     def normalisation(self) -> dict[str, tuple[float, ...]]:
         """Gives ``data.mean`` and ``data.std`` where the program's options say them."""
-        imagenet = self.args.get("imagenet_default_mean_and_std")
+        imagenet = self.checkpoint.args.get("imagenet_default_mean_and_std")
         if imagenet is None:
             return {}
         if imagenet:
@@ -199,44 +199,3 @@ class _Found:
                 "fine-tuning starts from that norm"
             )
         return tuple(notes)
-
-    def _mlp_ratio(self, embed_dim: int) -> float:
-        fc1 = self.tensors.get("blocks.0.mlp.fc1.weight")
-        if fc1 is None:
-            return 4.0
-        ratio = fc1.shape[0] / embed_dim
-        # Rounded down, the product must be the width again.
-        return ratio if int(ratio * embed_dim) == len(fc1) else math.nextafter(ratio, math.inf)
-
-    def _number(self, name: str, default: float) -> float:
-        value = self.args.get(name)
-        return float(value) if isinstance(value, int | float) else default
-
-
-def _compare(
-    tensors: Mapping[str, Tensor], grid: Grid, options: Mapping[str, Any], file: Path
-) -> None:
-    """Refuses files that lack a tensor, or hold one that BEiT does not have, or of another shape.
-
-    Raises: DataError.
-    """
-    try:
-        with torch.device("meta"):
-            expected = BEiTViT(Geometry(grid), **options).state_dict()
-    except RecipeError as error:
-        raise DataError(f"{file}: {error}") from error
-    missing = sorted(expected.keys() - tensors.keys() - {"mask_token"})
-    strange = sorted(tensors.keys() - expected.keys())
-    if missing or strange:
-        listed = [f"lacks {name}" for name in missing] + [f"has {name}" for name in strange]
-        more = f" and {len(listed) - 4} more" if len(listed) > 4 else ""
-        raise DataError(
-            f"{file}: must hold the tensors of a BEiT of {options['depth']} blocks, but "
-            f"{', '.join(listed[:4])}{more}."
-        )
-    for name, tensor in tensors.items():
-        if tensor.shape != expected[name].shape:
-            raise DataError(
-                f"{file}: {name} must have shape {tuple(expected[name].shape)}, but has "
-                f"{tuple(tensor.shape)}."
-            )

@@ -8,7 +8,7 @@ only keeps what it is given, and every other name is refused.
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mimkit import DataError
+from mimkit import DataError, unwrap
 
 
 class _Inert:
@@ -71,12 +71,14 @@ _BROKEN: Final = (
 def read_weights(file: Path) -> dict[str, Tensor]:
     """Reads the weights of one network: a pickled module, a state dict, or safetensors.
 
-    Returns: its tensors by name, on the CPU.
-    Raises: DataError, with what was found, if the file is none of them, is damaged, or asks for
-        anything to be run.
+    Returns: its tensors by name, on the CPU, freed of what wraps them, as `mimkit.unwrap` does.
+    Raises: DataError, with what was found, if the file is none of them, is damaged, asks for
+        anything to be run, or holds numbers that are NaN or infinite.
     """
     try:
-        return _tensors(_read(file))
+        content = _read(file)
+        if isinstance(content, _Inert):
+            content = dict(_walk(content, ""))
     except _UnsafeError as error:
         raise DataError(
             f"{file}: must be the weights of a dVAE, but asks for '{error}', which is no part of "
@@ -91,6 +93,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
             f"{reason} ({file.stat().st_size:,} bytes). Download it again with wget -O FILE URL: a "
             "small -o writes wget's log into FILE."
         ) from error
+    return dict(unwrap(content, file).tensors)
 
 
 def _read(file: Path) -> object:
@@ -192,17 +195,6 @@ _LEGACY_NAMES: Final[dict[str, type | torch.dtype | Callable[..., object]]] = {
     "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
     "torch._utils._rebuild_parameter": _first,
 }
-
-
-def _tensors(content: object) -> dict[str, Tensor]:
-    if isinstance(content, _Inert):
-        return dict(_walk(content, ""))
-    if isinstance(content, Mapping):
-        tensors = content.get("state_dict", content)
-        if tensors and all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-            return {str(name): tensor.detach() for name, tensor in tensors.items()}
-        raise _MisfitError(f"it holds {', '.join(map(repr, list(content)[:5])) or 'nothing'}")
-    raise _MisfitError(f"it holds a {type(content).__name__}")
 
 
 def _walk(module: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:

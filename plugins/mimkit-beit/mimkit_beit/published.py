@@ -6,12 +6,12 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 import torch
 from torch import Tensor
 
-from mimkit import DataError
+from mimkit import DataError, misfits
 from mimkit_beit.pickles import read_weights
 from mimkit_beit.store import checksum, load, save, write
 from mimkit_beit.tokenizer import Network, Size, make_network
@@ -123,11 +123,13 @@ def load_network(network: Network, source: Path | None, say: Say) -> Weights:
     say(f"dvae: reading {file} for the first time, SHA-256 {digest}")
     whole = read_weights(file)
     part = {
-        name.removeprefix(f"{network}."): tensor.float()
+        name.removeprefix(f"{network}."): tensor
         for name, tensor in whole.items()
         if name.startswith(f"{network}.")
     }
-    tensors = part or {name: tensor.float() for name, tensor in whole.items()}
+    # One file may hold both; the names of one of them may be bare.
+    other = next(f"{each}." for each in get_args(Network) if each != network)
+    tensors = part or {name: whole[name] for name in whole if not name.startswith(other)}
     size = _measure(network, tensors, file)
     save(copy, tensors, {"sha256": digest, "source": str(file)})
     return Weights(tensors, size, digest)
@@ -163,19 +165,13 @@ def _measure(network: Network, tensors: Mapping[str, Tensor], file: Path) -> Siz
         size = Size(last.shape[0], first.shape[0], num_blocks, channels=first.shape[1])
     else:
         size = Size(first.shape[1], last.shape[1], num_blocks, first.shape[0], last.shape[0] // 2)
-    right = {name: like.shape for name, like in make_network(network, size).state_dict().items()}
-    missing = [name for name in right if name not in tensors]
-    strange = [name for name in tensors if name not in right]
-    misshapen = [
-        f"{name} of {tuple(tensors[name].shape)} instead of {tuple(shape)}"
-        for name, shape in right.items()
-        if name in tensors and tensors[name].shape != shape
-    ]
-    if missing or strange or misshapen:
+    right = make_network(network, size).state_dict()
+    wrong = [f"{name} is missing" for name in right if name not in tensors]
+    wrong += misfits(tensors, right)
+    if wrong:
         raise DataError(
             f"{file}: must hold exactly the {len(right)} tensors of a dVAE's {network}, but "
-            f"{len(missing)} are missing {missing[:2]}, {len(strange)} are strange {strange[:2]}, "
-            f"{len(misshapen)} have another shape {misshapen[:2]}."
+            f"{len(wrong)} are wrong: {', '.join(wrong[:4])}."
         )
     return size
 

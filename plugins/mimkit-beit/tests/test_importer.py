@@ -186,9 +186,12 @@ def test_notes_say_what_the_file_leaves_open(tmp_path):
     ("change", "message"),
     [
         ({"cls_token": None}, "must be a checkpoint of BEiT, but its 37 tensors are called"),
-        ({"blocks.1.norm2.bias": None}, "a BEiT of 2 blocks, but lacks blocks.1.norm2.bias"),
+        (
+            {"blocks.1.norm2.bias": None},
+            "all of a BEiT of 2 blocks and nothing else, but lacks blocks.1.norm2.bias",
+        ),
         ({"decoder.weight": torch.ones(2)}, "but has decoder.weight"),
-        ({"blocks.0.attn.q_bias": torch.ones(3)}, r"must have shape \(128,\), but has \(3,\)"),
+        ({"blocks.0.attn.q_bias": torch.ones(3)}, r"has shape \(3,\) instead of \(128,\)"),
         ({"pos_embed": torch.ones(1, 17, 128)}, "absolute or relative positions, but has both"),
         ({"rel_pos_bias.relative_position_bias_table": None}, "but has neither"),
         (

@@ -75,6 +75,11 @@ def write_nested(network, path):
     torch.save({"meta": {"epoch": 3}, "state_dict": network.state_dict()}, path)
 
 
+def write_wrapped(network, path):
+    wrapped = {f"module._orig_mod.{k}": v for k, v in network.state_dict().items()}
+    torch.save({"model": wrapped, "epoch": 3}, path)
+
+
 def write_safetensors(network, path):
     save_file(network.state_dict(), path)
 
@@ -85,6 +90,7 @@ WRITERS = [
     write_state_dict,
     write_legacy_state_dict,
     write_nested,
+    write_wrapped,
     write_safetensors,
 ]
 PICKLERS = WRITERS[:2]
@@ -200,20 +206,38 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path):
 
 def missing(state):
     del state["blocks.group_2.block_1.id_path.w"]
-    return "1 are missing ['blocks.group_2.block_1.id_path.w']"
+    return "1 are wrong: blocks.group_2.block_1.id_path.w is missing"
 
 
 def strange(state):
     state["blocks.group_2.block_9.id_path.w"] = torch.zeros(1)
-    return "1 are strange ['blocks.group_2.block_9.id_path.w']"
+    return "1 are wrong: blocks.group_2.block_9.id_path.w is not there at all"
 
 
 def misshapen(state):
     state["blocks.input.b"] = torch.zeros(9)
-    return "['blocks.input.b of (9,) instead of (8,)']"
+    return "blocks.input.b has shape (9,) instead of (8,)"
 
 
-@pytest.mark.parametrize("change", [missing, strange, misshapen])
+def whole_numbers(state):
+    state["blocks.input.b"] = torch.zeros(8, dtype=torch.int32)
+    return "blocks.input.b is of type int32 instead of a floating-point one"
+
+
+def infinite(state):
+    state["blocks.input.b"] = torch.full((8,), torch.inf)
+    return "blocks.input.b has 8 of 8 values that are NaN or infinite"
+
+
+def without_a_name(state):
+    state[3] = torch.zeros(8)
+    return "must be text, but it has 3 (int)"
+
+
+CHANGES = [missing, strange, misshapen, whole_numbers, infinite, without_a_name]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_names_and_shapes_must_be_exactly_those_of_the_network(change, encoder, tmp_path):
     state = OrderedDict(encoder.state_dict())
     words = change(state)

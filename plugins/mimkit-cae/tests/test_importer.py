@@ -345,7 +345,7 @@ REFUSED = {
     ),
     "other positions": (
         lambda: encoder("") | {"pos_embed": torch.randn(1, 16, DIM)},
-        r"15 positions must be the sine-cosine ones of CAE, rows before columns",
+        r"positions, of shape \(1, 16, 48\), must be the sine-cosine ones of CAE",
     ),
     "columns first": (
         lambda: encoder("") | {"pos_embed": encoder("")["pos_embed"].roll(DIM // 2, dims=-1)},
@@ -361,7 +361,7 @@ REFUSED = {
     ),
     "another project's head": (
         lambda: encoder() | {"neck.head.weight": torch.zeros(1)},
-        r"must be a checkpoint of CAE, but has neck\.head\.weight",
+        r"all of CAE's encoder and nothing else, but has neck\.head\.weight",
     ),
     "half a head": (
         lambda: without(encoder() | lxtgh(), "pretext_neck.norm2.bias"),
@@ -369,7 +369,7 @@ REFUSED = {
     ),
     "another shape": (
         lambda: encoder("") | {"blocks.0.norm1.weight": torch.zeros(7)},
-        r"blocks\.0\.norm1\.weight must have shape \(48,\), but has \(7,\)",
+        r"blocks\.0\.norm1\.weight has shape \(7,\) instead of \(48,\)",
     ),
     "patches not square": (
         lambda: encoder("") | {"patch_embed.proj.weight": torch.zeros(DIM, 3, 4, 2)},

@@ -1,7 +1,7 @@
 """MAE's decoder: mask tokens join what the encoder saw, and a small transformer fills them in."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
 
 import torch
 from timm.layers.norm import LayerNorm
@@ -38,13 +38,14 @@ class MAEDecoder(Head):
         depth: transformer blocks; without one the mask tokens would see nothing.
         num_heads: attention heads per block.
         mlp_ratio: width of a block's MLP, as a multiple of ``embed_dim``.
+        order: whose waves come first in the fixed positions, the row's or the column's.
 
     Raises: RecipeError if ``num_heads`` or 4 does not divide ``embed_dim``.
     Source: MAE, arXiv 2111.06377, section 3 and appendix A.1. Class token, epsilon 1e-6 of the
         norms and the start values (Xavier's uniform, mask token of deviation 0.02) are those of
         the released code. That predicts all patches and picks the masked ones in the loss; here
-        they are picked before the last norm, which changes no number. The order of the positions'
-        quarters is that of `mimkit.sincos`.
+        they are picked before the last norm, which changes no number. Its positions have
+        order = "cols", the same up to a permutation of the width.
     """
 
     miniature: ClassVar[Mapping[str, Any]] = {"embed_dim": 48, "depth": 2, "num_heads": 3}
@@ -59,6 +60,7 @@ class MAEDecoder(Head):
         depth: Depth = 8,
         num_heads: Size = 16,
         mlp_ratio: Multiple = 4.0,
+        order: Literal["rows", "cols"] = "rows",
     ) -> None:
         super().__init__()
         if embed_dim % 4:
@@ -73,7 +75,7 @@ class MAEDecoder(Head):
             )
         self.embed = nn.Linear(geometry.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
-        self.register_buffer("positions", sincos(geometry.grid, embed_dim))
+        self.register_buffer("positions", sincos(geometry.grid, embed_dim, order))
         self.blocks = nn.ModuleList(
             Block(embed_dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=LayerNorm)
             for _ in range(depth)
