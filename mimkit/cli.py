@@ -199,7 +199,7 @@ def run(
         os.execv(under[0], under)  # becomes torchrun, so that signals reach it
     if folder is None and held.is_file():
         lies = out / chosen.name / str(chosen.seed)
-        Console().print(f"{held}: read as a recipe; its run lies in {lies}", markup=False)
+        make_console().print(f"{held}: read as a recipe; its run lies in {lies}", soft_wrap=True)
     command = shlex.join(["mimkit", *sys.argv[1:]])
     try:
         pipeline.run(chosen, out=out, folder=folder, device=device, fresh=fresh, command=command)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Final
 
 import torch
-from rich.console import Console
 
 import mimkit
 from mimkit.comparison.budget import describe
@@ -13,6 +12,7 @@ from mimkit.comparison.matrix import Sizes, choose_sizes, evaluations
 from mimkit.comparison.methods import Found, load_for
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan
+from mimkit.console import make_console
 from mimkit.data.sources import Source, find, open_labelled, open_source, open_sources
 from mimkit.errors import DataError, MimkitError, RecipeError
 from mimkit.pipeline.current import assemble
@@ -48,7 +48,7 @@ def refuse_unfit(
         recipe = load_for(one, question.recipes, {"train": train, "evaluate": tables})
         world = World(0, 1, torch.device("cpu"))
         try:
-            assemble(recipe, RunFolder(folder), world, Console(quiet=True))
+            assemble(recipe, RunFolder(folder), world, make_console(quiet=True))
         except MimkitError as error:
             raise RecipeError(f"compare, method '{one.label}': {error}") from error
 

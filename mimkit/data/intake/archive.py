@@ -12,8 +12,6 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
-from rich.console import Console
-
 from mimkit.data.intake.kinds import advice, census
 from mimkit.data.intake.sheet import KINDS
 from mimkit.data.intake.walk import EXTENSIONS, is_ignored
@@ -77,10 +75,9 @@ def _unpack(archive: Path, members: list[Member], to: Path) -> None:
             f"{archive}: its images take {size / 2**30:.1f} GiB, but the cache has only "
             f"{free / 2**30:.1f} GiB left. Name another folder with MIMKIT_CACHE."
         )
-    Console(stderr=True).print(
+    make_console(stderr=True).print(
         f"unpacking {len(wanted):,} files ({size / 2**20:,.0f} MiB) of {archive} into the cache "
         "(once)",
-        markup=False,
         soft_wrap=True,
     )
     for name, declared, opened in wanted:
