@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Final
 
+from mimkit.console import make_console
 from mimkit.data.intake.kinds import advice, census
 from mimkit.data.intake.sheet import KINDS
 from mimkit.data.intake.walk import EXTENSIONS, is_ignored
