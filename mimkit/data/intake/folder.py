@@ -19,7 +19,7 @@ from mimkit.data.intake.paths import Paths, write_paths
 from mimkit.data.intake.places import Meaning, Part, Place
 from mimkit.data.intake.sheet import KINDS, METADATA, Naming, naming
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree
+from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree, is_utf8
 from mimkit.data.registered import Split
 from mimkit.errors import DataError
 
@@ -263,11 +263,17 @@ def _others(
                 by_kind.setdefault(Path(name).suffix.lower(), []).append(name)
         for kind, names in by_kind.items():
             if len(names) > _MANY:
-                yield Skipped(f"{at}/*{kind}", f"{len(names):,} files: {reason(names[0])}")
+                yield Skipped(
+                    _shown(f"{at}/*{kind}"), f"{len(names):,} files, each {reason(names[0])}"
+                )
             else:
-                yield from (Skipped(f"{at}/{name}", reason(name)) for name in names)
+                yield from (Skipped(_shown(f"{at}/{name}"), reason(name)) for name in names)
         for name in folder.unnameable:
-            yield Skipped(ascii(f"{at}/{name}"), "has a name that is not UTF-8")
+            yield Skipped(_shown(f"{at}/{name}"), "has a name that is not UTF-8")
+
+
+def _shown(path: str) -> str:
+    return path if is_utf8(path) else ascii(path)
 
 
 def _empty(tree: Tree) -> str:
