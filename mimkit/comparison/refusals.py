@@ -46,7 +46,7 @@ def refuse_unfit(
         tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=_STEPS)
         train = {"total_steps": _STEPS, "warmup_steps": 0}
         recipe = load_for(one, question.recipes, {"train": train, "evaluate": tables})
-        world = World(0, 1, torch.device("cpu"))
+        world = World(0, 1, torch.device("cpu"))  # its processes are those of the recipe
         try:
             assemble(recipe, RunFolder(folder), world, make_console(quiet=True))
         except MimkitError as error:
@@ -163,7 +163,7 @@ def _images(source: Source) -> str:
     return f"{len(source):,} of {source.name}, the first of {height} x {width} px"
 
 
-def _words(asked: dict[str, object]) -> dict[str, object]:
+def _words(asked: Mapping[str, object]) -> dict[str, object]:
     """What was asked for, by names that people know."""
     recipes, budget = asked.get("recipes"), asked.get("budget")
     said = {name: value for name, value in asked.items() if name != "recipes"}

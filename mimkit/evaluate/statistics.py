@@ -103,10 +103,15 @@ def _difference(found: Estimate) -> Entry:
 
 def _spread(by_seed: Mapping[int, Result]) -> Entry:
     values = [result.value for result in by_seed.values()]
-    std = statistics.stdev(values) if len(values) > 1 else None
+    std = _deviation(values) if len(values) > 1 else None
     return {
         "mean": statistics.fmean(values),
         "std": std,
         "seeds": list(by_seed),
         "values": values,
     }
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation, NaN of values that are not all finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan
