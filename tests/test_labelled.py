@@ -44,7 +44,7 @@ def write(path, number, channel=None):
 def unlabelled(tmp_path):
     """A folder of 60 images at any depth."""
     for number in range(60):
-        write(tmp_path / "plain" / f"{number % 4}" / "deep" / f"{number}.png", number)
+        write(tmp_path / "plain" / f"{number % 4}" / f"{number % 3}" / f"{number}.png", number)
     return tmp_path / "plain"
 
 

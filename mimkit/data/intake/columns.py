@@ -152,4 +152,6 @@ def holds_images(kind: pa.DataType) -> bool:
 
     if pa.types.is_struct(kind):
         return any(kind.field(k).name == "bytes" for k in range(kind.num_fields))
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    return bool(
+        pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+    )

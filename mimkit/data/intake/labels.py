@@ -43,6 +43,8 @@ def codes_of(column: pa.ChunkedArray, names: Sequence[str] | None = None) -> Cod
     kind = column.type
     if pa.types.is_dictionary(kind):
         column, kind = column.cast(kind.value_type), kind.value_type
+    if pa.types.is_string_view(kind):
+        column, kind = column.cast(pa.string()), pa.string()
     if pa.types.is_boolean(kind):
         return _unique(column, [str(value) for value in (False, True)])
     if pa.types.is_floating(kind):

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from mimkit.data.intake.places import KEY, Findings, Meaning, Part, outermost, shared, some, whole
+from mimkit.data.intake.places import KEY, Findings, Meaning, Part, shared, some, whole
 from mimkit.data.intake.splits import find_splits, without_masks
 from mimkit.data.intake.table import Skipped
 from mimkit.data.intake.walk import Folder, Tree
@@ -52,12 +52,16 @@ def arrange(tree: Tree, meaning: Meaning, labelled: Callable[[Part], bool] | Non
     Raises: DataError if there is no image, or the test part has classes that training has not.
     """
     folders = [folder for folder in tree.folders if folder.images]
-    findings = Findings(tree.root)
+    findings = Findings(tree.root, folders)
     if meaning == "unlabelled":
         return Layout(whole(folders), None, (), (), ())
 
-    def has_labels(part: Part) -> bool:
-        return bool(labelled(part) if labelled else _classes(part, "splits", [])[1])
+    def has_labels(train: Part, test: Part) -> bool:
+        if labelled is not None:
+            return labelled(test)
+        names, _ = _classes(train, meaning, [])
+        tops = {below[0] for below in _belows(test, names) if below}
+        return bool(tops & set(names))
 
     found = None
     if meaning != "classes":
@@ -66,7 +70,7 @@ def arrange(tree: Tree, meaning: Meaning, labelled: Callable[[Part], bool] | Non
     if found is None and meaning == "splits" and not _in_splits(folders):
         raise DataError(
             f"{tree.root}: with {KEY}='splits' a folder must be called train, test or val, but the "
-            f"folders are {some(list(outermost(folders)))}."
+            f"folders are {some(sorted({folder.parts[0] for folder in folders if folder.parts}))}."
         )
     train, test = found or (whole(folders), None)
     unused, notes = tuple(findings.unused), tuple(findings.notes)
@@ -124,17 +128,14 @@ def _why_none(part: Part, belows: Sequence[tuple[str, ...]], strays: int, direct
 
 def _labelled(tree: Tree, test: Part, names: tuple[str, ...], notes: list[str]) -> Part:
     """Labels a test part by the classes of training."""
-    own, _ = _classes(test, "splits", [])
-    belows = [place.below for place in test.places]
-    if own or not {b[0] for b in belows if b} & set(names):
-        belows = _without_shared(belows)
     if not names:
         if _classes(test, "auto", [])[1]:
             notes.append(f"the class folders of {test.name}/ are not used: train/ has none")
         return test
+    belows = _belows(test, names)
     tops = {below[0] for below in belows if below}
     strangers = sorted(tops - set(names))
-    if not tops or (strangers and not own and len(tops) == len(strangers)):
+    if not tops or strangers == sorted(tops) == sorted(tops)[:1]:
         return test
     if strangers:
         where = test.places[0].folder.parts
@@ -146,6 +147,13 @@ def _labelled(tree: Tree, test: Part, names: tuple[str, ...], notes: list[str]) 
         )
     number = {name: label for label, name in enumerate(names)}
     return Part(test.name, test.places, tuple(number[b[0]] if b else -1 for b in belows))
+
+
+def _belows(test: Part, names: Sequence[str]) -> list[tuple[str, ...]]:
+    """The paths of a test part's folders, without folders around those of the classes."""
+    belows = [place.below for place in test.places]
+    known = {below[0] for below in belows if below} & set(names)
+    return belows if known else _without_shared(belows)
 
 
 def _without_shared(belows: list[tuple[str, ...]]) -> list[tuple[str, ...]]:

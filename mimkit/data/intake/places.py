@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -57,18 +58,37 @@ class Findings:
 
     Args:
         root: the folder.
+        folders: all that hold images.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, folders: Sequence[Folder]) -> None:
         self.root = root
+        self.folders = folders
         self.unused: list[Skipped] = []
         self.notes: list[str] = []
 
-    def leave(self, left: Sequence[Folder], reason: str) -> None:
-        """Lists folders that are not used, with the number of their images."""
-        for top, count in outermost(left).items():
-            at = f"{self.root}/{top}" if top else self.root
-            self.unused.append(Skipped(at, f"{count:,} images not used: {reason}"))
+    def leave(self, left: Sequence[Folder], reason: str) -> list[str]:
+        """Lists folders that are not used, with the number of their images.
+
+        Returns: their names: the outermost below which nothing else lies; ``x/*`` for images that
+            lie directly in a folder with others.
+        """
+        gone = {folder.name for folder in left}
+        kept = {
+            folder.parts[:depth]
+            for folder in self.folders
+            if folder.name not in gone
+            for depth in range(len(folder.parts) + 1)
+        }
+        counts = Counter[str]()
+        for folder in left:
+            above = (folder.parts[:depth] for depth in range(len(folder.parts) + 1))
+            top = next((path for path in above if path not in kept), None)
+            counts[folder.path("*") if top is None else "/".join(top)] += len(folder.images)
+        for name, count in counts.items():
+            path = f"{self.root}/{name}".rstrip("/")
+            self.unused.append(Skipped(path, f"{count:,} images not used: {reason}"))
+        return list(counts)
 
 
 def whole(folders: Sequence[Folder]) -> Part:
@@ -83,16 +103,6 @@ def shared(paths: Sequence[tuple[str, ...]]) -> int:
     while all(len(path) > depth for path in paths) and len({path[depth] for path in paths}) == 1:
         depth += 1
     return depth
-
-
-def outermost(folders: Sequence[Folder]) -> dict[str, int]:
-    """Folders and how many images lie below each; none of them lies below another."""
-    tops: dict[str, int] = {}
-    for folder in sorted(folders, key=lambda folder: folder.parts):
-        last = next(reversed(tops), None)
-        top = last if last is not None and folder.name.startswith(f"{last}/") else folder.name
-        tops[top] = tops.get(top, 0) + len(folder.images)
-    return tops
 
 
 def some(names: Sequence[str]) -> str:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
+import posixpath
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -77,7 +79,7 @@ def naming(
         digest.update(path.read_bytes())
         before = len(rows.files)
         _read_rows(path, image_column, label_column, rows)
-        folder = _below(path.parent, tree.root)
+        folder = os.path.relpath(path.parent.absolute(), tree.root)
         found = [finder.find(name, folder) for name in rows.files[before:]]
         lost += [name for name, at in zip(rows.files[before:], found, strict=True) if at is None]
         rows.files[before:] = [at or "" for at in found]
@@ -215,11 +217,6 @@ def _load(path: Path) -> pa.Table:
     return table.rename_columns([name.strip() for name in table.column_names])
 
 
-def _below(folder: Path, root: str) -> str:
-    absolute = folder.absolute()
-    return absolute.relative_to(root).as_posix() if absolute.is_relative_to(root) else ""
-
-
 class _Finder:
     """Finds images of a tree by what tables call them."""
 
@@ -229,9 +226,16 @@ class _Finder:
         self.loose: dict[str, str] | None = None
 
     def find(self, name: str, folder: str) -> str | None:
-        """The path of an image below the root."""
-        name = name.strip().replace("\\", "/").removeprefix(f"{self.root}/").removeprefix("./")
-        whole = f"{folder}/{name}" if folder not in ("", ".") else name
+        """The path of an image below the root.
+
+        Args:
+            name: as a table calls it.
+            folder: that of the table, as a path from the root, which may lead upwards.
+        """
+        name = posixpath.normpath(name.strip().replace("\\", "/").removeprefix(f"{self.root}/"))
+        whole = posixpath.normpath(f"{folder}/{name}")
+        if whole.startswith("../"):  # from above the root down into it
+            whole = os.path.relpath(f"{self.root}/{whole}", self.root)
         return self.paths.get(whole) or self.paths.get(name) or self._loosely(whole, name)
 
     def _loosely(self, *names: str) -> str | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from mimkit.data.intake.places import KEY, Findings, Meaning, Part, Place, outermost, shared, some
+from mimkit.data.intake.places import KEY, Findings, Meaning, Part, Place, shared, some
 from mimkit.data.intake.walk import Folder
 from mimkit.data.intake.words import TEST_WORDS, TRAIN_WORDS, masks_among, word_of
 
@@ -34,7 +34,7 @@ def find_splits(
     folders: Sequence[Folder],
     meaning: Meaning,
     findings: Findings,
-    has_labels: Callable[[Part], bool],
+    has_labels: Callable[[Part, Part], bool],
 ) -> tuple[Part, Part | None] | None:
     """Finds the folders of the splits, by the first word for one in each path.
 
@@ -42,7 +42,8 @@ def find_splits(
         folders: with images.
         meaning: ``splits`` where folders called so are splits whatever lies beside them.
         findings: is told what is decided.
-        has_labels: tells whether a part has labels: of several test parts the first that has.
+        has_labels: tells of a training and a test part whether the latter has labels: of several
+            the first that has is taken.
 
     Returns: the training part and the test part, if there is one; None if there are no splits.
     """
@@ -68,13 +69,23 @@ def find_splits(
     train = Part("train", tuple(trains))
     if rest:
         left = [place.folder for place in rest]
-        findings.leave(left, f"they lie in no split; {KEY}='classes' makes folders classes")
+        names = findings.leave(left, f"they lie in no split; {KEY}='classes' makes them classes")
         findings.notes.append(
-            f"not used, as they lie beside the folders of the splits: "
-            f"{some([name or 'images in no folder' for name in outermost(left)])}; if all these "
+            f"not used, as they lie beside the folders of the splits: {some(names)}; if all these "
             f"are classes: {KEY}='classes'"
         )
-    return train, _test(tests, findings, has_labels) if tests else None
+    if not tests:
+        return train, None
+    # ImageNet's test/ has no classes, its val/ has.
+    test = next((each for each in tests if has_labels(train, each)), tests[0])
+    others = [each for each in tests if each is not test]
+    for other in others:
+        left = [place.folder for place in other.places]
+        findings.leave(left, f"the test split is {test.name}/")
+    if others:
+        names = [f"{other.name}/" for other in others]
+        findings.notes.append(f"the test split is {test.name}/; not used: {some(names)}")
+    return train, test
 
 
 def _doubt(
@@ -97,19 +108,6 @@ def _doubt(
             f"called test or val; if it is the training part: {KEY}='splits'"
         )
     return None
-
-
-def _test(tests: Sequence[Part], findings: Findings, has_labels: Callable[[Part], bool]) -> Part:
-    # ImageNet's test/ has no classes, its val/ has.
-    test = next((each for each in tests if has_labels(each)), tests[0])
-    others = [each for each in tests if each is not test]
-    for other in others:
-        left = [place.folder for place in other.places]
-        findings.leave(left, f"the test split is {test.name}/")
-    if others:
-        names = some([f"{other.name}/" for other in others])
-        findings.notes.append(f"the test split is {test.name}/; not used: {names}")
-    return test
 
 
 def _all_deep(rest: Sequence[Place], tests: Sequence[Part]) -> bool:
