@@ -242,6 +242,9 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     again = make_plan(question(recipes, seeds=3), folder, Console(quiet=True))
     assert again.methods == plan.methods
     assert again.seeds == (0, 1, 2)
+    for label in ("one", "two"):
+        (folder / "runs" / label / "0").mkdir(parents=True)
+        (folder / "runs" / label / "0" / "results.json").write_text("{}")
     text = Path(recipes[1]).read_text()
     Path(recipes[1]).write_text(text.replace("depth = 2", "depth = 3"))
     with pytest.raises(DataError, match=r"two\.toml: this recipe.* is another one than when"):

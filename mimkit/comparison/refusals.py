@@ -46,7 +46,7 @@ def refuse_unfit(
         tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=_STEPS)
         train = {"total_steps": _STEPS, "warmup_steps": 0}
         recipe = load_for(one, question.recipes, {"train": train, "evaluate": tables})
-        world = World(0, 1, torch.device("cpu"))
+        world = World(0, 1, torch.device("cpu"))  # its processes are those of the recipe
         try:
             assemble(recipe, RunFolder(folder), world, Console(quiet=True))
         except MimkitError as error:

@@ -10,13 +10,14 @@ from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers
 from mimkit.data.sources import Source, find, open_labelled, open_sources
 from mimkit.data.views import Augment, render
+from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Subject
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
-from mimkit.recipe.schema import Recipe
+from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
@@ -108,6 +109,7 @@ def assemble(
     """
     for note in recipe.notes:
         console.print(note)
+    _refuse_uneven(recipe.train, world)
     found = world.share(lambda: find(recipe.data))
     if not world.leads:
         world.wait()  # the leading process looks at a new data set, the others read what it found
@@ -137,7 +139,6 @@ def assemble(
         command=command,
         labelled=labelled,
     )
-    current.batches()
     for number, evaluator in enumerate(build_evaluators(current)):
         evaluator.check(subject(current, number))
     return current
@@ -166,6 +167,20 @@ def open_run(
     current = assemble(recipe, folder, world, console, command)
     prepare(current, settle(recipe, console.print))
     return current
+
+
+def _refuse_uneven(train: TrainSection, world: World) -> None:
+    """Refuses a batch that processes and pieces cannot share out evenly.
+
+    A comparison asks in one process what its runs will do in several.
+    """
+    processes = world.size if world.size > 1 else train.processes
+    if train.batch_size % (processes * train.accumulate):
+        pieces = f", each with {train.accumulate} pieces (accumulate)," * (train.accumulate > 1)
+        raise RecipeError(
+            f"[train] batch_size: must be a multiple of the {processes} processes{pieces} but is "
+            f"{train.batch_size}."
+        )
 
 
 def _build(recipe: Recipe, train: Source) -> Parts:

@@ -27,7 +27,7 @@ class Difference:
     asked: str
 
     def __str__(self) -> str:
-        return f"{self.key}: {self.held} there, {self.asked} asked for"
+        return f"{self.key}: {self.held} there, {self.asked} here"
 
     @property
     def is_option(self) -> bool:

@@ -95,20 +95,31 @@ def remove(folder: Path, patterns: Iterable[str]) -> list[str]:
 
     Args:
         folder: one of mimkit's own.
-        patterns: of files and folders in it, such as ``"pictures/*.png"``. The folders that
-            they name go too once they are empty.
+        patterns: of files and folders in it, such as ``"pictures/*.png"``. The folders that they
+            name go too once they are empty.
     """
     patterns = list(patterns)
+    above = {folder / Path(pattern).parent for pattern in patterns} - {folder}
+    left = []
     with writing(folder):
         for path in [path for pattern in patterns for path in folder.glob(pattern)]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
-        for above in {folder / Path(pattern).parent for pattern in patterns} - {folder}:
-            if above.is_dir() and not above.is_symlink() and not any(above.iterdir()):
-                above.rmdir()
-        return sorted(path.name for path in folder.iterdir() if path.name not in (LOCK, MARKER))
+            _remove(path)
+        for path in folder.iterdir():
+            if path in above and path.is_dir():
+                if inner := sorted(path.iterdir()):
+                    left += [f"{path.name}/{each.name}" for each in inner]
+                elif not path.is_symlink():
+                    path.rmdir()
+            elif path.name not in (LOCK, MARKER):
+                left.append(path.name)
+    return sorted(left)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def shown(names: Sequence[str]) -> str:
