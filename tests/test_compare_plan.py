@@ -167,6 +167,15 @@ def test_an_unknown_method_is_answered_with_the_nearest():
         find_methods(["selfie"], Asked(None))
 
 
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [("few.csv", ("few.csv", None)), ("few", (None, "few")), ("cifar10", (None, "cifar10"))],
+)
+def test_labels_are_a_table_or_a_labelled_set(recipes, labels, expected):
+    (found, *_) = find_methods(recipes, Asked(None, labels=labels))
+    assert (found.recipe.data.labels, found.recipe.data.labelled) == expected
+
+
 def test_one_method_cannot_be_named_twice(recipes):
     with pytest.raises(RecipeError, match="named once, but two are called 'one'"):
         find_methods([recipes[0], recipes[0]], Asked(None))

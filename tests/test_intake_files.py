@@ -124,7 +124,7 @@ def test_an_archive_without_images_is_refused(tmp_path, files, message):
 def test_a_damaged_archive_is_named_and_leaves_nothing(tmp_path):
     path = write_zip(tmp_path / "a.zip", FILES)
     path.write_bytes(path.read_bytes()[:-200])
-    with pytest.raises(DataError, match=r"a\.zip"):
+    with pytest.raises(DataError, match=r"a\.zip: must be an archive that can be unpacked"):
         opened("a.zip")
     content = bytearray(write_zip(tmp_path / "b.zip", FILES).read_bytes())
     content[60:80] = b"\0" * 20
@@ -138,6 +138,13 @@ def test_a_cache_that_is_too_small_is_told_before_anything_is_written(tmp_path, 
     write_zip(tmp_path / "a.zip", FILES)
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 10}))
     with pytest.raises(DataError, match=r"the cache has only 0\.0 GiB left.*MIMKIT_CACHE"):
+        opened("a.zip")
+
+
+def test_a_cache_that_cannot_be_written_is_told(tmp_path):
+    write_zip(tmp_path / "a.zip", FILES)
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(DataError, match=r"must be unpacked into .* MIMKIT_CACHE"):
         opened("a.zip")
 
 

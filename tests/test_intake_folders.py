@@ -1,6 +1,8 @@
 """What folders are taken for: splits, classes, masks; expectations follow from how each is made."""
 
+import gc
 import json
+import warnings
 from hashlib import blake2b
 from pathlib import Path
 
@@ -47,6 +49,25 @@ def tables(root, cache, **options):
             for row, label in enumerate(labels)
         }
     return found, listings
+
+
+def official(root, cache):
+    """The same, as datasets reads it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # it leaves metadata.csv open
+        loaded = datasets.load_dataset("imagefolder", data_dir=str(root), cache_dir=str(cache))
+        gc.collect()
+    found = {}
+    for split, rows in loaded.cast_column("image", datasets.Image(decode=False)).items():
+        feature = rows.features["label"]
+        named = isinstance(feature, datasets.ClassLabel)
+        found[split] = {
+            Path(row["image"]["path"]).relative_to(root).as_posix(): (
+                feature.names[row["label"]] if named else row["label"]
+            )
+            for row in rows
+        }
+    return found
 
 
 @pytest.fixture
@@ -251,8 +272,6 @@ class TestTables:
             lines = [",".join(rows[0]), *(",".join(map(str, row.values())) for row in rows)]
             path.write_text("\n".join(lines))
 
-    # datasets leaves the CSV open.
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
     @pytest.mark.parametrize("kind", ["csv", "jsonl"])
     def test_metadata_beside_the_images_is_read_as_datasets_reads_it(self, tmp_path, kind):
         root = tmp_path / "set"
@@ -265,15 +284,7 @@ class TestTables:
             ]
             self.write(root / split / f"metadata.{kind}", rows, kind)
         found, listings = tables(root, tmp_path / "cache")
-        official = datasets.load_dataset(
-            "imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "hub")
-        ).cast_column("image", datasets.Image(decode=False))
-        for split in ("train", "test"):
-            expected = {
-                Path(row["image"]["path"]).relative_to(root).as_posix(): row["label"]
-                for row in official[split]
-            }
-            assert found[split] == expected
+        assert found == official(root, tmp_path / "hub")
         assert "labels in 'label'" in listings["train"].note
         assert [item.path for item in listings["train"].skipped] == []
 
@@ -282,15 +293,7 @@ class TestTables:
             tmp_path / "set", *several("train/ant", "train/bee"), *several("test/ant", "test/bee")
         )
         found, _ = tables(root, tmp_path / "cache")
-        official = datasets.load_dataset(
-            "imagefolder", data_dir=str(root), cache_dir=str(tmp_path / "hub")
-        ).cast_column("image", datasets.Image(decode=False))
-        for split in ("train", "test"):
-            names = official[split].features["label"].names
-            assert found[split] == {
-                Path(row["image"]["path"]).relative_to(root).as_posix(): names[row["label"]]
-                for row in official[split]
-            }
+        assert found == official(root, tmp_path / "hub")
 
     @pytest.mark.parametrize(
         ("text", "name"),
@@ -339,9 +342,28 @@ class TestTables:
         assert found == {"train": {"0.png": "a", "1.png": "b"}, "test": {"2.png": "b"}}
         assert listings["train"].skipped[0].reason.startswith("1 images not used")
 
+    def test_names_that_look_like_numbers_are_names(self, opened, tmp_path):
+        table = tmp_path / "labels.csv"
+        table.write_text("id,label\n007,a\n010,b\n")
+        found, _ = opened("007.png", "010.png", tables=[table])
+        assert found["train"] | found["test"] == {"007.png": "a", "010.png": "b"}
+
+    def test_a_table_beside_unlabelled_images_is_told(self, opened):
+        _, listings = opened("a.png", "b.png", "labels.csv")
+        assert "data.labels='labels.csv'" in listings["train"].note
+
+    def test_no_labels_can_be_asked_for(self, opened, tmp_path):
+        found, _ = opened(*several("train/ant", "train/bee", "test/ant"), label_column="none")
+        assert set((found["train"] | found["test"]).values()) == {None}
+
+    def test_a_column_of_a_folder_is_refused(self, opened):
+        with pytest.raises(DataError, match=r"data\.label_column = 'x': .* with data\.labels"):
+            opened("a.png", "b.png", label_column="x")
+
     @pytest.mark.parametrize(
         ("text", "message"),
         [
+            ("file,file,label\n0.png,0.png,a\n", "must have different names, but two are 'file'"),
             ("file,label\nx.png,1\n", "none of its 1 is there"),
             ("label\n1\n", "must have a column of file names"),
             (
@@ -368,7 +390,9 @@ trees = st.lists(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(folders=trees, counts=st.integers(2, 3), meaning=st.sampled_from(["auto", "classes"]))
 def test_every_image_is_in_one_split_or_listed_as_not_used(

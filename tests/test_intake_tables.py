@@ -183,6 +183,32 @@ def test_files_of_no_split_are_told(tmp_path):
     ]
 
 
+def test_images_beside_parquet_are_told(tmp_path):
+    write(tmp_path / "set" / "train.parquet", label=[0, 1] * 3)
+    (tmp_path / "set" / "a.png").write_bytes(encoded(1))
+    _, listings = opened("set", tmp_path / "cache")
+    assert listings["train"].skipped[-1].reason.startswith("1 images not used: parquet")
+
+
+def test_parquet_that_only_names_the_images_beside_it_is_no_data_set(tmp_path):
+    for k in range(10):
+        (tmp_path / f"{k}.png").write_bytes(encoded(k))
+    rows = {"file": [f"{k}.png" for k in range(10)], "label": [k % 2 for k in range(10)]}
+    pq.write_table(pa.table(rows), tmp_path / "labels.parquet")
+    _, listings = opened(".", tmp_path / "cache")
+    assert "data.labels='labels.parquet'" in listings["train"].note
+    found, _ = opened(".", tmp_path / "cache", labels="labels.parquet")
+    assert found["train"] | found["test"] == {k: str(k % 2) for k in range(10)}
+
+
+def test_columns_of_one_name_are_refused(tmp_path):
+    path = write(tmp_path / "a.parquet", label=[0] * 6)
+    table = pq.read_table(path).rename_columns(["image", "image"])
+    pq.write_table(table, path)
+    with pytest.raises(DataError, match="must have different names, but two are 'image'"):
+        opened("a.parquet", tmp_path / "cache")
+
+
 def test_both_splits_number_the_same_classes(tmp_path):
     write(tmp_path / "set" / "train.parquet", 0, label=["b", "c"] * 3)
     write(tmp_path / "set" / "test.parquet", 50, label=["a", "c"] * 3)

@@ -43,8 +43,11 @@ def unpacked(archive: Path, cache: Path) -> Path:
     place = cache / "unpacked" / hashlib.sha256(words.encode()).hexdigest()[:32]
     if place.is_dir():
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".", dir=place.parent))
+    except OSError as error:
+        raise _full(archive, place, error) from error
     try:
         with _members(archive) as members:
             _unpack(archive, list(members), partial)
@@ -58,9 +61,18 @@ def unpacked(archive: Path, cache: Path) -> Path:
             f"{archive}: must be an archive that can be unpacked, but: {error}. If it is encrypted "
             "or damaged, unpack it yourself and give the folder."
         ) from error
+    except OSError as error:
+        raise _full(archive, place, error) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return place
+
+
+def _full(archive: Path, place: Path, error: OSError) -> DataError:
+    return DataError(
+        f"{archive}: must be unpacked into {place.parent}, but: {error}. Name another folder with "
+        "MIMKIT_CACHE, or unpack it yourself."
+    )
 
 
 def _unpack(archive: Path, members: list[Member], to: Path) -> None:
@@ -109,7 +121,9 @@ def _is_wanted(name: str) -> bool:
 @contextmanager
 def _members(archive: Path) -> Iterator[Iterator[Member]]:
     """Plain files of an archive: their names, sizes, and how to open them."""
-    if zipfile.is_zipfile(archive):
+    with archive.open("rb") as file:
+        is_zip = file.read(2) == b"PK"
+    if is_zip:
         with zipfile.ZipFile(archive) as zipped:
             yield (
                 (info.filename, info.file_size, partial(zipped.open, info))

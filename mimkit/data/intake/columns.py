@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimkit.data.intake.labels import LABEL_COLUMNS, Codes, NoClassesError, codes_of
-from mimkit.data.intake.sheet import choose, some
+from mimkit.data.intake.sheet import check_names, choose, some
 from mimkit.data.registered import DataSet
 from mimkit.errors import DataError, nearest
 
@@ -60,6 +60,7 @@ def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked
     Raises: DataError if there are no images, or a column that was asked for is not there.
     """
     columns, dataset = schema.names, asked.dataset
+    check_names(where, columns)
     images = [name for name in columns if holds_images(schema.field(name).type)]
     image = choose(where, columns, (), asked.image, "data.image_column")
     if image is not None and image not in images:

@@ -17,7 +17,7 @@ from mimkit.data.intake.kinds import advice, census, reason
 from mimkit.data.intake.layout import Layout, arrange
 from mimkit.data.intake.paths import Paths, write_paths
 from mimkit.data.intake.places import Meaning, Part, Place
-from mimkit.data.intake.sheet import METADATA, Naming, naming
+from mimkit.data.intake.sheet import KINDS, METADATA, Naming, naming
 from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree
 from mimkit.data.registered import Split
@@ -146,14 +146,19 @@ def list_folder(
     named = None
     if tables or beside:
         named = naming(tree, tables or beside, image_column, label_column)
-    elif label_column not in (None, "none"):
+    elif image_column is not None or label_column not in (None, "none"):
+        key = "label" if image_column is None else "image"
         raise DataError(
-            f"data.label_column = '{label_column}': must be a column of a parquet file or table, "
-            f"but {tree.root} is a folder of images. Name a table of files and labels with "
-            "data.labels."
+            f"data.{key}_column = '{image_column or label_column}': must be a column of a parquet "
+            f"file or table, but {tree.root} is a folder of images. Name a table of files and "
+            "labels with data.labels."
         )
     layout = _layout(tree, meaning, named, only_named=only_named)
     notes = [*layout.notes, *layout.label_notes]
+    if label_column == "none":
+        layout = _unlabelled(layout)
+    elif named is None and not layout.classes and (table := _table_beside(tree)):
+        notes.append(f"if {table} holds labels of the images: data.labels='{table}'")
     if named is not None:
         notes.append(named.note)
         if named.lost:
@@ -185,6 +190,16 @@ def list_folder(
             note="; ".join(first),
         ),
     }
+
+
+def _unlabelled(layout: Layout) -> Layout:
+    test = layout.test and replace(layout.test, labels=None)
+    return replace(layout, train=replace(layout.train, labels=None), test=test, classes=())
+
+
+def _table_beside(tree: Tree) -> str | None:
+    tables = (path for path in tree.others() if path.endswith(KINDS) and path.count("/") <= 1)
+    return next((path for path in tables if not path.endswith(".txt")), None)
 
 
 def _hold_out(tree: Tree, total: int) -> str:

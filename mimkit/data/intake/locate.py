@@ -3,7 +3,7 @@
 import glob
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,10 +14,10 @@ from mimkit.data.intake.hub import download, is_hub_id
 from mimkit.data.intake.kinds import describe, is_archive, is_parquet
 from mimkit.data.intake.parquet import grouped
 from mimkit.data.intake.places import Meaning
-from mimkit.data.intake.rows import Store, list_rows
+from mimkit.data.intake.rows import RowListing, Store, list_rows
 from mimkit.data.intake.saved import saved_splits
 from mimkit.data.intake.sheet import KINDS, METADATA
-from mimkit.data.intake.table import Listing
+from mimkit.data.intake.table import Listing, Skipped
 from mimkit.data.intake.walk import Tree, walk
 from mimkit.data.registered import DataSet, Split
 from mimkit.errors import DataError, nearest
@@ -192,9 +192,17 @@ def _open_folder(folder: Path, origin: str, wanted: Wanted) -> Listings | None:
     if (saved := saved_splits(folder)) is not None:
         return list_rows(saved, wanted.asked)
     tree = walk(str(folder))
-    files = [path for path in _near(tree) if Path(path).suffix.lower() == ".parquet"]
-    if files and wanted.labels is None:
-        return _parquet([Path(tree.root, path) for path in sorted(files)], wanted)
+    files = [path for path in _near(tree) if path.lower().endswith(".parquet")]
+    if any(each.images for each in tree.folders):
+        files = [path for path in files if not _names_files(Path(tree.root, path), Asked())]
+    count = sum(len(each.images) for each in tree.folders)
+    if files and not (count and wanted.labels):
+        found = _parquet([Path(tree.root, path) for path in sorted(files)], wanted)
+        if found and count:
+            why = f"{count:,} images not used: parquet files lie beside them"
+            left = Skipped(f"{tree.root}/*", why)
+            found["train"] = replace(found["train"], skipped=(*found["train"].skipped, left))
+        return found
     return list_folder(
         tree,
         origin,
@@ -226,7 +234,7 @@ def _table(wanted: Wanted, folder: Path) -> Path:
     )
 
 
-def _parquet(files: list[Path], wanted: Wanted) -> Listings | None:
+def _parquet(files: list[Path], wanted: Wanted) -> dict[Split, RowListing] | None:
     """Lists parquet files; None if those of a registered data set have other names."""
     if wanted.labels is not None:
         raise DataError(

@@ -125,6 +125,13 @@ def file_column(path: Path, columns: Sequence[str], asked: str | None) -> str | 
     return found or next((name for name in columns if name.endswith("file_name")), None)
 
 
+def check_names(where: object, columns: Sequence[str]) -> None:
+    """Refuses tables in which two columns have one name."""
+    if len(set(columns)) < len(columns):
+        twice = next(name for name in columns if columns.count(name) > 1)
+        raise DataError(f"{where}: its columns must have different names, but two are '{twice}'.")
+
+
 def choose(
     where: object, columns: Sequence[str], known: Sequence[str], asked: str | None, key: str
 ) -> str | None:
@@ -154,10 +161,11 @@ def _read_rows(path: Path, image_column: str | None, label_column: str | None, t
     import pyarrow as pa  # noqa: PLC0415
 
     try:
-        table = _load(path)
+        table = _load(path, image_column)
     except (OSError, pa.ArrowException, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: must be a table that can be read, but: {error}") from error
     columns = table.column_names
+    check_names(path, columns)
     files = file_column(path, columns, image_column)
     if files is None:
         raise DataError(
@@ -191,7 +199,7 @@ def _read_rows(path: Path, image_column: str | None, label_column: str | None, t
     to.splits += [known.get(word, "none") for word in words] or [None] * len(table)
 
 
-def _load(path: Path) -> pa.Table:
+def _load(path: Path, image_column: str | None) -> pa.Table:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.csv as pc  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
@@ -209,12 +217,23 @@ def _load(path: Path) -> pa.Table:
         PurePosixPath(cell.strip().strip('"')).suffix.lower() in EXTENSIONS
         for cell in first.split(delimiter)
     )
-    options = pc.ReadOptions(autogenerate_column_names=headless)
-    table = pc.read_csv(io.BytesIO(text.encode()), options, pc.ParseOptions(delimiter=delimiter))
+    header = [cell.strip("\r").strip('"') for cell in first.split(delimiter)]
+    files = [name for name in header if _may_name_files(name.strip(), image_column)]
+    table = pc.read_csv(
+        io.BytesIO(text.encode()),
+        pc.ReadOptions(autogenerate_column_names=headless),
+        pc.ParseOptions(delimiter=delimiter),
+        pc.ConvertOptions(column_types=dict.fromkeys(files, pa.string())),  # 007 is no number
+    )
     if headless:
         names = ["file", "label"] if table.num_columns == 2 else table.column_names
         table = table.rename_columns(["file" if k == 0 else n for k, n in enumerate(names)])
     return table.rename_columns([name.strip() for name in table.column_names])
+
+
+def _may_name_files(column: str, image_column: str | None) -> bool:
+    lower = column.lower()
+    return column == image_column or lower in _FILE_COLUMNS or lower.endswith("file_name")
 
 
 class _Finder:
