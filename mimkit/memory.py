@@ -39,4 +39,4 @@ def _peak_on_windows() -> int:
     this_process = ctypes.c_void_p(-1)
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined]
     kernel.K32GetProcessMemoryInfo(this_process, ctypes.byref(counters), counters.size)
-    return counters.peak_working_set
+    return int(counters.peak_working_set)

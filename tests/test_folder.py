@@ -119,6 +119,24 @@ def test_results_and_ledger_come_back(folder):
     assert folder.read_ledger() == {"steps": 7}
 
 
+def test_results_that_are_not_finite_are_valid_json_and_come_back(folder):
+    folder.write_results(
+        {
+            "results": [{"value": math.nan, "protocol": {"limit": None}}],
+            "summaries": [{"mean": math.nan, "std": None, "values": [math.inf, 1.0]}],
+            "differences": [{"mean": math.nan, "low": math.nan, "high": None}],
+        }
+    )
+    json.loads(folder.results.read_text(), parse_constant=pytest.fail)
+    found = folder.read_results()
+    assert math.isnan(found["results"][0]["value"])
+    assert found["results"][0]["protocol"] == {"limit": None}
+    assert math.isnan(found["summaries"][0]["mean"])
+    assert math.isnan(found["summaries"][0]["values"][0])
+    assert found["summaries"][0]["std"] is None
+    assert found["differences"][0]["low"] is None
+
+
 @pytest.mark.parametrize("text", ["{torn", "[]"])
 def test_damaged_results_are_named(folder, text):
     folder.results.write_text(text)

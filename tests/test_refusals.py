@@ -89,27 +89,31 @@ def test_missing_labels_are_told_before(name, tiny, tmp_path, prepared, unlabell
     assert prepared == []
 
 
-@pytest.mark.parametrize(
-    ("message", "settings"),
-    [
-        ("at least three held-out images", [evaluate("knn_consistency"), "data.num_test_images=2"]),
-        ("class token", [evaluate("knn_consistency", 'pool = "cls"')]),
-        ("class token", [evaluate("knn", 'pool = "cls"')]),
-        ("class token", [evaluate("linear_probe", 'pools = ["cls"]')]),
-        ("label fraction must be", [evaluate("linear_probe", "label_fractions = [2.0]")]),
-        ("num_heads|divide", [evaluate("attentive_probe", "num_heads = 3")]),
-        ("at least two images", [evaluate("attentive_probe", 'batch_norm = "batch"'),
-                                 "data.num_test_images=1"]),
-        ("'pooled' needs a head", [evaluate("finetune", 'network = "pooled"')]),
-        ("multiple of the patches", [evaluate("finetune", "image_size = 15")]),
-        ("multiple of the 3 processes", ["train.processes=3"]),
-        ("4 pieces", ["train.processes=4", "train.accumulate=4"]),
-        ("must be found", ['data.name="/nowhere/at/all"']),
-        ("must be found", ['data.labelled="/nowhere/at/all"', evaluate("knn")]),
-    ],
-    ids=str,
-)  # fmt: skip
-def test_what_cannot_work_is_refused_before(message, settings, tiny, tmp_path, prepared):
+NO_CLASS_TOKEN = "encoder.class_token=false"
+CANNOT_WORK = {
+    "few images": ("at least three held-out images", evaluate("knn_consistency"),
+                   "data.num_test_images=2"),
+    "consistency of no token": ("class token", evaluate("knn_consistency", 'pool = "cls"'),
+                                NO_CLASS_TOKEN),
+    "knn of no token": ("class token", evaluate("knn", 'pool = "cls"'), NO_CLASS_TOKEN),
+    "probe of no token": ("class token", evaluate("linear_probe", 'pools = ["cls"]'),
+                          NO_CLASS_TOKEN),
+    "fraction": ("label fraction must be", evaluate("linear_probe", "label_fractions = [2.0]")),
+    "heads": ("divide", evaluate("attentive_probe", "num_heads = 3")),
+    "one image": ("at least two images", evaluate("attentive_probe", 'batch_norm = "batch"'),
+                  "data.num_test_images=1"),
+    "pooling": ("'pooled' needs a head", evaluate("finetune", 'network = "pooled"')),
+    "size": ("multiple of the patches", evaluate("finetune", "image_size = 15")),
+    "processes": ("multiple of the 3 processes", "train.processes=3"),
+    "pieces": ("4 pieces", "train.processes=4", "train.accumulate=4"),
+    "data": ("must be found", 'data.name="/nowhere/at/all"'),
+    "labels": ("must be found", 'data.labelled="/nowhere/at/all"', evaluate("knn")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CANNOT_WORK)
+def test_what_cannot_work_is_refused_before(case, tiny, tmp_path, prepared):
+    message, *settings = CANNOT_WORK[case]
     refused(tiny, tmp_path, message, *settings)
     assert prepared == []
     assert not (tmp_path / "tiny" / "0" / "recipe.toml").exists()
@@ -198,10 +202,8 @@ def test_a_comparison_of_which_nothing_was_trained_stands_in_nobodys_way(recipes
     (tmp_path / "runs").rmdir()
     work(tmp_path)
     assert not is_another(plan, asked, tmp_path)
-    with pytest.raises(
-        DataError,
-        match=r"its budget 4 optimizer steps, data_path None; asked for: budget 8 .*, data_path /ri",
-    ):
+    differ = r"its budget 4 optimizer steps, data_path None; asked for: budget 8 .*, data_path /r"
+    with pytest.raises(DataError, match=differ):
         is_another(plan, other, tmp_path)
     with pytest.raises(DataError, match=r"one\.toml: this recipe.* is another one than when"):
         is_edited(plan.methods[0], edited, tmp_path)

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from mimkit.builtin.losses import MSE
 from mimkit.errors import DataError, RecipeError, TrainingError
+from mimkit.evaluate.base import Result
 from mimkit.parts.base import Loss
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
@@ -218,6 +219,22 @@ def test_an_evaluation_that_cannot_be_made_is_refused_before_training(tiny, tmp_
     with pytest.raises(RecipeError, match="'pooled' needs a head"):
         here(tiny, tmp_path, overrides=[evaluate])
     assert not (tmp_path / "tiny/0/metrics.jsonl").exists()
+
+
+def test_a_result_that_is_not_finite_leaves_json_and_a_report(tiny, tmp_path, monkeypatch):
+    def judge(self, subject):
+        values = {"pretrained": float("nan"), "random": 0.5}
+        return [
+            Result("heldout", "accuracy", value, 16, seed, init)
+            for init, value in values.items()
+            for seed in (0, 1)
+        ]
+
+    monkeypatch.setattr("mimkit.evaluate.heldout.HeldOut.run", judge)
+    folder = here(tiny, tmp_path, overrides=["train.total_steps=1"])
+    for name in ("results.json", "ledger.json"):
+        json.loads((folder / name).read_text(), parse_constant=pytest.fail)
+    assert "accuracy" in (folder / "report.html").read_text()
 
 
 class Unsteady(Loss):

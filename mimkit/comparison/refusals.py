@@ -163,7 +163,7 @@ def _images(source: Source) -> str:
     return f"{len(source):,} of {source.name}, the first of {height} x {width} px"
 
 
-def _words(asked: dict[str, object]) -> dict[str, object]:
+def _words(asked: Mapping[str, object]) -> dict[str, object]:
     """What was asked for, by names that people know."""
     recipes, budget = asked.get("recipes"), asked.get("budget")
     said = {name: value for name, value in asked.items() if name != "recipes"}

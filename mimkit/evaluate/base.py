@@ -146,7 +146,9 @@ class Evaluator(Part):
     every_steps: int | None = None
 
     def check(self, subject: Subject) -> None:
-        """Refuses at once what `run` could not do; called before pre-training begins.
+        """Refuses at once what `run` could not do.
+
+        Called before anything that takes long: the targets are not prepared yet.
 
         Raises: RecipeError, DataError.
         """

@@ -70,7 +70,7 @@ def student_interval(values: Sequence[float]) -> tuple[float | None, float | Non
     if num_values < 2:
         return None, None
     quantile = float(stdtrit(num_values - 1, (1 + LEVEL) / 2))
-    margin = quantile * statistics.stdev(values) / math.sqrt(num_values)
+    margin = quantile * _deviation(values) / math.sqrt(num_values)
     mean = statistics.fmean(values)
     return mean - margin, mean + margin
 
@@ -86,10 +86,15 @@ def verdict(low: float | None, high: float | None, num_seeds: int) -> str:
 
 def _spread(by_seed: dict[int, float]) -> Entry:
     values = list(by_seed.values())
-    std = statistics.stdev(values) if len(values) > 1 else None
+    std = _deviation(values) if len(values) > 1 else None
     return {
         "mean": statistics.fmean(values),
         "std": std,
         "seeds": list(by_seed),
         "values": values,
     }
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The sample standard deviation, NaN of values that are not all finite."""
+    return statistics.stdev(values) if all(map(math.isfinite, values)) else math.nan

@@ -11,7 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 
-import mimkit
+import importlib_metadata
+
 from mimkit.errors import DataError
 from mimkit.files import make_folder, reading, write_json, writing
 
@@ -87,7 +88,7 @@ def claim(folder: Path, kind: Kind) -> None:
     refuse_foreign(folder, kind)
     make_folder(folder)
     if not (folder / MARKER).is_file():
-        write_json(folder / MARKER, {"kind": kind, "mimkit": mimkit.__version__})
+        write_json(folder / MARKER, {"kind": kind, "mimkit": importlib_metadata.version("mimkit")})
 
 
 def remove(folder: Path, patterns: Iterable[str]) -> list[str]:
