@@ -1,6 +1,7 @@
 """Means over seeds, and differences between initialisations paired by seed."""
 
 import json
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
