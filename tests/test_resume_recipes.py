@@ -8,7 +8,8 @@ import torch
 from rich.console import Console
 
 from mimkit.data.batches import stream
-from mimkit.pipeline.current import open_run
+from mimkit.evaluate import finetune
+from mimkit.pipeline.current import build_evaluators, open_run, subject
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
@@ -42,7 +43,7 @@ SIZES = {
 }
 
 
-def miniature(path):
+def miniature(path, *, images=12, evaluate=()):
     whole = load(str(path))
     small = {
         section: {key: value for key, value in sizes.items() if key in options(whole, section)}
@@ -52,10 +53,10 @@ def miniature(path):
     return load(
         str(path),
         fixed={
-            "data": {"name": "shapes", "num_images": 12, "num_test_images": 4, "workers": 0},
+            "data": {"name": "shapes", "num_images": images, "num_test_images": 4, "workers": 0},
             "train": {**TRAIN, "accumulate": min(2, whole.train.accumulate)},
             "targets": {name: options for name, options in targets.items() if options},
-            "evaluate": [],
+            "evaluate": list(evaluate),
             **small,
         },
     )
@@ -66,7 +67,7 @@ def options(recipe, section):
 
 
 def train(recipe, folder, stop_at=None):
-    """Builds everything anew and trains from the last checkpoint; gives the state and the log."""
+    """Builds everything anew and trains from the last checkpoint; gives the run, loop and log."""
     console, world, request, rows = Console(quiet=True), World(0, 1, CPU), Request(), []
     run = open_run(recipe, RunFolder(folder), world, console)
 
@@ -91,7 +92,7 @@ def train(recipe, folder, stop_at=None):
         assert loop.progress.step == stop_at
     for row in rows:
         row.pop("time/step_ms")
-    return loop, rows
+    return run, loop, rows
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +105,9 @@ def cache(tmp_path_factory):
 def test_interrupted_and_gone_on_with_it_ends_alike(path, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("MIMKIT_CACHE", str(cache))
     recipe = miniature(path)
-    undisturbed, expected = train(recipe, tmp_path / "whole")
-    _, before = train(recipe, tmp_path / "parts", stop_at=2)
-    resumed, after = train(recipe, tmp_path / "parts")
+    _, undisturbed, expected = train(recipe, tmp_path / "whole")
+    _, _, before = train(recipe, tmp_path / "parts", stop_at=2)
+    _, resumed, after = train(recipe, tmp_path / "parts")
     assert resumed.progress.step == 4
     assert before + after == expected
     assert [row["step"] for row in expected] == [3, 4]
@@ -119,3 +120,52 @@ def test_interrupted_and_gone_on_with_it_ends_alike(path, cache, tmp_path, monke
         for key, value in undisturbed.optimizer.state.get(parameter, {}).items():
             assert torch.equal(value, held[name][key]), (name, key)
             assert value.stride() == held[name][key].stride(), (name, key)
+
+
+FINE_TUNE = {
+    "part": "finetune",
+    "label_fractions": [1.0],
+    "seeds": 1,
+    "total_steps": 3,
+    "batch_size": 4,
+    "lrs": [0.01],
+    "warmup_steps": 0,
+}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "selfie_shapes",
+        *(pytest.param(f"{m}_shapes", marks=pytest.mark.slow) for m in ("beit", "cae", "mae")),
+    ],
+)
+def test_fine_tuning_killed_inside_of_its_second_cell_ends_alike(
+    name, cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("MIMKIT_CACHE", str(cache))
+    (path,) = (path for path in RECIPES if path.stem == name)
+    recipe = miniature(path, images=60, evaluate=[FINE_TUNE])
+
+    def fine_tune(folder):
+        run, _, _ = train(recipe, folder)  # from the last checkpoint, where there is one
+        (evaluator,) = build_evaluators(run)
+        return evaluator.run(subject(run, 0))
+
+    def die(network, *arguments, **options):
+        """Trains the second cell to its end, and dies before that is written down."""
+        train_classifier(network, *arguments, **options)
+        trained.append(network)
+        if len(trained) == 2:
+            raise ZeroDivisionError
+
+    trained, train_classifier = [], finetune.train_classifier
+    expected = fine_tune(tmp_path / "whole")
+    assert len(expected) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(finetune, "train_classifier", die)
+        with pytest.raises(ZeroDivisionError):
+            fine_tune(tmp_path / "killed")
+    assert fine_tune(tmp_path / "killed") == expected
+    cells = [next((tmp_path / place).rglob("cells.jsonl")) for place in ("whole", "killed")]
+    assert cells[0].read_text() == cells[1].read_text()

@@ -21,6 +21,8 @@ from mimkit.parts.base import Loss
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
+from mimkit.train.loop import Loop
+from mimkit.train.signals import Interrupted
 
 LAST = "checkpoints/step_00000012.safetensors"
 
@@ -136,6 +138,19 @@ def test_a_signal_ends_the_step_and_the_same_command_goes_on(tiny, tmp_path, num
     newest = sorted((folder / "checkpoints").glob("*.json"))[-1]
     step = json.loads(newest.read_text())["step"]
     assert f"after step {step}" in output
+
+
+def test_a_signal_while_the_last_checkpoint_is_written_is_heard(tiny, tmp_path, monkeypatch):
+    save = Loop.save
+
+    def save_and_ask(loop):
+        save(loop)
+        if loop.progress.step == 12:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(Loop, "save", save_and_ask)
+    with pytest.raises(Interrupted, match="stopped by SIGTERM after step 12"):
+        here(tiny, tmp_path)
 
 
 @pytest.mark.slow

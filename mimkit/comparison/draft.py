@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -27,7 +28,9 @@ from mimkit.data.workers import cores
 from mimkit.errors import RecipeError
 from mimkit.files import write_text
 from mimkit.recipe.schema import Recipe, resolved
+from mimkit.train.signals import Interrupted, listen
 
+_LOOK_EVERY_SECONDS: Final = 0.2
 _TRIAL_STEPS: Final = 100
 """Steps of a recipe that is only measured, not run."""
 
@@ -125,16 +128,39 @@ def _measure(
     write_text(held, text)
     console.print(headed("trial", label))
     command = [sys.executable, "-m", "mimkit.comparison.trial", str(held), str(file)]
-    done = subprocess.run(
+    code, message = _call(
         command + ([question.device] if question.device else []),
-        env={"OMP_NUM_THREADS": str(threads(question.jobs)), **os.environ},
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
+        {"OMP_NUM_THREADS": str(threads(question.jobs)), **os.environ},
+        label,
     )
-    if done.returncode or not file.is_file():
-        message = done.stderr.strip()
-        if done.returncode != 2:  # not in words for people: keep the last line of the traceback
+    if code or not file.is_file():
+        if code != 2:  # not in words for people: keep the last line of the traceback
             message = f"its trial failed: {message.splitlines()[-1] if message else 'killed'}"
         raise RecipeError(f"compare, method '{label}': {message}")
     return read_trial(file)
+
+
+def _call(command: list[str], environment: dict[str, str], label: str) -> tuple[int, str]:
+    """Runs a trial. It may train a tokenizer for hours, so a signal is passed on: it keeps that.
+
+    Returns: the exit code, and what it wrote to the standard error.
+    Raises: Interrupted after a signal, when the trial has ended.
+    """
+    asked = False
+    with (
+        listen() as request,
+        # A session of its own: Ctrl-C comes to it from here alone, once.
+        subprocess.Popen(
+            command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+        ) as process,
+    ):
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                _, said = process.communicate(timeout=_LOOK_EVERY_SECONDS)
+                break
+            if request.number is not None and not asked:
+                process.send_signal(request.number)
+                asked = True
+    if request.number is not None:
+        raise Interrupted(request.number, f"while the trial of {label} was at work")
+    return process.returncode, said.strip()

@@ -194,6 +194,8 @@ class Loop:
             if stop:
                 raise Interrupted(request.number or 0, f"after step {done}")
             clock = time.perf_counter()
+        if self.asked_to_stop(self.total, request):  # while the last checkpoint was written
+            raise Interrupted(request.number or 0, f"after step {self.total}")
 
     def step(self, step: int, batch: Batch) -> tuple[StepOutput, Tensor, Tensor]:
         """One optimizer step; returns its output, gradient norm () and whether it counted ()."""

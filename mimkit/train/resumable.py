@@ -30,7 +30,7 @@ class Resumable:
     may have made it while this one waited; last write it. Then the folder is removed.
 
     >>> def fit(folder, say):
-    ...     network = nn.Linear(2, 1)
+    ...     network = torch.nn.Linear(2, 1)
     ...     optimizer = torch.optim.SGD(network.parameters(), 0.1)
     ...     with Resumable(folder, "mine", say, every_steps=10) as training:
     ...         for step in training.steps(0, 25, network, optimizer):

@@ -1,0 +1,41 @@
+import os
+import signal
+import sys
+import threading
+
+import pytest
+
+from mimkit.comparison.draft import _call
+from mimkit.train.signals import Interrupted
+
+WAIT = """
+import signal, sys, time
+def leave(number, frame):
+    open(sys.argv[1], "w").write(str(number))
+    sys.exit(128 + number)
+signal.signal(signal.SIGTERM, leave)
+signal.signal(signal.SIGINT, leave)
+open(sys.argv[1] + ".ready", "w").close()
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_is_passed_on_to_a_trial_and_ends_the_comparison(tmp_path, number):
+    told = tmp_path / "told"
+
+    def ask():
+        while not told.with_name("told.ready").exists():
+            pass
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=ask, daemon=True).start()
+    with pytest.raises(Interrupted, match="while the trial of mae was at work") as caught:
+        _call([sys.executable, "-c", WAIT, str(told)], dict(os.environ), "mae")
+    assert told.read_text() == str(number.value)
+    assert caught.value.exit_code == 128 + number
+
+
+def test_a_trial_gives_its_exit_code_and_its_errors():
+    command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
+    assert _call(command, dict(os.environ), "mae") == (1, "no such thing")
