@@ -54,7 +54,7 @@ def test_a_bench_splits_the_whole_step(tiny):
     measured = bench(load(str(tiny)), device="cpu", steps=2, console=Console(quiet=True))
     assert set(measured.milliseconds) == set(PHASES)
     assert all(value > 0 for value in measured.milliseconds.values())
-    assert measured.rate == pytest.approx(8 / measured.trial.seconds_per_step)
+    assert measured.rate == pytest.approx(8 / measured.trial.step_seconds)
     assert measured.loader_rate > 0
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(measured.table())

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mimkit.data.batches import default_workers, stream
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
@@ -25,7 +24,7 @@ from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.loop import Progress as TrainingProgress
 from mimkit.train.signals import listen
-from mimkit.train.trial import Trial, choose_forward, duration
+from mimkit.train.trial import Trial, duration
 
 PATIENT_SECONDS = 12 * 3600
 """A CPU run longer than this is answered with the advice to take a smaller preset."""
@@ -79,7 +78,6 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
     Returns: what the steps cost in a trial, None if none was left to do, and how far it is.
     """
     recipe, folder, world = current.recipe, current.folder, current.world
-    batches = current.batches()
     evaluators = build_evaluators(current)
     for number, evaluator in enumerate(evaluators):
         evaluator.check(subject(current, number))
@@ -122,39 +120,23 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
         if due:
             world.wait()
 
-    loop = Loop(
-        current.pretrainer,
-        train=recipe.train,
-        num_images=len(current.train),
-        seed=recipe.seed,
-        world=world,
-        folder=folder.checkpoints,
-        hooks=Hooks(log, evaluate, current.console.print),
-    )
+    loop = current.loop(Hooks(log, evaluate, current.console.print))
     loop.resume()
     start = loop.progress.step
     if world.leads:
         folder.truncate(start)
     trial = None
     if start < loop.total:
-        loop.forward, trial = choose_forward(
-            current.pretrainer,
-            world.wrap(current.pretrainer),
-            batches[0].to(world.device),
-            recipe.train,
-        )
+        trial = current.try_out(loop)
         _announce(current, trial, loop)
     if start == 0:
         evaluate(0)
-    workers = default_workers(recipe.data, current.train)
     with (
         listen() as request,
         Progress(loop.total, start, current.console) as bar,
     ):
         try:
-            loop.run(
-                stream(batches, start, loop.total, workers=workers, device=world.device), request
-            )
+            loop.run(current.stream(start, loop.total), request)
         finally:  # also when it stops early: what was skipped must be written down
             _write_ledger(current, trial, loop.progress)
     return trial, loop.progress
