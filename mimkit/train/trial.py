@@ -139,9 +139,10 @@ def _time_data(
     """Returns the batch of a step, and the seconds until the next one is there."""
     round_ = max(1, workers)
     number = _LOADER_ROUNDS * workers or _LOADER_BATCHES
-    first, arrived = None, [time.perf_counter()]
+    first: Batch | None = None
+    arrived = [time.perf_counter()]
     for batch in stream(start, start + number):
-        first = first or batch
+        first = batch if first is None else first
         synchronize(device)
         arrived.append(time.perf_counter())
         if arrived[-1] - arrived[0] > _LOADER_SECONDS:
