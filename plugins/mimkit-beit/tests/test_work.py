@@ -15,7 +15,7 @@ from mimkit import Geometry, Grid, View, count_flops
 CPU = torch.device("cpu")
 SIZE = Size(codebook_size=16, hidden_dim=8, num_blocks=1, code_dim=4)
 PLAN = Plan(
-    total_steps=150,
+    total_steps=50,
     first_ratio=0.4,
     batch_size=8,
     lr=5e-3,
@@ -37,7 +37,7 @@ class Pictures:
         return torch.rand(45, 3, *view.image_size, generator=generator)[index]
 
 
-@pytest.mark.parametrize("total_steps", [20, 150])
+@pytest.mark.parametrize("total_steps", [20, 50])
 def test_it_is_what_the_training_takes(tmp_path, total_steps):
     view = View("tokens", (32, 16), mean=(-0.125,) * 3, std=(1.25,) * 3, interpolation="lanczos")
     plan = dataclasses.replace(PLAN, total_steps=total_steps)
