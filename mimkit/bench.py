@@ -18,9 +18,8 @@ from mimkit.recipe.schema import Recipe
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.guard import Guard
-from mimkit.train.loop import Means, autocast, uses_bfloat16
-from mimkit.train.optim import make_optimizer
-from mimkit.train.trial import Trial, choose_forward
+from mimkit.train.loop import Hooks, Means, uses_bfloat16
+from mimkit.train.trial import Trial, synchronize, untouched
 
 PHASES = ("data", "target", "encoder", "head", "loss", "backward", "optimizer", "core")
 
@@ -32,8 +31,8 @@ class Bench:
     Args:
         name: of the recipe.
         milliseconds: of one step, by phase; "core" is what mimkit itself adds.
-        loader_rate: images/s that the data path delivers on its own.
-        trial: images/s, memory and FLOPs of the step as it is trained (compiled if that pays).
+        trial: time, memory and FLOPs of the step as it is trained (compiled if that pays), and the
+            time of the data path by itself, with its loader processes.
         batch_size: images per step.
         peak_flops: of a large matrix product in the training precision.
         diagnoses: what targets say of themselves: ``<target>, <name>`` to a number.
@@ -41,7 +40,6 @@ class Bench:
 
     name: str
     milliseconds: dict[str, float]
-    loader_rate: float
     trial: Trial
     batch_size: int
     peak_flops: float
@@ -49,8 +47,13 @@ class Bench:
 
     @property
     def rate(self) -> float:
-        """Images/s of the step."""
-        return self.batch_size / self.trial.seconds_per_step
+        """Images/s of the step, its batch at hand."""
+        return self.batch_size / self.trial.step_seconds
+
+    @property
+    def loader_rate(self) -> float:
+        """Images/s that the data path delivers by itself."""
+        return self.batch_size / self.trial.load_seconds
 
     def table(self) -> Table:
         """Lays the figures out for people."""
@@ -64,7 +67,7 @@ class Bench:
         table.add_section()
         table.add_row("images/s", f"{self.rate:,.0f}", "")
         table.add_row(
-            "loader images/s", f"{self.loader_rate:,.0f}", f"{self.loader_rate / self.rate:.0f} x"
+            "loader images/s", f"{self.loader_rate:,.0f}", f"{self.loader_rate / self.rate:.1f} x"
         )
         table.add_row("peak memory", f"{self.trial.peak_memory_bytes / 2**30:.2f} GiB", "")
         table.add_row("GFLOP an image", f"{self.trial.flops_per_image / 1e9:.3f}", "")
@@ -83,18 +86,12 @@ def bench(recipe: Recipe, *, device: str | None, steps: int, console: Console) -
     """Measures ``steps`` training steps of a recipe, after a warm-up; trains nothing that stays."""
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
         current = open_run(recipe, folder, world, console)
-        _, trial = choose_forward(
-            current.pretrainer,
-            current.pretrainer,
-            current.batches()[0].to(world.device),
-            recipe.train,
-        )
+        trial = current.try_out(current.loop())
         console.print(f"measuring {steps} steps of {recipe.name}")
         split = _split(current, steps)
         return Bench(
             name=recipe.name,
             milliseconds={phase: 1000 * seconds / steps for phase, seconds in split.items()},
-            loader_rate=_loader_rate(current),
             trial=trial,
             batch_size=recipe.train.batch_size,
             peak_flops=matmul_peak(
@@ -111,24 +108,25 @@ def matmul_peak(device: torch.device, bfloat16: bool) -> float:
     a = torch.randn(size, size, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(8):
-        _synchronize(device)
+        synchronize(device)
         start = time.perf_counter()
         a @ a
-        _synchronize(device)
+        synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
 
 
 def _split(current: Run, steps: int) -> dict[str, float]:
-    """Runs eager steps with a stopwatch on every part; warm-up steps are not counted."""
+    """Runs the loop's own steps, eager, with a stopwatch on every part; two come before it."""
+    pretrainer = current.pretrainer
     clock = Stopwatch(current.world.device)
-    pretrainer, train = current.pretrainer, current.recipe.train
-    optimizer = make_optimizer(pretrainer, train)
-    batches = current.batches()
+    loop = current.loop(Hooks(phase=clock.phase))
     pretrainer.train()
     guard = Guard(pretrainer, [])
     means = Means(current.world)
+    batches = current.stream(0, steps + 2)
     with ExitStack() as stack:
+        stack.enter_context(untouched(pretrainer, loop.optimizer))
         for target in pretrainer.targets.values():
             stack.enter_context(clock.watch(target, "target"))
         stack.enter_context(clock.watch(pretrainer.encoder, "encoder"))
@@ -140,21 +138,8 @@ def _split(current: Run, steps: int) -> dict[str, float]:
                 clock.seconds.clear()
             with clock.phase("core"):
                 with clock.phase("data"):
-                    batch = batches[step].to(current.world.device)
-                guard.before()
-                optimizer.zero_grad()
-                with autocast(current.world.device, train.precision):
-                    output = pretrainer(batch)
-                with clock.phase("backward"):
-                    torch.autograd.backward(output.loss)
-                with clock.phase("optimizer"):
-                    norm = nn.utils.clip_grad_norm_(
-                        pretrainer.parameters(), train.clip_norm or float("inf")
-                    )
-                    optimizer.step()
-                finite = torch.isfinite(norm)
-                guard.after(step, batch.index, finite)
-                means.add(output, norm, finite)
+                    batch = next(batches)
+                loop.advance(step, batch, guard, means)
     return dict(clock.seconds)
 
 
@@ -165,16 +150,6 @@ def _diagnoses(current: Run) -> dict[str, float]:
         for name, target in current.parts.targets.items()
         for key, value in target.diagnose(batch).items()
     }
-
-
-def _loader_rate(current: Run, steps: int = 20) -> float:
-    batches = current.batches()
-    batches[0]
-    start = time.perf_counter()
-    for step in range(steps):
-        batches[step]
-    _synchronize(current.world.device)
-    return steps * current.recipe.train.batch_size / (time.perf_counter() - start)
 
 
 class Stopwatch:
@@ -215,13 +190,8 @@ class Stopwatch:
         self.stack.pop()
 
     def _charge(self) -> None:
-        _synchronize(self.device)
+        synchronize(self.device)
         now = time.perf_counter()
         if self.stack:
             self.seconds[self.stack[-1]] += now - self.mark
         self.mark = now
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

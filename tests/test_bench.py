@@ -8,6 +8,8 @@ from torch import nn
 
 from mimkit.bench import PHASES, Stopwatch, bench, matmul_peak
 from mimkit.recipe.schema import load
+from mimkit.train.loop import Loop
+from mimkit.train.step import Pretrainer
 
 
 @pytest.fixture
@@ -50,11 +52,35 @@ def test_the_matmul_peak_is_a_rate():
     assert matmul_peak(torch.device("cpu"), bfloat16=False) > 1e8
 
 
+def test_a_bench_runs_the_loops_own_steps(tiny, monkeypatch):
+    calls = {"advance": 0, "step": 0, "after_step": 0, "piece": 0}
+
+    def count(cls, name, method):
+        kept = getattr(cls, method)
+
+        def call(*arguments, **options):
+            calls[name] += 1
+            return kept(*arguments, **options)
+
+        monkeypatch.setattr(cls, method, call)
+
+    count(Loop, "advance", "advance")
+    count(Loop, "step", "step")
+    count(Pretrainer, "after_step", "after_step")
+    count(Pretrainer, "piece", "forward")
+    recipe = load(str(tiny), overrides=["train.accumulate=4"])
+    measured = bench(recipe, device="cpu", steps=5, console=Console(quiet=True))
+    steps = calls["advance"]
+    assert steps >= 5 + 2
+    assert calls == {"advance": steps, "step": steps, "after_step": steps, "piece": 4 * steps}
+    assert measured.loader_rate == pytest.approx(8 / measured.trial.load_seconds)
+
+
 def test_a_bench_splits_the_whole_step(tiny):
     measured = bench(load(str(tiny)), device="cpu", steps=2, console=Console(quiet=True))
     assert set(measured.milliseconds) == set(PHASES)
     assert all(value > 0 for value in measured.milliseconds.values())
-    assert measured.rate == pytest.approx(8 / measured.trial.seconds_per_step)
+    assert measured.rate == pytest.approx(8 / measured.trial.step_seconds)
     assert measured.loader_rate > 0
     console = Console(record=True, width=80, file=io.StringIO())
     console.print(measured.table())

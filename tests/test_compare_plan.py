@@ -118,6 +118,8 @@ def test_a_wrong_budget_is_refused_with_what_would_do(text, message):
 def test_a_time_budget_pays_for_the_tokenizer_first():
     assert images_of(Budget("time", 60.0), 8, TRIAL) == pytest.approx((60 - 10) / 0.5 * 8)
     assert images_of(Budget("flops", 5e12), 8, TRIAL) == pytest.approx(5000)
+    owing = replace(TRIAL, prepare_flops=2e12)  # a tokenizer's training
+    assert images_of(Budget("flops", 5e12), 8, owing) == pytest.approx(3000)
     assert images_of(Budget("steps", 7), 8, None) == 56
     assert images_of(Budget("images", 100), 8, None) == 100
 

@@ -35,6 +35,7 @@ DEPTH = 4
 CODES = {
     "title": "a dVAE <trained> on the training images",
     "seconds": 187.0,
+    "flops": 2.5e12,
     "cached": True,
     "facts": {"codes": 512, "codes used": 401, "perplexity": 312.44},
 }
@@ -330,9 +331,11 @@ def test_the_cover_says_what_is_equal_and_what_is_not(page):
     assert "time of preparation (none in some)" in different
     assert "encoder parameters" not in different
     assert "FLOPs of pre-training 5.53 TFLOP 8.29 TFLOP 11.6 TFLOP × 2.1" in text
+    assert "FLOPs of preparation none 2.5 TFLOP 2.5 TFLOP none in some" in text
+    assert "FLOPs of both 5.53 TFLOP 10.8 TFLOP 14.1 TFLOP × 2.55" in text
     assert "time of pre-training 82.3 s 122 s 172 s × 2.09" in text
     assert "time of preparation none 187 s 187 s none in some" in text
-    assert "Its FLOPs are not counted." in text
+    assert "what a published tokenizer once cost is not known" in text
 
 
 def test_a_failed_run_is_named_with_its_reason(page):

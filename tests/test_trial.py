@@ -37,7 +37,7 @@ def test_durations_are_worded_as_people_say_them(seconds, words):
 
 
 def test_the_estimate_names_time_rate_and_memory():
-    trial = Trial(0.5, 3 * 2**30, 2e9, compiled=True)
+    trial = Trial(0.4, 0.1, 3 * 2**30, 2e9, compiled=True, overlaps=False)
     assert trial.describe(1200, 64) == (
         "about 10 min for 1,200 steps (128 images/s, 2.00 GFLOP an image, 3.0 GiB, compiled)"
     )

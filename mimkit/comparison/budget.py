@@ -42,7 +42,7 @@ def describe(budget: Budget) -> str:
         "steps": f"{amount} optimizer steps",
         "images": f"{amount} images seen",
         "time": f"{amount} s of preparation and training",
-        "flops": f"{budget.amount:.3g} floating-point operations",
+        "flops": f"{budget.amount:.3g} floating-point operations of preparation and training",
     }[budget.unit]
 
 
@@ -52,8 +52,8 @@ def images_of(budget: Budget, batch_size: int, trial: Trial | None) -> float:
     Args:
         budget: of unit "steps" or "images", where nothing must have been measured.
         batch_size: images of a step.
-        trial: what a step costs, for the other units. Of a time what targets need before training
-            is taken off.
+        trial: what a step costs, for the other units. What targets need before training is taken
+            off first.
     """
     if budget.unit == "images":
         return budget.amount
@@ -61,7 +61,7 @@ def images_of(budget: Budget, batch_size: int, trial: Trial | None) -> float:
         return budget.amount * batch_size
     assert trial is not None
     if budget.unit == "flops":
-        return budget.amount / trial.flops_per_image
+        return (budget.amount - trial.prepare_flops) / trial.flops_per_image
     return (budget.amount - trial.prepare_seconds) / trial.seconds_per_step * batch_size
 
 

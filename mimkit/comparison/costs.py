@@ -23,7 +23,8 @@ class Cost:
         measured: whether any run has finished.
         images: seen in pre-training.
         steps: of the optimizer.
-        flops_per_image: forward and backward, counted by torch.
+        flops_per_image: of a step of pre-training, forwards and backwards.
+        prepare_flops: of what targets needed first, as ``prepare_seconds``.
         train_seconds: of pre-training.
         prepare_seconds: of what targets needed first, such as a tokenizer's training, when it was
             made; a run that finds it in the cache still owes it.
@@ -37,6 +38,7 @@ class Cost:
     images: float
     steps: float
     flops_per_image: float
+    prepare_flops: float
     train_seconds: float
     prepare_seconds: float
     evaluate_seconds: float
@@ -45,8 +47,8 @@ class Cost:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of pre-training, without those of a tokenizer's training."""
-        return self.images * self.flops_per_image
+        """Floating-point operations of preparation and pre-training."""
+        return self.prepare_flops + self.images * self.flops_per_image
 
     @property
     def seconds(self) -> float:
@@ -86,6 +88,7 @@ def cost_of(method: Method, finished: Iterable[Outcome]) -> Cost:
             images=method.images,
             steps=method.total_steps,
             flops_per_image=trial.flops_per_image,
+            prepare_flops=trial.prepare_flops,
             train_seconds=method.total_steps * trial.seconds_per_step,
             prepare_seconds=trial.prepare_seconds,
             evaluate_seconds=method.evaluate_seconds,
@@ -99,6 +102,9 @@ def cost_of(method: Method, finished: Iterable[Outcome]) -> Cost:
         images=statistics.fmean(ledger["images_seen"] for ledger in ledgers),
         steps=statistics.fmean(ledger["steps"] for ledger in ledgers),
         flops_per_image=ledgers[0].get("flops_per_image") or trial.flops_per_image,
+        prepare_flops=statistics.fmean(
+            sum(one.get("flops", 0.0) for one in run) for run in prepared
+        ),
         train_seconds=statistics.fmean(ledger["seconds"]["train"] for ledger in ledgers),
         prepare_seconds=statistics.fmean(sum(one["seconds"] for one in run) for run in prepared),
         evaluate_seconds=statistics.fmean(ledger["seconds"]["evaluate"] for ledger in ledgers),
@@ -110,6 +116,7 @@ def cost_of(method: Method, finished: Iterable[Outcome]) -> Cost:
 def quantities(costs: Sequence[Cost]) -> list[Quantity]:
     """Lays the costs of all methods side by side; what none of them has is left out."""
     parts = dict.fromkeys(part for cost in costs for part in cost.parameters)
+    any_prepared = any(cost.prepare_flops for cost in costs)
     lines: list[tuple[str, Sequence[float], Callable[[float], str]]] = [
         ("images seen", [cost.images for cost in costs], words.count),
         ("optimizer steps", [cost.steps for cost in costs], words.count),
@@ -119,7 +126,9 @@ def quantities(costs: Sequence[Cost]) -> list[Quantity]:
             for part in parts
         ),
         ("FLOPs per image", [cost.flops_per_image for cost in costs], _flops),
-        ("FLOPs of pre-training", [cost.flops for cost in costs], _flops),
+        ("FLOPs of pre-training", [c.images * c.flops_per_image for c in costs], _flops),
+        ("FLOPs of preparation", [cost.prepare_flops for cost in costs], _work),
+        ("FLOPs of both", [cost.flops for cost in costs if any_prepared], _flops),
         ("time of pre-training", [cost.train_seconds for cost in costs], seconds),
         ("time of preparation", [cost.prepare_seconds for cost in costs], _span),
         ("preparation and pre-training", [cost.seconds for cost in costs], seconds),
@@ -153,6 +162,10 @@ def _size(value: float) -> str:
 
 def _flops(value: float) -> str:
     return words.magnitude(value, "FLOP")
+
+
+def _work(value: float) -> str:
+    return _flops(value) if value else "none"
 
 
 def _span(value: float) -> str:

@@ -73,13 +73,19 @@ def draft_method(
     batch_size = smaller.get("batch_size", found.recipe.train.batch_size)
     total_steps = int(budget.amount) if budget.unit == "steps" else int(images / batch_size)
     if total_steps < 1:
-        prepared = f" and {trial.prepare_seconds:.0f} s go to its targets" if trial else ""
+        prepared = f" and {_prepared(budget, trial)} go to its targets" if trial else ""
         raise RecipeError(
             f"--budget: {describe(budget)} must be enough for one step of {found.label}, but "
             f"{batch_size} images are one step{prepared}. Give more."
         )
     train = {**smaller, **schedule(found.recipe, total_steps, len(training))}
     return Draft(found, train, batch_size, total_steps, labelled, tuple(notes))
+
+
+def _prepared(budget: Budget, trial: Trial) -> str:
+    if budget.unit == "flops":
+        return f"{trial.prepare_flops:.3g} operations"
+    return f"{trial.prepare_seconds:.0f} s"
 
 
 def settle_method(

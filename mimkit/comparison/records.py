@@ -32,7 +32,7 @@ class Trial:
 
     Args:
         seconds_per_step: of pre-training.
-        flops_per_image: of forward and backward pass, counted by torch.
+        flops_per_image: of a step, forwards and backwards.
         peak_memory_bytes: of the device on CUDA, of the process on the CPU.
         prepare_seconds: what targets needed before training when they were made, such as a
             tokenizer's training.
@@ -43,6 +43,7 @@ class Trial:
         fingerprint: of the training images.
         num_images: how many those are.
         device: where it was measured.
+        prepare_flops: floating-point operations of what targets needed before training.
     """
 
     seconds_per_step: float
@@ -56,6 +57,7 @@ class Trial:
     fingerprint: str
     num_images: int
     device: str
+    prepare_flops: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Method:
 
     @property
     def flops(self) -> float:
-        """Floating-point operations of pre-training; a tokenizer's own training is not counted."""
-        return self.images * self.trial.flops_per_image
+        """Floating-point operations of pre-training, with what its targets need before it."""
+        return self.trial.prepare_flops + self.images * self.trial.flops_per_image
 
     @property
     def seconds(self) -> float:

@@ -26,7 +26,7 @@ from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.signals import Interrupted
-from mimkit.train.trial import choose_forward, untouched
+from mimkit.train.trial import synchronize, untouched
 
 _IMAGES = 32
 _REPEATS = 3
@@ -42,23 +42,23 @@ def measure(recipe: Path, device: str | None, console: Console) -> dict[str, obj
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
         current = open_run(load(str(recipe)), folder, world, console)
         train = current.recipe.train
-        batch = current.batches()[0].to(world.device)
-        _, steps = choose_forward(current.pretrainer, current.pretrainer, batch, train)
-        image = batch.image[:_IMAGES]
+        steps = current.try_out(current.loop())
+        image = current.batches()[0].to(world.device).image[:_IMAGES]
         encode_seconds, has_cls = _encode(current, image)
-        prepared = {name: done.seconds for name, done in current.prepared.items()}
+        prepared = current.prepared.values()
         trial = Trial(
             seconds_per_step=steps.seconds_per_step,
             flops_per_image=steps.flops_per_image,
             peak_memory_bytes=steps.peak_memory_bytes,
-            prepare_seconds=sum(prepared.values()),
-            prepared={done.title: done.seconds for done in current.prepared.values()},
+            prepare_seconds=sum(done.seconds for done in prepared),
+            prepared={done.title: done.seconds for done in prepared},
             parameters=count_parameters(current.pretrainer),
             encode_seconds=encode_seconds,
             train_seconds=_train(current, image),
             fingerprint=current.train.fingerprint,
             num_images=len(current.train),
             device=device_name(world.device),
+            prepare_flops=sum(done.flops for done in prepared),
         )
         evaluate_seconds = 0.0
         for number, evaluator in enumerate(build_evaluators(current)):
@@ -89,6 +89,7 @@ def _encode(current: Run, image: Tensor) -> tuple[float, bool]:
     encoder = current.pretrainer.encoder
     with evaluation_mode(encoder):
         tokens = encoder.layers(image)[-1]
+        synchronize(image.device)
         start = time.perf_counter()
         for _ in range(_REPEATS):
             encoder.layers(image)[-1].patches.sum().item()
@@ -103,12 +104,13 @@ def _train(current: Run, image: Tensor) -> float:
         backbone = encoder.backbone().to(image.device).train()
     with untouched(backbone):
         torch.autograd.backward(backbone(image).square().mean())
+        synchronize(image.device)
         start = time.perf_counter()
         for _ in range(_REPEATS):
             torch.autograd.backward(backbone(image).square().mean())
-        if image.device.type == "cuda":
-            torch.cuda.synchronize(image.device)
-    return (time.perf_counter() - start) / (_REPEATS * len(image))
+        synchronize(image.device)
+        seconds = time.perf_counter() - start
+    return seconds / (_REPEATS * len(image))
 
 
 def _main(recipe: str, file: str, device: str | None = None) -> int:

@@ -65,7 +65,7 @@ def _convolution_backward(
     _, _, _, _, transposed, _, _, wanted = options  # as in the operator's signature
     places = (image if transposed else gradient)[2:]
     forward = 2 * image[0] * math.prod(places) * math.prod(weight)
-    return forward * sum(wanted[:2])
+    return forward * int(sum(wanted[:2]))
 
 
 def _addbmm(_: _Shape, one: _Shape, other: _Shape, *__: object, **___: object) -> int:

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from mimkit.data import cache
-from mimkit.data.batches import Batches, default_workers
+from mimkit.data.batches import Batches, default_workers, stream
 from mimkit.data.sources import Source, find, open_labelled, open_sources
 from mimkit.data.views import Augment, render
 from mimkit.errors import RecipeError
@@ -24,7 +24,9 @@ from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
+from mimkit.train.loop import Hooks, Loop
 from mimkit.train.step import Pretrainer
+from mimkit.train.trial import Trial, try_out
 
 
 @dataclass
@@ -109,6 +111,32 @@ class Run:
             rank=self.world.rank,
             world_size=self.world.size,
         )
+
+    @property
+    def workers(self) -> int:
+        """Loader processes of pre-training."""
+        return default_workers(self.recipe.data, self.train)
+
+    def stream(self, start: int, stop: int) -> Iterator[Batch]:
+        """The training batches from one step to another, prepared ahead, on the device."""
+        return stream(self.batches(), start, stop, workers=self.workers, device=self.world.device)
+
+    def loop(self, hooks: Hooks = Hooks()) -> Loop:  # noqa: B008 -- it is frozen
+        """The loop of pre-training, at its first step."""
+        return Loop(
+            self.pretrainer,
+            train=self.recipe.train,
+            num_images=len(self.train),
+            seed=self.recipe.seed,
+            world=self.world,
+            folder=self.folder.checkpoints,
+            hooks=hooks,
+        )
+
+    def try_out(self, loop: Loop) -> Trial:
+        """Measures the next step of pre-training, and decides how it will be computed."""
+        loop.forward = self.world.wrap(self.pretrainer)
+        return try_out(loop, self.stream, workers=self.workers)
 
 
 def assemble(

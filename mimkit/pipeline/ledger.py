@@ -69,6 +69,7 @@ def ledger(
             name: {
                 "title": done.title,
                 "seconds": done.seconds,
+                "flops": done.flops,
                 "cached": done.cached,
                 "facts": dict(done.facts),
             }

@@ -7,7 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from mimkit.console import headed, make_console
-from mimkit.data.batches import default_workers, stream
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
@@ -32,7 +31,7 @@ from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.loop import Progress as TrainingProgress
 from mimkit.train.signals import listen
-from mimkit.train.trial import Trial, choose_forward, duration
+from mimkit.train.trial import Trial, duration
 
 PATIENT_SECONDS = 12 * 3600
 """A CPU run longer than this is answered with the advice to take a smaller preset."""
@@ -93,7 +92,6 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
     Returns: what the steps cost in a trial, None if none was left to do, and how far it is.
     """
     recipe, folder, world = current.recipe, current.folder, current.world
-    batches = current.batches()
     evaluators = build_evaluators(current)
 
     def log(step: int, values: Mapping[str, float]) -> None:
@@ -139,15 +137,7 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
             _write_ledger(current, trial, loop.progress)
         world.wait()
 
-    loop = Loop(
-        current.pretrainer,
-        train=recipe.train,
-        num_images=len(current.train),
-        seed=recipe.seed,
-        world=world,
-        folder=folder.checkpoints,
-        hooks=Hooks(log, evaluate, current.console.print),
-    )
+    loop = current.loop(Hooks(log, evaluate, current.console.print))
     loop.resume()
     start = loop.progress.step
     if world.leads:
@@ -157,25 +147,17 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
         current.seconds["repeated"] += seconds_after(start, forgotten)
     trial = None
     if start < loop.total:
-        loop.forward, trial = choose_forward(
-            current.pretrainer,
-            world.wrap(current.pretrainer),
-            batches[0].to(world.device),
-            recipe.train,
-        )
+        trial = current.try_out(loop)
         _announce(current, trial, loop)
     _write_ledger(current, trial, loop.progress)  # what was spent is known if this is killed
     if start == 0:
         evaluate(0)
-    workers = default_workers(recipe.data, current.train)
     with (
         listen() as request,
         Progress(loop.total, start, current.console) as bar,
     ):
         try:
-            loop.run(
-                stream(batches, start, loop.total, workers=workers, device=world.device), request
-            )
+            loop.run(current.stream(start, loop.total), request)
         finally:  # also when it stops early: what was skipped must be written down
             _write_ledger(current, trial, loop.progress)
     return trial, loop.progress

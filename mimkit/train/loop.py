@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,10 @@ from mimkit.train.step import Pretrainer
 Log = Callable[[int, Mapping[str, float]], None]
 
 
+def _nothing(*_: object) -> None:
+    """What happens where nobody asked for anything."""
+
+
 @dataclass(frozen=True)
 class Hooks:
     """What happens between steps; the loop itself neither writes logs nor evaluates.
@@ -30,11 +34,13 @@ class Hooks:
         log: receives the means since the last call, at ``log_every_steps``.
         evaluate: is called with the number of finished steps, after each of them.
         report: receives lines of text for people.
+        phase: surrounds what a step does in no module: "backward", "optimizer" and "target".
     """
 
-    log: Log
-    evaluate: Callable[[int], None]
-    report: Callable[[str], None]
+    log: Log = _nothing
+    evaluate: Callable[[int], None] = _nothing
+    report: Callable[[str], None] = _nothing
+    phase: Callable[[str], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass
@@ -154,19 +160,7 @@ class Loop:
         clock = time.perf_counter()
         for step in range(self.progress.step, self.total):
             batch = next(batches)
-            lr = learning_rate(
-                step,
-                total=self.total,
-                warmup=self.warmup,
-                peak=self.train.lr,
-                floor=self.train.min_lr,
-            )
-            set_learning_rate(self.optimizer, lr)
-            guard_.before()
-            output, grad_norm, finite = self.step(step, batch)
-            guard_.after(step, batch.index, finite)
-            self.pretrainer.after_step((step + 1) / self.total)
-            means.add(output, grad_norm, finite)
+            lr = self.advance(step, batch, guard_, means)
 
             done = step + 1
             self.progress.step = done
@@ -197,6 +191,24 @@ class Loop:
         if self.asked_to_stop(self.total, request):  # while the last checkpoint was written
             raise Interrupted(request.number or 0, f"after step {self.total}")
 
+    def advance(self, step: int, batch: Batch, guard_: Guard, means: "Means") -> float:
+        """Does all of a step but fetching its batch; returns the learning rate."""
+        lr = learning_rate(
+            step,
+            total=self.total,
+            warmup=self.warmup,
+            peak=self.train.lr,
+            floor=self.train.min_lr,
+        )
+        set_learning_rate(self.optimizer, lr)
+        guard_.before()
+        output, grad_norm, finite = self.step(step, batch)
+        guard_.after(step, batch.index, finite)
+        with self.hooks.phase("target"):
+            self.pretrainer.after_step((step + 1) / self.total)
+        means.add(output, grad_norm, finite)
+        return lr
+
     def step(self, step: int, batch: Batch) -> tuple[StepOutput, Tensor, Tensor]:
         """One optimizer step; returns its output, gradient norm () and whether it counted ()."""
         # Dropout and its like follow from (seed, step, rank), so a checkpoint needs no such state.
@@ -206,13 +218,15 @@ class Loop:
         for piece in batch.split(self.train.accumulate):
             with autocast(self.world.device, self.train.precision):
                 output: StepOutput = self.forward(piece)
-            torch.autograd.backward(output.loss / self.train.accumulate)
+            with self.hooks.phase("backward"):
+                torch.autograd.backward(output.loss / self.train.accumulate)
             outputs.append(output)
         limit = self.train.clip_norm if self.train.clip_norm is not None else float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(self.pretrainer.parameters(), limit)
-        finite = torch.isfinite(grad_norm) & torch.isfinite(outputs[-1].loss)
-        guard(self.optimizer, finite)
-        self.optimizer.step()
+        with self.hooks.phase("optimizer"):
+            grad_norm = nn.utils.clip_grad_norm_(self.pretrainer.parameters(), limit)
+            finite = torch.isfinite(grad_norm) & torch.isfinite(outputs[-1].loss)
+            guard(self.optimizer, finite)
+            self.optimizer.step()
         return outputs[-1], grad_norm, finite
 
     def _tell(self, skipped: list[SkippedStep]) -> None:

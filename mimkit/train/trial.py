@@ -4,16 +4,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, Final
 
 import torch
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
 
 from mimkit.memory import peak_bytes
-from mimkit.parts.records import Batch, StepOutput
-from mimkit.recipe.schema import TrainSection
-from mimkit.train.loop import autocast
-from mimkit.train.step import Pretrainer
+from mimkit.parts.flops import count_flops
+from mimkit.parts.records import Batch
+from mimkit.train.guard import Guard
+from mimkit.train.loop import Loop, Means
+
+Stream = Callable[[int, int], Iterator[Batch]]
+
+_STEPS: Final = 3
+_STEPS_TO_CHOOSE: Final = 10
+"""Timed of a compiled step: the choice between it and an eager one lasts for the whole run."""
+_LOADER_BATCHES: Final = 8
+_LOADER_ROUNDS: Final = 3
+"""Batches of each loader process; the first round comes all at once and is not timed."""
+_LOADER_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -21,16 +31,28 @@ class Trial:
     """What a few steps cost.
 
     Args:
-        seconds_per_step: forward and backward of one whole batch.
-        peak_memory_bytes: of the device on CUDA, of the process on the CPU.
-        flops_per_image: of forward and backward, as torch counts them (one multiply-add is two).
+        step_seconds: of one whole step of the loop, its batch at hand.
+        load_seconds: until the next batch is there, of the data path by itself.
+        peak_memory_bytes: of the device on CUDA, of the process on the CPU; with the optimizer's
+            state.
+        flops_per_image: forwards and backwards (`mimkit.count_flops`).
         compiled: whether the step ran compiled.
+        overlaps: whether the next batch is made while a step runs on a device of its own.
     """
 
-    seconds_per_step: float
+    step_seconds: float
+    load_seconds: float
     peak_memory_bytes: int
     flops_per_image: float
     compiled: bool
+    overlaps: bool
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Seconds from one step to the next."""
+        if self.overlaps:
+            return max(self.step_seconds, self.load_seconds)
+        return self.step_seconds + self.load_seconds
 
     def describe(self, steps: int, batch_size: int) -> str:
         """Returns one line for people."""
@@ -42,76 +64,148 @@ class Trial:
         )
 
 
-def run_trial(
-    pretrainer: Pretrainer,
-    forward: Callable[[Batch], StepOutput],
-    batch: Batch,
-    train: TrainSection,
-    *,
-    steps: int = 3,
-    compiled: bool = False,
-) -> Trial:
-    """Times forward and backward on one batch, then puts everything back as it was."""
-    device = batch.index.device
-    with untouched(pretrainer):
-        pretrainer.train()
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        counter = FlopCounterMode(display=False)
-        with counter:
-            _once(pretrainer, batch, train)
-        _once(forward, batch, train)
-        _synchronize(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            _once(forward, batch, train)
-        _synchronize(device)
-        seconds = (time.perf_counter() - start) / steps
-    memory = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
-    flops = counter.get_total_flops() / batch.index.shape[0]
-    return Trial(seconds, memory, flops, compiled)
+def try_out(loop: Loop, stream: Stream, *, workers: int) -> Trial:
+    """Measures the loop's next step, and compiles it where that is asked for or shows faster.
 
-
-def choose_forward(
-    pretrainer: Pretrainer, wrapped: nn.Module, batch: Batch, train: TrainSection
-) -> tuple[nn.Module, Trial]:
-    """Measures the step, and compiles it where that is asked for or shows faster.
+    What is measured is the loop's own step, optimizer included; then all is put back as it was,
+    but for ``loop.forward``, which may be compiled.
 
     Args:
-        pretrainer: the module.
-        wrapped: the module as it is called in training (DDP or itself).
-        batch: any batch of the run.
-        train: ``compile`` "auto" tries on CUDA only, since on CPUs compiling rarely pays.
+        loop: about to run. ``train.compile`` "auto" tries on CUDA only, since on CPUs compiling
+            rarely pays.
+        stream: gives the batches from one step to another, as the run will get them.
+        workers: loader processes of it.
     """
-    eager = run_trial(pretrainer, wrapped, batch, train)
-    if train.compile == "off" or (train.compile == "auto" and batch.index.device.type != "cuda"):
-        return wrapped, eager
-    # Every recipe compiles the same `forward`: runs in one process would hit torch's limit of it.
-    torch.compiler.reset()
-    candidate: nn.Module = torch.compile(wrapped)  # type: ignore[assignment]
-    compiled = run_trial(pretrainer, candidate, batch, train, steps=10, compiled=True)
-    if train.compile == "on" or compiled.seconds_per_step < eager.seconds_per_step:
-        return candidate, compiled
-    return wrapped, eager
+    batch, load_seconds = _time_data(stream, loop.progress.step, workers, loop.world.device)
+    device = loop.world.device
+    wrapped = loop.forward
+    with untouched(loop.pretrainer, loop.optimizer):
+        step = _Step(loop, batch)
+        loop.forward = loop.pretrainer  # DDP would wait for other processes
+        flops = count_flops(step)
+        loop.forward = wrapped
+        seconds, memory, compiled = *_time_steps(step, _STEPS), False
+        if loop.train.compile == "on" or (loop.train.compile == "auto" and device.type == "cuda"):
+            # Every recipe compiles the same `forward`; in one process that hits torch's limit.
+            torch.compiler.reset()
+            loop.forward = torch.compile(wrapped)  # type: ignore[assignment]
+            fast, its_memory = _time_steps(step, _STEPS_TO_CHOOSE)
+            if loop.train.compile == "on" or fast < seconds:
+                seconds, memory, compiled = fast, its_memory, True
+            else:
+                loop.forward = wrapped
+    _forget_peak(device)
+    return Trial(
+        step_seconds=seconds,
+        load_seconds=load_seconds,
+        peak_memory_bytes=memory,
+        flops_per_image=flops / batch.index.shape[0],
+        compiled=compiled,
+        overlaps=workers > 0 and device.type != "cpu",
+    )
+
+
+class _Step:
+    """The loop's next step, again and again."""
+
+    def __init__(self, loop: Loop, batch: Batch) -> None:
+        self.loop = loop
+        self.batch = batch
+        self.guard = Guard(loop.pretrainer, [])
+        self.means = Means(loop.world)
+        loop.pretrainer.train()
+
+    def __call__(self) -> None:
+        self.loop.advance(self.loop.progress.step, self.batch, self.guard, self.means)
+
+
+def _time_steps(step: _Step, number: int) -> tuple[float, int]:
+    """Returns the seconds of a step, agreed on by all processes, and the peak of memory."""
+    world = step.loop.world
+    step()  # compiles; makes the optimizer's state
+    synchronize(world.device)
+    _forget_peak(world.device)
+    start = time.perf_counter()
+    for _ in range(number):
+        step()
+    synchronize(world.device)
+    seconds = torch.tensor((time.perf_counter() - start) / number, device=world.device)
+    return world.mean(seconds).item(), _peak_memory(world.device)
+
+
+def _time_data(
+    stream: Stream, start: int, workers: int, device: torch.device
+) -> tuple[Batch, float]:
+    """Returns the batch of a step, and the seconds until the next one is there."""
+    round_ = max(1, workers)
+    number = _LOADER_ROUNDS * workers or _LOADER_BATCHES
+    first: Batch | None = None
+    arrived = [time.perf_counter()]
+    for batch in stream(start, start + number):
+        first = batch if first is None else first
+        synchronize(device)
+        arrived.append(time.perf_counter())
+        if arrived[-1] - arrived[0] > _LOADER_SECONDS:
+            break
+    assert first is not None
+    after = round_ if len(arrived) > round_ + 1 else 0
+    return first, (arrived[-1] - arrived[after]) / (len(arrived) - 1 - after)
 
 
 @contextmanager
-def untouched(module: nn.Module) -> Iterator[None]:
-    """Restores buffers, gradients, mode and random state on leaving."""
-    kept = module.state_dict(keep_vars=True)
-    buffers = [buffer for name, buffer in module.named_buffers() if name in kept]
-    saved_buffers = [buffer.clone() for buffer in buffers]
+def untouched(module: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Iterator[None]:
+    """Puts weights, buffers, the optimizer's state, mode and random state back, bit for bit.
+
+    Gradients are gone afterwards. Buffers outside the state dict are constants.
+    """
+    held = module.state_dict(keep_vars=True).values()
+    kept = [value for value in held if isinstance(value, Tensor)]
+    saved = [_copy(tensor) for tensor in kept]
+    state = _State(optimizer) if optimizer is not None else None
     training = module.training
     devices = [p.device for p in module.parameters() if p.device.type == "cuda"][:1]
     with torch.random.fork_rng(devices=devices):
         try:
             yield
         finally:
-            for buffer, saved in zip(buffers, saved_buffers, strict=True):
-                buffer.copy_(saved)
+            with torch.no_grad():
+                for tensor, copy in zip(kept, saved, strict=True):
+                    tensor.copy_(copy)
+                if state is not None:
+                    state.restore()
             for parameter in module.parameters():
                 parameter.grad = None
             module.train(training)
+
+
+class _State:
+    """An optimizer's state as it was, in the tensors that it is held in."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+        self.rates = [group["lr"] for group in optimizer.param_groups]
+        self.entries: dict[Tensor, dict[str, Any]] = {
+            parameter: dict(entries) for parameter, entries in optimizer.state.items()
+        }
+        self.copies = {
+            parameter: {k: _copy(v) for k, v in entries.items() if isinstance(v, Tensor)}
+            for parameter, entries in self.entries.items()
+        }
+
+    def restore(self) -> None:
+        """Puts it back; what came into being since is removed."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate
+        self.optimizer.state.clear()
+        for parameter, entries in self.entries.items():
+            self.optimizer.state[parameter] = entries
+            for name, copy in self.copies[parameter].items():
+                entries[name].copy_(copy)
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    # On the CPU, so that a GPU's peak is what it will be in the run.
+    return tensor.detach().to("cpu", copy=True)
 
 
 def duration(seconds: float) -> str:
@@ -125,13 +219,18 @@ def duration(seconds: float) -> str:
     return f"{seconds / 86400:.0f} days"
 
 
-def _once(forward: Callable[[Batch], StepOutput], batch: Batch, train: TrainSection) -> None:
-    for piece in batch.split(train.accumulate):
-        with autocast(batch.index.device, train.precision):
-            output = forward(piece)
-        torch.autograd.backward(output.loss)
-
-
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    """Waits until a device has done all that it was told; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return peak_bytes()

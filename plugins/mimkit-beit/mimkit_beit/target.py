@@ -1,6 +1,7 @@
 """BEiT's target: the ids that a discrete VAE gives the patches (arXiv 2106.08254)."""
 
 import copy
+import dataclasses
 import difflib
 import string
 from collections.abc import Callable, Mapping
@@ -36,6 +37,7 @@ from mimkit_beit.fit import Plan
 from mimkit_beit.loaded import load
 from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, PUBLISHED, STRIDE, Size, Tokenizer
 from mimkit_beit.trained import train
+from mimkit_beit.work import training_flops
 
 _SUFFIXES: Final = (".pkl", ".pth", ".safetensors")
 _TRAINED_CODES: Final = 512
@@ -209,6 +211,10 @@ class DVAETokens(Target):
                 device=device,
                 say=say,
             )
+            flops = training_flops(
+                self.size, self.plan, self.token_view.image_size, min(self.num_images, len(images))
+            )
+            preparation = dataclasses.replace(preparation, flops=flops)
         else:
             tokenizer, preparation = load(
                 images,

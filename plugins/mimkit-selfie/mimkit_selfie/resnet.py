@@ -96,7 +96,9 @@ class ResNet(Backbone):
 
         Source: timm's groups of its ResNetV2. The paper has no layer decay.
         """
-        blocks = [block for stage in self.stages for block in stage.get_submodule("blocks")]
+        blocks = [
+            block for stage in self.stages for block in stage.get_submodule("blocks").children()
+        ]
         groups = [list(part.parameters()) for part in (self.stem, *blocks)]
         groups[-1].extend(self.norm.parameters())
         return [*groups, []]
