@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mimkit import Geometry, Grid, RecipeError
+from mimkit import Geometry, Grid
 from mimkit.builtin.losses import L1, MSE, CrossEntropy, SmoothL1
 
 GEOMETRY = Geometry(Grid(4, 4, 4))
@@ -149,8 +149,3 @@ def test_the_loss_of_even_odds_is_that_of_equal_scores():
 def test_each_loss_says_what_it_compares():
     assert CrossEntropy.kinds == {"class"}
     assert all(kind.kinds == {"vector"} for kind in REGRESSIONS)
-
-
-def test_a_beta_of_zero_is_refused():
-    with pytest.raises(RecipeError, match="beta: must be positive, but is 0"):
-        SmoothL1(GEOMETRY, beta=0.0)

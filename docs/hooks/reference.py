@@ -13,14 +13,13 @@ import itertools
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from mimkit.recipe.document import parse
-from mimkit.recipe.options import describe, options
+from mimkit.recipe.options import annotation_of, describe, options
 from mimkit.recipe.problems import written
 from mimkit.recipe.registry import KINDS, Entry, entries, find, load
 from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection
@@ -33,12 +32,6 @@ _SECTIONS: Final[dict[str, type[BaseModel]]] = {
     "train": TrainSection,
 }
 _TITLE: Final = re.compile(r"^(Args|Attributes|Raises|Returns|Shape|Source):", re.M)
-_LIMITS: Final = {
-    Gt: ("gt", "above"),
-    Ge: ("ge", "at least"),
-    Lt: ("lt", "below"),
-    Le: ("le", "at most"),
-}
 
 
 def on_page_markdown(markdown: str, **_: object) -> str:
@@ -89,8 +82,7 @@ def keys(section: str) -> str:
     rows = []
     for name, field in _SECTIONS[section].model_fields.items():
         default = "required" if field.default is PydanticUndefined else value(field.default)
-        kind = describe(field.annotation) + _limits([field.annotation, *field.metadata])
-        rows.append((f"`{name}`", kind, default, field.description or ""))
+        rows.append((f"`{name}`", describe(annotation_of(field)), default, field.description or ""))
     return _table(("key", "value", "default", "meaning"), rows)
 
 
@@ -164,25 +156,6 @@ def _declared(kind: str, cls: Any) -> Iterable[str]:
         )
     if kind == "evaluators":
         yield f"*Labels:* {'needed' if cls.needs_labels else 'not needed'}."
-
-
-def _limits(annotations: Iterable[Any]) -> str:
-    """Writes the limits of a value, such as ", above 0"."""
-    found: dict[str, None] = {}
-    for annotation in annotations:
-        for item in _flat(annotation):
-            if type(item) in _LIMITS:
-                attribute, word = _LIMITS[type(item)]
-                found[f"{word} {getattr(item, attribute)}"] = None
-    return "".join(f", {limit}" for limit in found)
-
-
-def _flat(annotation: Any) -> Iterable[Any]:
-    yield annotation
-    metadata = (*getattr(annotation, "__metadata__", ()), *getattr(annotation, "metadata", ()))
-    inner = () if get_origin(annotation) is None else get_args(annotation)
-    for item in (*metadata, *inner):
-        yield from _flat(item)
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> str:

@@ -40,19 +40,18 @@ def check_distribution(distribution: str, console: Console) -> None:
 
 
 def _table(verdicts: list[Verdict]) -> Table:
-    table = plain_table("part", "check", "verdict", "time", "reason")
+    """Lays the verdicts out in 80 columns: a part's name above its checks, reasons beside them."""
+    table = plain_table("check", "time", "verdict")
+    table.columns[1].no_wrap = True
     last = ""
     for verdict in verdicts:
-        name = _name(verdict)
-        style = _STYLES[verdict.outcome]
-        table.add_row(
-            "" if name == last else name,
-            verdict.check.name,
-            Text(verdict.outcome, style),
-            f"{verdict.seconds:.1f} s",
-            "" if verdict.outcome == "failed" else verdict.reason,
-        )
+        if (name := _name(verdict)) != last:
+            table.add_row(Text(name, "bold"))
         last = name
+        told = Text(verdict.outcome, _STYLES[verdict.outcome])
+        if verdict.reason and verdict.outcome != "failed":
+            told.append(f": {verdict.reason}")
+        table.add_row(f"  {verdict.check.name}", f"{verdict.seconds:.1f} s", told)
     return table
 
 

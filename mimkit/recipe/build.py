@@ -2,18 +2,23 @@
 
 import dataclasses
 import hashlib
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
-from mimkit.errors import MimkitError, PluginError
+from mimkit.errors import MimkitError, PluginError, RecipeError
 from mimkit.parts.base import Encoder, Head, Masker, Target
 from mimkit.parts.records import Geometry, Grid, Term, View, Width
 from mimkit.recipe.fit import refuse_misfits
 from mimkit.recipe.tables import PartTable, Recipe
+
+_WORTH_COUNTING: Final = 10**9
+"""Largest option times all whole ones, from which on a part's size is counted first."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +129,41 @@ class _Maker:
 
     def make(self, table: str, geometry: Geometry) -> Any:
         """Constructs a part with weights from (seed, table); the global state stays as it was."""
+        if self.device.type != "meta" and table != "masker":
+            _refuse_giant(self.recipe, table, geometry)
         digest = hashlib.sha256(f"{self.recipe.seed} {table}".encode()).digest()
         # Maskers draw real masks on the CPU, also when nothing else is real.
         device = torch.device("cpu") if table == "masker" else self.device
         with torch.random.fork_rng(devices=[]), device:
             torch.default_generator.manual_seed(int.from_bytes(digest[:7]))
             return construct(self.recipe, table, geometry)
+
+
+def _refuse_giant(recipe: Recipe, table: str, geometry: Geometry) -> None:
+    """Counts the numbers that a part would hold before they are made.
+
+    Raises: RecipeError if they need more memory than the machine has.
+    """
+    sizes = [value for value in recipe.parts[table].options.values() if type(value) is int]
+    if not sizes or max(sizes) * math.prod(filter(None, sizes)) < _WORTH_COUNTING:
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        part = construct(recipe, table, geometry)
+    if not isinstance(part, nn.Module):
+        return
+    held = [*part.parameters(), *part.buffers()]
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    if needed > (memory := _memory()):
+        raise RecipeError(
+            f"{recipe.where(table)}: must fit into this machine's memory of {memory / 1e9:,.0f} "
+            f"GB, but has {sum(tensor.numel() for tensor in held):,} weights, {needed / 1e9:,.0f} "
+            "GB. Give a smaller width or depth; mimkit check RECIPE counts without building."
+        )
+
+
+def _memory() -> float:
+    """Bytes of main memory; infinity where the system does not say."""
+    names = getattr(os, "sysconf_names", {})
+    if not {"SC_PHYS_PAGES", "SC_PAGE_SIZE"} <= names.keys():
+        return math.inf
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from mimkit.recipe.document import parse
 from mimkit.recipe.listing import origin, plain_table
-from mimkit.recipe.options import describe, options
+from mimkit.recipe.options import annotation_of, describe, options
 from mimkit.recipe.problems import written
 from mimkit.recipe.registry import KINDS, Entry, find, load
 from mimkit.recipe.sections import SECTIONS
@@ -36,7 +36,7 @@ def show_section(name: str, console: Console) -> None:
     table = plain_table("key", "value", "default", "meaning")
     for key, field in section.model_fields.items():
         default = _default(... if field.is_required() else field.default)
-        table.add_row(key, describe(field.annotation), default, field.description or "")
+        table.add_row(key, describe(annotation_of(field)), default, field.description or "")
     console.print(f"[{name}]", style="bold")
     console.print(table)
 

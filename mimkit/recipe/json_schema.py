@@ -3,7 +3,7 @@
 from typing import Any
 
 from mimkit.errors import PluginError
-from mimkit.recipe.options import reserved, schema
+from mimkit.recipe.options import NONE, reserved, schema
 from mimkit.recipe.registry import entries, load
 from mimkit.recipe.validate import KIND_OF, tables_schema
 
@@ -35,6 +35,8 @@ def json_schema() -> JsonSchema:
         "description": "a recipe's name or file, which this one is laid over",
     }
     overlay = {name: value for name, value in properties.items() if name != "base"}
+    item = {"type": "object", "patternProperties": {"^[0-9]+$": {"$ref": "#/$defs/evaluators"}}}
+    properties["evaluate"] = overlay["evaluate"] = {"anyOf": [properties["evaluate"], item]}
     properties["presets"] = {
         "type": "object",
         "description": "[presets.NAME]: tables to lay over this recipe (--preset NAME)",
@@ -43,8 +45,19 @@ def json_schema() -> JsonSchema:
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "mimkit recipe",
-        **tree,
+        **_writable(tree),
     }
+
+
+def _writable(schema: Any) -> Any:
+    """Puts what a recipe writes for None where a schema has null, which TOML has not."""
+    if isinstance(schema, list):
+        return [_writable(each) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if schema == {"type": "null"}:
+        return {"const": NONE}
+    return {k: _writable(v) for k, v in schema.items() if not (k == "default" and v is None)}
 
 
 def _parts(kind: str) -> JsonSchema:

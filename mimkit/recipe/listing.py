@@ -40,10 +40,10 @@ def show_versions(console: Console) -> None:
 
 
 def plain_table(*columns: str) -> Table:
-    """Makes a table without lines, whose cells fold instead of being cut."""
+    """Makes a table without lines, whose cells fold instead of being cut; names stay whole."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == columns[0])
     return table
 
 

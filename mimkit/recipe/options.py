@@ -5,6 +5,7 @@ import types
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, Final, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt
@@ -28,9 +29,9 @@ _WORDS = {
 }
 _LIMITS = (
     (Gt, "gt", "above"),
-    (Ge, "ge", "of at least"),
+    (Ge, "ge", "at least"),
     (Lt, "lt", "below"),
-    (Le, "le", "of at most"),
+    (Le, "le", "at most"),
 )
 """Bounds with their attributes and words."""
 
@@ -58,6 +59,7 @@ def reserved(kind: str) -> frozenset[str]:
     return RESERVED.get(kind, frozenset({"part"}))
 
 
+@cache
 def schema(entry: Entry, cls: type) -> type[BaseModel]:
     """Builds the model that validates the options of a part.
 
@@ -152,7 +154,7 @@ def describe(annotation: Any, *, plural: bool = False) -> str:
     >>> describe(tuple[float, float] | None)
     'an array of 2 numbers'
     >>> describe(Annotated[int, Ge(1), Le(1000)])
-    'an integer from 1 to 1000'
+    'an integer from 1 to 1,000'
 
     Raises: TypeError if the annotation is not plain data that a recipe can hold.
     """
@@ -192,13 +194,14 @@ def _bounds(metadata: Iterable[Any]) -> str:
         for kind, attribute, word in _LIMITS
         if kind in found
     ]
-    return " " + " and ".join(words) if words else ""
+    of = " of" if words and words[0].startswith("at") else ""
+    return f"{of} {' and '.join(words)}" if words else ""
 
 
 def _number(bound: float) -> str:
     """Writes a bound; a large power of two as what it is."""
     if isinstance(bound, int):
-        return f"2^{bound.bit_length() - 1}" if bound == 2**63 else str(bound)
+        return "2^63" if bound == 2**63 else f"{bound:,}"
     return f"{bound:g}"
 
 

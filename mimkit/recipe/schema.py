@@ -111,8 +111,8 @@ def _parse(reference: str) -> tuple[Document, Path]:
     except (OSError, ValueError) as error:  # too long a name, a NUL in it, no permission, a folder
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise RecipeError(
-            f"recipe '{cut(reference)}' cannot be read: {reason}. It must be a TOML file, or one of: "
-            "mimkit list recipes"
+            f"recipe '{cut(reference)}' cannot be read: {reason}. It must be a TOML file, or one "
+            "of: mimkit list recipes"
         ) from error
     return parse(text, str(file)), file
 

@@ -202,8 +202,8 @@ class TrainSection(Strict):
 
     @field_validator("warmup_epochs")
     @classmethod
-    def _one_warmup(cls, warmup_epochs: float, info: ValidationInfo) -> float:
-        if info.data.get("warmup_steps") is not None:
+    def _one_warmup(cls, warmup_epochs: float | None, info: ValidationInfo) -> float | None:
+        if warmup_epochs is not None and info.data.get("warmup_steps") is not None:
             raise ValueError("only one of warmup_steps and warmup_epochs may be given")
         return warmup_epochs
 

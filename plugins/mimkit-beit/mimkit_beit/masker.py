@@ -2,19 +2,23 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from numpy.typing import NDArray
 from torch import Generator
 
-from mimkit import Geometry, Mask, Masker, Positive, Ratio, RecipeError, Size
+from mimkit import Geometry, Mask, Masker, Ratio, RecipeError, Size
 
 Reals = NDArray[np.float32]
 Booleans = NDArray[np.bool_]
 Words = NDArray[np.uint64]
 """Sets of patches, a bit each: (..., words), where a word has 64 patches."""
+
+Aspect = Annotated[float, Interval(ge=0.01, le=100)]
+"""Height through width of a rectangle."""
 
 ATTEMPTS: Final = 10
 """Rectangles that are tried in one round, of which the first that fits is masked."""
@@ -71,7 +75,7 @@ class BlockMasker(Masker):
         mode: Literal["replace", "drop"] = "replace",
         min_block: Size | None = None,
         max_block: Size | None = None,
-        aspect: tuple[Positive, Positive] = (0.3, 1 / 0.3),
+        aspect: tuple[Aspect, Aspect] = (0.3, 1 / 0.3),
         exact: bool = False,
         predict: Literal["masked", "all"] = "masked",
     ) -> None:

@@ -228,7 +228,6 @@ def test_attention_is_that_of_timms_last_block(encoder, image):
     [
         ({"num_heads": 3}, "num_heads: must divide embed_dim = 16, but is 3"),
         ({"embed_dim": 18, "num_heads": 3}, "must be a multiple of 4 .* but is 18"),
-        ({"depth": 0}, "depth: must be at least 1, but is 0"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
