@@ -261,6 +261,15 @@ def test_the_size_that_does_not_fit_is_named_with_the_one_that_would(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_other_rows_and_columns_of_as_many_patches_may_be_set(tmp_path):
+    model = timm_vit(img_size=(8, 24))
+    torch.save(model.state_dict(), tmp_path / "x.pth")
+    import_here("timm", tmp_path / "x.pth", tmp_path / "run", "data.image_size=[8, 24]")
+    encoder, image = load_encoder(tmp_path / "run"), torch.randn(1, 3, 8, 24)
+    expected = model.forward_features(image)
+    torch.testing.assert_close(features(encoder, image), expected, atol=1e-5, rtol=1e-5)
+
+
 def test_another_number_of_heads_may_be_set(tmp_path):
     torch.save(timm_vit(num_heads=4).state_dict(), tmp_path / "x.pth")
     import_here("timm", tmp_path / "x.pth", tmp_path / "run", "encoder.num_heads=4")

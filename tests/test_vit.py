@@ -192,6 +192,7 @@ def test_only_parameters_that_exist_are_spared_weight_decay(part):
         ({"num_heads": 3}, "num_heads: must divide embed_dim = 16, but is 3"),
         ({"embed_dim": 18}, "embed_dim must be divisible by 4, but is 18"),
         ({"pool": "cls", "class_token": False}, "'cls' needs class_token = true"),
+        ({"pool": "cls", "final_norm": "pooled"}, "must be 'mean' with final_norm = 'pooled'"),
     ],
 )
 def test_impossible_options_are_refused(options, message):
@@ -275,3 +276,26 @@ def test_attention_is_that_of_timms_last_block(options):
     torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
     torch.testing.assert_close(found.sum(dim=1), torch.ones(2))
     assert found.std() > 1e-2
+
+
+# ------------------------------------------------------------------------------- imported forms
+
+
+def test_the_columns_waves_may_come_first():
+    rows, cols = (vit(positions=kind).pos_embed for kind in ("sincos", "sincos_cols"))
+    assert torch.equal(cols, torch.cat([rows[..., 8:], rows[..., :8]], dim=-1))
+    moved = vit(positions="sincos_cols").backbone(Grid(3, 5, 4)).vit
+    assert torch.equal(moved.pos_embed, vit(Grid(3, 5, 4), positions="sincos_cols").pos_embed)
+
+
+def test_a_norm_behind_the_pooling_is_trained_by_the_backbone_alone():
+    encoder = vit(final_norm="pooled")
+    assert not any(parameter.requires_grad for parameter in encoder.norm.parameters())
+    backbone = encoder.backbone()
+    assert all(parameter.requires_grad for parameter in backbone.parameters())
+    grouped = [parameter for group in backbone.layer_groups() for parameter in group]
+    assert {id(p) for p in grouped} == {id(p) for p in backbone.parameters()}
+    image = torch.randn(2, 3, 16, 16)
+    mean = encoder.features(image).patches.mean(dim=1)
+    assert torch.equal(backbone(image), encoder.norm(mean))
+    assert torch.equal(encoder.layers(image)[-1].patches, encoder.features(image).patches)

@@ -146,8 +146,9 @@ def _state_dicts(
     content: Mapping[object, object], path: tuple[str, ...]
 ) -> Iterator[tuple[tuple[str, ...], Mapping[object, Tensor]]]:
     """Yields the state dicts below a mapping, each with the keys that lead to it."""
-    if content and all(isinstance(value, Tensor) for value in content.values()):
-        yield path, content  # type: ignore[misc] -- just seen
+    tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
+    if tensors and len(tensors) == len(content):
+        yield path, tensors
         return
     for name in _CONTAINERS:
         inner = content.get(name)

@@ -112,9 +112,9 @@ def _read_decoder(
 
     Raises: DataError if a tensor lacks, has another shape, or does not belong there.
     """
-    data, width = settings["data"], settings["encoder"]["embed_dim"]
-    patch_size = data["patch_size"]
-    grid = Grid(*(side // patch_size for side in data["image_size"]), patch_size)
+    patch_size = settings["data"]["patch_size"]
+    height, width = settings["data"]["image_size"]
+    grid = Grid(height // patch_size, width // patch_size, patch_size)
     places = tensors.get("positions")
     num_prefix = int(settings["encoder"]["class_token"])
     if places is None or places.ndim != 3 or places.shape[1] <= num_prefix:
@@ -132,6 +132,6 @@ def _read_decoder(
         "order": fixed[1],
     }
     outputs = {_PREDICTION: Width("vector", 3 * patch_size**2)}
-    geometry = Geometry(grid, embed_dim=width, outputs=outputs)
+    geometry = Geometry(grid, embed_dim=settings["encoder"]["embed_dim"], outputs=outputs)
     require_fit(tensors, MAEDecoder, geometry, options, what="MAE's decoder", file=file)
     return _Decoder(tensors, options)
