@@ -31,7 +31,7 @@ from mimkit.evaluate.fractions import (
 from mimkit.evaluate.frozen_tokens import FrozenTokens, gib_of, token_shape
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
-from mimkit.evaluate.score import Score
+from mimkit.evaluate.score import Score, are_right
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Size
@@ -415,6 +415,6 @@ class _Table:
         for place, (index, tokens) in zip(torch.split(places, size), stream, strict=True):
             truth = labels[index].to(subject.device)
             logits = classifier(tokens)
-            correct[place.to(subject.device)] = logits.argmax(1) == truth
+            correct[place.to(subject.device)] = are_right(logits, truth)
             total_loss += F.cross_entropy(logits, truth, reduction="sum")
         return Score.of(correct, float(total_loss) / len(judged))

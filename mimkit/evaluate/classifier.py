@@ -13,7 +13,7 @@ from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
-from mimkit.evaluate.score import Score
+from mimkit.evaluate.score import Score, are_right
 from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.records import Grid
 from mimkit.recipe.sections import TrainSection
@@ -149,7 +149,7 @@ def score_classifier(
             truth = labels[index].to(device)
             with autocast(device, precision):
                 logits = network(_layout(views["image"])).float()
-            correct.append(logits.argmax(1) == truth)
+            correct.append(are_right(logits, truth))
             total_loss += F.cross_entropy(logits, truth, reduction="sum")
     return Score.of(torch.cat(correct), float(total_loss) / len(images.index))
 

@@ -9,6 +9,7 @@ from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, POSITIVE, require
 from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.evaluate.image_scores import pack
+from mimkit.evaluate.score import are_right
 from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import AnyCount, Count, Positive
 from mimkit.parts.records import Geometry
@@ -106,7 +107,7 @@ class KNN(Evaluator):
             k=self.k,
             temperature=self.temperature,
         )
-        correct = votes.argmax(1).cpu() == labels.test[test_index]
+        correct = are_right(votes.cpu(), labels.test[test_index])
         value = int(correct.sum()) / len(correct)
         subject.report(f"knn, {init}: {100 * value:.1f} % of {len(test_index):,} test images")
         return Result(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimkit.evaluate.score import Score
+from mimkit.evaluate.score import Score, are_right
 
 _EPSILON = 1e-6
 _MAX_ITERATIONS = 200
@@ -42,7 +42,7 @@ class Probe:
     def score(self, features: Tensor, labels: Tensor) -> Score:
         """Judges images whose labels, (n,) int64, are known."""
         logits, labels = self(features), labels.to(features.device)
-        return Score.of(logits.argmax(1) == labels, float(F.cross_entropy(logits, labels)))
+        return Score.of(are_right(logits, labels), float(F.cross_entropy(logits, labels)))
 
 
 def fit(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy
 
 from mimkit.evaluate.image_scores import pack
 
@@ -27,3 +28,19 @@ class Score:
         """Sums up which images were right, (m,) bool, in ascending order of their numbers."""
         loss = loss if math.isfinite(loss) else math.inf
         return cls(int(correct.sum()) / len(correct), loss, pack(correct))
+
+
+def are_right(scores: Tensor, labels: Tensor) -> Tensor:
+    """Says which images have their highest score at their label; of equal ones the first counts.
+
+    Shape: scores (m, num_classes), labels (m,) int64; (m,) bool.
+    """
+    by_image = multiclass_accuracy(
+        scores[..., None],
+        labels[:, None],
+        num_classes=scores.shape[1],
+        average="micro",
+        multidim_average="samplewise",
+        validate_args=False,  # which would wait for the device
+    )
+    return by_image.bool()
