@@ -4,6 +4,7 @@ import math
 import os
 import stat
 import subprocess
+import sys
 
 import pytest
 import torch

@@ -7,17 +7,18 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, PART, POSITIVE, Range, require
 from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.fractions import (
@@ -68,8 +69,7 @@ class AttentiveProbe(Evaluator):
         cache_gib: keep all tokens on the device if they need at most so many GiB; else every
             batch is encoded anew, which takes longer and changes nothing.
 
-    Raises: RecipeError for a list that is empty or has a value twice, a fraction not in (0, 1], a
-        rate that is not positive, less than one step, seed or test image, or one image a step.
+    Raises: RecipeError for a list that is empty or has a value twice.
     Source: CAE, arXiv 2202.03026, section 4, and its code: query from zero, norms of their own
         for query, keys and values, no residual, no MLP, batch norm without scale, linear layer
         from deviation 0.01, Nesterov momentum 0.9, no weight decay. Differs: images are not
@@ -86,7 +86,7 @@ class AttentiveProbe(Evaluator):
         num_heads: Size | None = None,
         batch_norm: Literal["running", "batch"] = "running",
         total_steps: Count = 1500,
-        batch_size: Count = 256,
+        batch_size: Annotated[int, Interval(ge=2, le=1_000_000)] = 256,
         lrs: tuple[Positive, ...] = (0.03, 0.1, 0.3),
         warmup_steps: AnyCount = 100,
         label_fractions: tuple[Fraction, ...] = (1.0,),
@@ -94,12 +94,7 @@ class AttentiveProbe(Evaluator):
         num_test_images: Count | None = None,
         cache_gib: NonNegative = 4.0,
     ) -> None:
-        require(_NAME, COUNT, total_steps=total_steps, seeds=seeds, num_heads=num_heads)
-        require(_NAME, COUNT, num_test_images=num_test_images)
-        require(_NAME, Range(2), batch_size=batch_size)  # for batch norm
-        require(_NAME, POSITIVE, lrs=lrs)
-        require(_NAME, PART, label_fractions=label_fractions)
-        require(_NAME, NOT_NEGATIVE, warmup_steps=warmup_steps, cache_gib=cache_gib)
+        distinct(_NAME, lrs=lrs, label_fractions=label_fractions)
         self.num_heads = num_heads
         self.batch_norm = batch_norm
         self.total_steps = total_steps

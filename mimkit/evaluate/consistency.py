@@ -1,17 +1,17 @@
 """Do two renderings of an image have the same neighbours? Frozen features without any label."""
 
-from typing import Final
+from typing import Annotated, Final
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.data.counter import uniform
 from mimkit.data.views import Augment
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, Range, require
 from mimkit.evaluate.features import (
     FEATURE_BATCH,
     Pool,
@@ -55,7 +55,6 @@ class KNNConsistency(Evaluator):
         num_images: so many images, evenly spaced over the test split.
         every_steps: also measure during training at this interval; None only at its end.
 
-    Raises: RecipeError for less than one neighbour or three images.
     Source: mutual nearest neighbours with k = 10: Huh et al., The Platonic Representation
         Hypothesis, arXiv 2405.07987, there of two models on one image, here of one model on two
         renderings. Crop and flip are those of MAE's code in pre-training (arXiv 2111.06377).
@@ -67,12 +66,9 @@ class KNNConsistency(Evaluator):
         *,
         k: Count = 10,
         pool: Pool = "mean",
-        num_images: Count = 2000,
+        num_images: Annotated[int, Interval(ge=3, le=1_000_000_000)] = 2000,
         every_steps: AnyCount | None = None,
     ) -> None:
-        require(_NAME, COUNT, k=k)
-        require(_NAME, Range(3), num_images=num_images)
-        require(_NAME, NOT_NEGATIVE, every_steps=every_steps)
         self.k = k
         self.pool = pool
         self.num_images = num_images

@@ -10,8 +10,8 @@ from torch import Tensor
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
-from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, PART, POSITIVE, SHARE, Range, require
 from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.classifier import (
     Classifier,
     backbone_of,
@@ -90,8 +90,8 @@ class FineTune(Evaluator):
         num_test_images: test images to classify, all classes alike; None for all.
         precision: as ``train.precision`` of a recipe.
 
-    Raises: RecipeError for an option out of its range, a list that is empty or has a value twice,
-        or if options do not fit each other or the patches.
+    Raises: RecipeError for a list that is empty or has a value twice, or if options do not fit
+        each other or the patches.
     Source: label fractions and five runs: Selfie, arXiv 1906.02940, section 4. BEiT,
         arXiv 2106.08254, appendix: layer decay 0.65, drop path 0.1, label smoothing 0.1, mixup
         0.8, CutMix 1, RandAugment of magnitude 9 and deviation 0.5, random erasing 0.25 (none for
@@ -129,15 +129,12 @@ class FineTune(Evaluator):
         num_test_images: Count | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
-        require(_NAME, PART, label_fractions=label_fractions, layer_decay=layer_decay)
-        require(_NAME, POSITIVE, lrs=lrs)
-        require(_NAME, COUNT, seeds=seeds, total_steps=total_steps, batch_size=batch_size)
-        require(_NAME, COUNT, num_test_images=num_test_images)
-        require(_NAME, Range(0, min(lrs)), min_lr=min_lr)
-        require(_NAME, SHARE, drop_path=drop_path, random_erasing=random_erasing)
-        require(_NAME, SHARE, label_smoothing=label_smoothing)
-        require(_NAME, NOT_NEGATIVE, mixup=mixup, cutmix=cutmix)
-        require(_NAME, NOT_NEGATIVE, warmup_steps=warmup_steps, weight_decay=weight_decay)
+        distinct(_NAME, lrs=lrs, label_fractions=label_fractions)
+        if min_lr > min(lrs):
+            raise RecipeError(
+                f"evaluator '{_NAME}', min_lr: must be at most the least of lrs, {min(lrs):g}, but "
+                f"is {min_lr:g}."
+            )
         if (mixup or cutmix) and batch_size % 2:
             raise RecipeError(
                 "evaluator 'finetune', batch_size: must be even with mixup or cutmix, which pair "

@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, POSITIVE, require
 from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.evaluate.image_scores import pack
@@ -32,7 +31,6 @@ class KNN(Evaluator):
         num_test_images: test images to classify, all classes alike; None for all.
         every_steps: also measure during training at this interval; None only at its end.
 
-    Raises: RecipeError for less than one neighbour or image, or a temperature that is not positive.
     Source: weighted vote with temperature 0.07: instance discrimination, arXiv 1805.01978;
         k = 20: DINO, arXiv 2104.14294.
     """
@@ -50,9 +48,6 @@ class KNN(Evaluator):
         num_test_images: Count | None = None,
         every_steps: AnyCount | None = None,
     ) -> None:
-        require("knn", COUNT, k=k, num_images=num_images, num_test_images=num_test_images)
-        require("knn", POSITIVE, temperature=temperature)
-        require("knn", NOT_NEGATIVE, every_steps=every_steps)
         self.k = k
         self.temperature = temperature
         self.pool = pool

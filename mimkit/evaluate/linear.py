@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
-from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, PART, distinct, require
 from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.features import Pool, extract_layers, pixels, pixels_width
 from mimkit.evaluate.fractions import (
     development_split,
@@ -68,8 +68,7 @@ class LinearProbe(Evaluator):
         seeds: how often, each with its own label subset and its own baselines.
         num_test_images: test images to classify, all classes alike; None for all.
 
-    Raises: RecipeError for a list that is empty or has a value twice, a fraction not in (0, 1], a
-        weight decay below 0, or less than one seed or test image.
+    Raises: RecipeError for a list that is empty or has a value twice.
     Source: features are standardised as in MAE's linear probe (batch norm without affine,
         arXiv 2111.06377, appendix A). Differs: no augmentation, and at most 200 iterations
         of L-BFGS on all features instead of 90 epochs of LARS.
@@ -91,10 +90,7 @@ class LinearProbe(Evaluator):
         seeds: Count = 1,
         num_test_images: Count | None = None,
     ) -> None:
-        distinct(_NAME, pools=pools)
-        require(_NAME, NOT_NEGATIVE, weight_decays=weight_decays)
-        require(_NAME, PART, label_fractions=label_fractions)
-        require(_NAME, COUNT, seeds=seeds, num_test_images=num_test_images)
+        distinct(_NAME, pools=pools, weight_decays=weight_decays, label_fractions=label_fractions)
         self.layers = layers
         self.pools = pools
         self.weight_decays = weight_decays
