@@ -216,17 +216,19 @@ def _layout(tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: b
         return arrange(tree, meaning)
     if named.splits:
         return _by_table(tree, named)
+    codes, left = named.codes, 0
     if only_named:
-        tree = Tree(tree.root, tuple(_only(tree.folders, named.codes.keys())))
-    if not named.classes:
-        return arrange(tree, meaning)
-    codes = named.codes
+        kept = tuple(_only(tree.folders, codes.keys()))
+        left = sum(len(f.images) for f in tree.folders) - sum(len(f.images) for f in kept)
+        tree = Tree(tree.root, kept)
 
     def labelled(part: Part) -> bool:
         paths = (p.folder.path(name) for p in part.places for name in p.folder.images)
         return any(codes.get(path, -1) >= 0 for path in paths)
 
-    return arrange(tree, meaning, labelled)
+    layout = arrange(tree, meaning, labelled if named.classes else None)
+    unused = Skipped(f"{tree.root}/*", f"{left:,} images not used: the table does not name them")
+    return replace(layout, unused=(*layout.unused, unused)) if left else layout
 
 
 def _by_table(tree: Tree, named: Naming) -> Layout:
