@@ -234,6 +234,19 @@ class TestTablesOfLabels:
         assert {split: len(table) for split, table in found.items()} == {"train": 18, "test": 2}
         both = self.labels(found["train"]) | self.labels(found["test"])
         assert both == {k: "ab"[k % 2] for k in range(20)}
+        wanted = Wanted("data.name", "labels.csv", None, None, cache=Path("cache"))
+        assert locate(wanted)["train"].skipped[0].reason.startswith("10 images not used")
+
+    def test_a_labelled_validation_split_beats_an_unlabelled_test_split(self, tmp_path):
+        paths = [f"{split}/{k}.png" for split in ("train", "val", "test") for k in range(4)]
+        for path in paths:
+            (tmp_path / "pics" / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "pics" / path).write_bytes(png())
+        rows = [f"{path},{'ab'[k % 2]}" for k, path in enumerate(paths[:8])]
+        (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+        found = opened("pics", labels="labels.csv")
+        assert {Path(found["test"].where(k)).parent.name for k in range(4)} == {"val"}
+        assert np.bincount(found["test"].labels).tolist() == [2, 2]
 
     def test_parquet_that_names_files_is_such_a_table(self, images):
         rows = {"image": [f"pics/{k}.png" for k in range(20)], "label": [k % 2 for k in range(20)]}

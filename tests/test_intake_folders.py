@@ -2,6 +2,7 @@
 
 import gc
 import json
+import os
 import warnings
 from hashlib import blake2b
 from pathlib import Path
@@ -462,6 +463,31 @@ def test_the_order_is_that_of_the_hashes_of_paths(tmp_path):
     found, _ = tables(root, tmp_path / "cache")
     below = [path.removeprefix("train/") for path in found["train"]]
     assert below == sorted(below, key=lambda path: blake2b(path.encode()).digest())
+
+
+def test_names_that_are_not_utf8_are_listed_in_ascii(tmp_path):
+    root = make(tmp_path / "set", *several("a"), "b/0.png")
+    for name in (b"a/\xff.png", b"a/\xff.txt", b"b\xff/x.png"):
+        path = os.fsencode(root) + b"/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(b"x")
+    found, listings = tables(root, tmp_path / "cache")
+    assert len(found["train"] | found["test"]) == 4
+    skipped = {Path(item.path).name: item.reason for item in listings["train"].skipped}
+    assert skipped == {
+        "\\udcff.png'": "has a name that is not UTF-8",
+        "\\udcff.txt'": "is not an image by its name",
+        "x.png'": "has a name that is not UTF-8",
+    }
+
+
+def test_many_other_files_of_one_kind_are_counted(tmp_path):
+    root = make(tmp_path / "set", *several("a", "b"), *[f"a/{k}.xml" for k in range(50)])
+    _, listings = tables(root, tmp_path / "cache")
+    assert [(item.path, item.reason) for item in listings["train"].skipped] == [
+        (f"{root}/a/*.xml", "50 files, each is not an image by its name")
+    ]
 
 
 def test_arranging_asks_no_disk(tmp_path):

@@ -19,7 +19,7 @@ from mimkit.data.intake.paths import Paths, write_paths
 from mimkit.data.intake.places import Meaning, Part, Place
 from mimkit.data.intake.sheet import KINDS, METADATA, Naming, naming
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree
+from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree, is_utf8
 from mimkit.data.registered import Split
 from mimkit.errors import DataError
 
@@ -216,17 +216,19 @@ def _layout(tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: b
         return arrange(tree, meaning)
     if named.splits:
         return _by_table(tree, named)
+    codes, left = named.codes, 0
     if only_named:
-        tree = Tree(tree.root, tuple(_only(tree.folders, named.codes.keys())))
-    if not named.classes:
-        return arrange(tree, meaning)
-    codes = named.codes
+        kept = tuple(_only(tree.folders, codes.keys()))
+        left = sum(len(f.images) for f in tree.folders) - sum(len(f.images) for f in kept)
+        tree = Tree(tree.root, kept)
 
     def labelled(part: Part) -> bool:
         paths = (p.folder.path(name) for p in part.places for name in p.folder.images)
         return any(codes.get(path, -1) >= 0 for path in paths)
 
-    return arrange(tree, meaning, labelled)
+    layout = arrange(tree, meaning, labelled if named.classes else None)
+    unused = Skipped(f"{tree.root}/*", f"{left:,} images not used: the table does not name them")
+    return replace(layout, unused=(*layout.unused, unused)) if left else layout
 
 
 def _by_table(tree: Tree, named: Naming) -> Layout:
@@ -263,11 +265,17 @@ def _others(
                 by_kind.setdefault(Path(name).suffix.lower(), []).append(name)
         for kind, names in by_kind.items():
             if len(names) > _MANY:
-                yield Skipped(f"{at}/*{kind}", f"{len(names):,} files: {reason(names[0])}")
+                yield Skipped(
+                    _shown(f"{at}/*{kind}"), f"{len(names):,} files, each {reason(names[0])}"
+                )
             else:
-                yield from (Skipped(f"{at}/{name}", reason(name)) for name in names)
+                yield from (Skipped(_shown(f"{at}/{name}"), reason(name)) for name in names)
         for name in folder.unnameable:
-            yield Skipped(ascii(f"{at}/{name}"), "has a name that is not UTF-8")
+            yield Skipped(_shown(f"{at}/{name}"), "has a name that is not UTF-8")
+
+
+def _shown(path: str) -> str:
+    return path if is_utf8(path) else ascii(path)
 
 
 def _empty(tree: Tree) -> str:

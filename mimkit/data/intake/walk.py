@@ -27,7 +27,7 @@ class Folder:
         name: its path below the root, with slashes; "" for the root.
         images: names of files that are images by their extension, sorted.
         others: names of all other files, sorted.
-        unnameable: names of images that are not UTF-8, as ASCII shows them.
+        unnameable: names of images whose paths are not UTF-8, sorted.
         digest: changes with name, size or time of change of an image.
     """
 
@@ -97,11 +97,12 @@ def walk(root: str) -> Tree:
 
 def _look(place: str, name: str) -> tuple[Folder, list[str]]:
     # A million files pass through here: nothing is called for each that can be written out.
+    names: list[str] = []
     stamps: list[str] = []
     others: list[str] = []
     unnameable: list[str] = []
     below: list[str] = []
-    utf8 = _is_utf8(name)
+    utf8 = is_utf8(name)
     with os.scandir(place) as entries:
         for entry in entries:
             file = entry.name
@@ -111,19 +112,22 @@ def _look(place: str, name: str) -> tuple[Folder, list[str]]:
                 below.append(file)
             elif file[file.rfind(".") :].lower() not in EXTENSIONS:
                 others.append(file)
-            elif not utf8 or not (file.isascii() or _is_utf8(file)):
-                unnameable.append(ascii(file)[1:-1])
+            elif not utf8 or not (file.isascii() or is_utf8(file)):
+                unnameable.append(file)
             else:
+                names.append(file)
                 try:
                     status = entry.stat()
                     stamps.append(f"{file}\0{status.st_size}\0{status.st_mtime_ns}")
                 except OSError:  # a link to nowhere: the survey lists it
-                    stamps.append(f"{file}\0unreadable")
+                    stamps.append(f"{file}\0-\0-")
+    names.sort()
     stamps.sort()
-    digest = hashlib.blake2b("\n".join(stamps).encode()).digest()
-    files = tuple([stamp[: stamp.index("\0")] for stamp in stamps])
-    return Folder(name, files, tuple(sorted(others)), tuple(sorted(unnameable)), digest), below
+    digest = hashlib.blake2b("\0".join(stamps).encode()).digest()
+    files = tuple(names), tuple(sorted(others)), tuple(sorted(unnameable))
+    return Folder(name, *files, digest), below
 
 
-def _is_utf8(name: str) -> bool:
+def is_utf8(name: str) -> bool:
+    """Whether a path is UTF-8 on disk, so that it can be printed and written down."""
     return name == name.encode(errors="replace").decode()
