@@ -1,6 +1,7 @@
 """Looking at all images once: it goes on where it was stopped, and says how long it takes."""
 
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from rich.console import Console
 from mimkit.data import chunks, survey
 from mimkit.data.cache import folder as cache_folder
 from mimkit.data.pace import Pace
-from mimkit.data.sources import open_source
+from mimkit.data.sources import find, open_source, open_sources
 from mimkit.recipe.sections import DataSection
 
 
@@ -121,6 +122,19 @@ class TestGoingOn:
             r"looking at 3,600 images \(once\), going on after ([\d,]+)", again.stderr
         )
         assert int(found[1].replace(",", "")) >= 512
+
+
+def test_what_one_process_found_on_disk_is_enough_for_the_others(tmp_path, monkeypatch):
+    for split in ("train", "val"):
+        images(tmp_path / "set" / split / "a", 12)
+        images(tmp_path / "set" / split / "b", 12)
+    data = section(tmp_path / "set")
+    alone = open_sources(data)
+    found = pickle.loads(pickle.dumps(find(data)))
+    monkeypatch.setattr("mimkit.data.intake.locate.walk", lambda _: pytest.fail("walked again"))
+    given = open_sources(data, found)
+    assert [each.fingerprint for each in given] == [each.fingerprint for each in alone]
+    assert given[0].skipped == alone[0].skipped
 
 
 class TestPace:
