@@ -20,6 +20,13 @@ from mimkit.train.signals import Interrupted, Request
 SHIPPED = (Path(__file__).parent.parent / "recipes").rglob("*.toml")
 REGISTERED = (Path(entry.value) for entry in registry.entries("recipes"))
 RECIPES = sorted({path.resolve() for path in (*SHIPPED, *REGISTERED)})
+# Ablations leave out a part, or exchange it for one that another recipe has.
+CASES = [
+    pytest.param(
+        path, id=path.stem, marks=[pytest.mark.slow] if path.parent.name == "ablations" else []
+    )
+    for path in RECIPES
+]
 CPU = torch.device("cpu")
 TRAIN = {
     "total_steps": 4,
@@ -101,7 +108,7 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", CASES)
 def test_interrupted_and_gone_on_with_it_ends_alike(path, cache, tmp_path, monkeypatch):
     monkeypatch.setenv("MIMKIT_CACHE", str(cache))
     recipe = miniature(path)
