@@ -6,18 +6,18 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import product
 from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, PART, POSITIVE, Range, require
 from mimkit.evaluate.cells import Cells, cell_key, digest
-from mimkit.evaluate.classifier import Score
 from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.fractions import (
@@ -31,6 +31,8 @@ from mimkit.evaluate.fractions import (
 from mimkit.evaluate.frozen_tokens import FrozenTokens, gib_of, token_shape
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
+from mimkit.evaluate.score import Score
+from mimkit.evaluate.search import choose_rate, named
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 from mimkit.train.optim import learning_rate, set_learning_rate
@@ -45,9 +47,9 @@ class AttentiveProbe(Evaluator):
 
     All tokens are read, the class token and the patches; of encoders without a class token the
     patches alone. They are computed once and kept, if ``cache_gib`` allows. The learning rate is
-    chosen on a development split of the labelled images, once for each fraction and start, with
-    the first seed. Beside the pre-trained encoder stand the same with random weights, and pieces
-    of the image with their positions (`PixelTokens`).
+    chosen on a development split of the labelled images, for each fraction, seed and start anew,
+    so that no number has seen more labels than it says. Beside the pre-trained encoder stand the
+    same with random weights, and pieces of the image with their positions (`PixelTokens`).
 
     Args:
         geometry: not needed.
@@ -65,7 +67,8 @@ class AttentiveProbe(Evaluator):
         cache_gib: keep all tokens on the device if they need at most so many GiB; else every
             batch is encoded anew, which takes longer and changes nothing.
 
-    Raises: RecipeError if there is no fraction, seed, learning rate or step, or one image a step.
+    Raises: RecipeError for a list that is empty or has a value twice, a fraction not in (0, 1], a
+        rate that is not positive, less than one step, seed or test image, or one image a step.
     Source: CAE, arXiv 2202.03026, section 4, and its code: query from zero, norms of their own
         for query, keys and values, no residual, no MLP, batch norm without scale, linear layer
         from deviation 0.01, Nesterov momentum 0.9, no weight decay. Differs: images are not
@@ -90,16 +93,12 @@ class AttentiveProbe(Evaluator):
         num_test_images: int | None = None,
         cache_gib: float = 4.0,
     ) -> None:
-        if not label_fractions or not lrs or seeds < 1:
-            raise RecipeError(
-                f"evaluator '{_NAME}': label_fractions and lrs must hold at least one value and "
-                f"seeds be at least 1, but they are {label_fractions}, {lrs} and {seeds}."
-            )
-        if total_steps < 1 or batch_size < 2:
-            raise RecipeError(
-                f"evaluator '{_NAME}': total_steps must be at least 1 and batch_size at least 2, "
-                f"for batch norm, but they are {total_steps} and {batch_size}."
-            )
+        require(_NAME, COUNT, total_steps=total_steps, seeds=seeds, num_heads=num_heads)
+        require(_NAME, COUNT, num_test_images=num_test_images)
+        require(_NAME, Range(2), batch_size=batch_size)  # for batch norm
+        require(_NAME, POSITIVE, lrs=lrs)
+        require(_NAME, PART, label_fractions=label_fractions)
+        require(_NAME, NOT_NEGATIVE, warmup_steps=warmup_steps, cache_gib=cache_gib)
         self.num_heads = num_heads
         self.batch_norm = batch_norm
         self.total_steps = total_steps
@@ -145,15 +144,14 @@ class AttentiveProbe(Evaluator):
         shape = token_shape(subject.pretrainer.encoder, subject)
         a_pass = self._seconds_of_image(shape, labels, subject)
         encoded, seconds = 0, 0.0
-        for number, some in enumerate((seeds, *([seed] for seed in seeds))):
-            # The pre-trained encoder searches, and the first of the random ones for all of them.
-            trained, judged = self._passes(labels, some, subject.seed, searches=number < 2)
-            num_kept = len(self.training_images(labels.train, some, subject.seed)) + num_test
+        for some in (seeds, *([seed] for seed in seeds)):
+            trained, judged = self._passes(labels, some)
+            num_kept = len(self.training_images(labels.train, some)) + num_test
             kept = gib_of(num_kept, shape) <= self.cache_gib
             encoded += num_kept if kept else trained + judged
             seconds += (trained + judged / 3) * a_pass
         shape = token_shape(self._pixels(subject), subject)
-        trained, judged = self._passes(labels, seeds, subject.seed, searches=True)
+        trained, judged = self._passes(labels, seeds)
         seconds += (trained + judged / 3) * self._seconds_of_image(shape, labels, subject)
         # One image of each encoder shows the tokens' shape.
         return Work(encoded=encoded + len(seeds) + 1, seconds=seconds)
@@ -167,35 +165,32 @@ class AttentiveProbe(Evaluator):
             cells=Cells(subject.workdir / "cells.jsonl"),
         )
         seeds = range(subject.seed, subject.seed + self.seeds)
-        results = table.probe("pretrained", subject.pretrainer.encoder, seeds, {})
-        chosen: dict[float, float] = {}
+        results = table.probe("pretrained", subject.pretrainer.encoder, seeds)
         for seed in seeds:
-            results += table.probe("random", subject.fresh(seed).encoder, [seed], chosen)
-        return results + table.probe("pixels", self._pixels(subject), seeds, {})
+            results += table.probe("random", subject.fresh(seed).encoder, [seed])
+        return results + table.probe("pixels", self._pixels(subject), seeds)
 
     def _pixels(self, subject: Subject) -> PixelTokens:
         return PixelTokens(len(subject.view.mean), self.num_heads)
 
-    def training_images(self, labels: Tensor, seeds: Sequence[int], first_seed: int) -> Tensor:
+    def training_images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
         """Returns all images of which some fraction and seed reads the label, ascending."""
         subsets = [
             stratified_subset(labels, fraction, seed)
             for fraction in self.label_fractions
-            for seed in {first_seed, *seeds}
+            for seed in seeds
         ]
         images: Tensor = torch.cat(subsets).unique()  # type: ignore[no-untyped-call]
         return images
 
-    def _passes(
-        self, labels: Labels, seeds: Sequence[int], first_seed: int, *, searches: bool
-    ) -> tuple[int, int]:
+    def _passes(self, labels: Labels, seeds: Sequence[int]) -> tuple[int, int]:
         """Counts the images that the probes of one encoder are trained on, and judge."""
         trainings = len(seeds) * len(self.label_fractions)
         judged = trainings * len(stratified_limit(labels.test, self.num_test_images))
-        if searches and len(self.lrs) > 1:
-            for fraction in self.label_fractions:
-                subset = stratified_subset(labels.train, fraction, first_seed)
-                held = development_split(labels.train, subset, first_seed)[1]
+        if len(self.lrs) > 1:
+            for fraction, seed in product(self.label_fractions, seeds):
+                subset = stratified_subset(labels.train, fraction, seed)
+                held = development_split(labels.train, subset, seed)[1]
                 trainings += len(self.lrs)
                 judged += len(self.lrs) * len(held)
         return trainings * self.total_steps * self.batch_size, judged
@@ -264,11 +259,7 @@ class _Table:
     cells: Cells
 
     def probe(
-        self,
-        init: str,
-        encoder: Encoder | PixelTokens,
-        seeds: Sequence[int],
-        chosen: dict[float, float],
+        self, init: str, encoder: Encoder | PixelTokens, seeds: Sequence[int]
     ) -> list[Result]:
         """Measures one encoder.
 
@@ -276,21 +267,17 @@ class _Table:
             init: how its weights came about.
             encoder: left in the mode it is in.
             seeds: of label subsets and trainings.
-            chosen: fraction to learning rate; what lacks is searched, and noted here.
         """
         with evaluation_mode(encoder):
             encoded = self._encoded(init, encoder, seeds)
-            results = []
-            for fraction in self.options.label_fractions:
-                if fraction not in chosen:
-                    chosen[fraction] = self._choose_lr(encoded, fraction)
-                for seed in seeds:
-                    results.append(self._result(encoded, fraction, seed, chosen[fraction]))
-            return results
+            return [
+                self._result(encoded, fraction, seed)
+                for fraction, seed in product(self.options.label_fractions, seeds)
+            ]
 
     def _encoded(self, init: str, encoder: Encoder | PixelTokens, seeds: Sequence[int]) -> _Encoded:
         options, subject, labels = self.options, self.subject, self.labels
-        train = options.training_images(labels.train, seeds, subject.seed)
+        train = options.training_images(labels.train, seeds)
         test = stratified_limit(labels.test, options.num_test_images)
         shape = token_shape(encoder, subject)
         gib = gib_of(len(train) + len(test), shape)
@@ -308,27 +295,16 @@ class _Table:
             FrozenTokens(encoder, subject, subject.test, test, keep),
         )
 
-    def _choose_lr(self, encoded: _Encoded, fraction: float) -> float:
-        """Finds the learning rate that is best on the development split."""
-        lrs = self.options.lrs
-        if len(lrs) == 1:
-            return lrs[0]
-        seed = self.subject.seed
-        subset = stratified_subset(self.labels.train, fraction, seed)
-        fitted, held = development_split(self.labels.train, subset, seed)
-        scores = {
-            lr: self._measure(
-                encoded, _Cell("development", fraction, encoded.init, seed, lr), fitted, held
-            )
-            for lr in lrs
-        }
-        # Few development images often tie: then the smaller loss decides.
-        return max(lrs, key=lambda lr: (scores[lr].accuracy, -scores[lr].loss))
-
-    def _result(self, encoded: _Encoded, fraction: float, seed: int, lr: float) -> Result:
-        """Trains on all labelled images and classifies the test images."""
+    def _result(self, encoded: _Encoded, fraction: float, seed: int) -> Result:
+        """Chooses a rate, trains on all labelled images and classifies the test images."""
         options = self.options
         subset = stratified_subset(self.labels.train, fraction, seed)
+
+        def measure(lr: float, fitted: Tensor, judged: Tensor) -> Score:
+            cell = _Cell("development", fraction, encoded.init, seed, lr)
+            return self._measure(encoded, cell, fitted, judged)
+
+        lr = choose_rate(options.lrs, self.labels.train, subset, seed, measure)
         test = encoded.test.index
         score = self._measure(
             encoded, _Cell("test", fraction, encoded.init, seed, lr), subset, test
@@ -349,9 +325,10 @@ class _Table:
                 "total_steps": options.total_steps,
                 "batch_size": options.batch_size,
                 "warmup_steps": options.warmup_steps,
-                "lrs": ", ".join(f"{lr:g}" for lr in options.lrs),
+                **named(options.lrs),
             },
             chosen={"lr": lr, "num_heads": choose_heads(encoded.width, options.num_heads)},
+            image_scores=score.image_scores,
         )
 
     def _measure(self, encoded: _Encoded, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
@@ -366,7 +343,7 @@ class _Table:
         )
         known = self.cells.get(key)
         if known is not None:
-            return Score(known["accuracy"], known["loss"])
+            return Score(known["accuracy"], known["loss"], known["image_scores"])
         classifier = self._fresh(encoded.width, cell.seed)
         self._train(classifier, encoded.train, cell, fitted)
         score = self._judge(classifier, encoded, cell, judged)
@@ -423,21 +400,20 @@ class _Table:
         on_test = cell.split == "test"
         frozen = encoded.test if on_test else encoded.train
         labels = self.labels.test if on_test else self.labels.train
-        size = FEATURE_BATCH
+        size, places = FEATURE_BATCH, torch.arange(len(judged))
         if self.options.batch_norm == "batch":
             # Mixed, since sets often come sorted by class, and no batch much smaller than another.
             order = torch.Generator().manual_seed(cell.seed)
-            judged = judged[torch.randperm(len(judged), generator=order)]
+            places = torch.randperm(len(judged), generator=order)
             size = even_batch(len(judged), self.options.batch_size)
-        images = WholeImages(frozen.source, judged, (subject.view,), size)
-        accuracy = MulticlassAccuracy(self.labels.num_classes, average="micro")
-        accuracy = accuracy.to(subject.device)
+        images = WholeImages(frozen.source, judged[places], (subject.view,), size)
+        correct = torch.empty(len(judged), dtype=torch.bool, device=subject.device)
         total_loss = torch.zeros((), device=subject.device)
         classifier.train(self.options.batch_norm == "batch")
-        for index, tokens in frozen.stream(images, len(images)):
+        stream = frozen.stream(images, len(images))
+        for place, (index, tokens) in zip(places.split(size), stream, strict=True):
             truth = labels[index].to(subject.device)
             logits = classifier(tokens)
-            accuracy.update(logits.argmax(1), truth)
+            correct[place.to(subject.device)] = logits.argmax(1) == truth
             total_loss += F.cross_entropy(logits, truth, reduction="sum")
-        loss = float(total_loss) / len(judged)
-        return Score(float(accuracy.compute()), loss if math.isfinite(loss) else math.inf)
+        return Score.of(correct, float(total_loss) / len(judged))

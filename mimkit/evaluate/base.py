@@ -90,6 +90,9 @@ class Result:
         protocol: every choice that makes the number comparable or not (label fraction, ...);
             results that differ in nothing but init and seed are compared.
         chosen: what a search on the development split found (lr, ...), free to differ.
+        image_scores: what each judged image scored (`mimkit.evaluate.image_scores.pack`), whose
+            mean is ``value``; None if that is not kept. With it intervals hold for other test
+            images too, and as tight as the pairing of images allows.
     """
 
     evaluator: str
@@ -100,6 +103,7 @@ class Result:
     init: str = "pretrained"
     protocol: Mapping[str, Plain] = field(default_factory=dict)
     chosen: Mapping[str, Plain] = field(default_factory=dict)
+    image_scores: str | None = None
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from mimkit.files import write_text
+
+_VERSION: Final = 2
+"""Rises when the same options come to mean another measurement, or a cell keeps more of it."""
 
 
 class Cells:
@@ -42,8 +45,11 @@ class Cells:
 
 
 def cell_key(**depends_on: object) -> str:
-    """Returns a short name for everything a result depends on; the values are plain data."""
-    text = json.dumps(depends_on, sort_keys=True)
+    """Returns a short name for everything a result depends on; the values are plain data.
+
+    The rules of measuring are part of it, so that what an earlier version has kept is not taken.
+    """
+    text = json.dumps([_VERSION, depends_on], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 

@@ -1,40 +1,25 @@
 """Training one classifier end to end, from an encoder's weights or from none."""
 
 import copy
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
+from mimkit.evaluate.score import Score
 from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.records import Grid
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.loop import autocast
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate
 from mimkit.train.step import Pretrainer
-
-
-@dataclass(frozen=True)
-class Score:
-    """How well a classifier does.
-
-    Args:
-        accuracy: in [0, 1].
-        loss: mean cross-entropy; infinite for a network whose training diverged.
-    """
-
-    accuracy: float
-    loss: float
 
 
 class Classifier(nn.Module):
@@ -157,18 +142,16 @@ def score_classifier(
         device: where to compute.
         workers: loader processes for sources that decode files.
     """
-    num_classes = network.output.out_features
-    accuracy = MulticlassAccuracy(num_classes, average="micro").to(device)
+    correct = []
     total_loss = torch.zeros((), device=device)
     with evaluation_mode(network):
         for index, views in images.stream(len(images), workers=workers, device=device):
             truth = labels[index].to(device)
             with autocast(device, precision):
                 logits = network(_layout(views["image"])).float()
-            accuracy.update(logits.argmax(1), truth)
+            correct.append(logits.argmax(1) == truth)
             total_loss += F.cross_entropy(logits, truth, reduction="sum")
-    loss = float(total_loss) / len(images.index)
-    return Score(float(accuracy.compute()), loss if math.isfinite(loss) else math.inf)
+    return Score.of(torch.cat(correct), float(total_loss) / len(images.index))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ from mimkit.data.counter import uniform
 from mimkit.data.views import Augment
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, Range, require
 from mimkit.evaluate.features import (
     FEATURE_BATCH,
     Pool,
@@ -19,6 +20,7 @@ from mimkit.evaluate.features import (
     flat_pixels,
     pooled,
 )
+from mimkit.evaluate.image_scores import pack
 from mimkit.evaluate.images import Renderings, evenly_spaced
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
@@ -52,6 +54,7 @@ class KNNConsistency(Evaluator):
         num_images: so many images, evenly spaced over the test split.
         every_steps: also measure during training at this interval; None only at its end.
 
+    Raises: RecipeError for less than one neighbour or three images.
     Source: mutual nearest neighbours with k = 10: Huh et al., The Platonic Representation
         Hypothesis, arXiv 2405.07987, there of two models on one image, here of one model on two
         renderings. Crop and flip are those of MAE's code in pre-training (arXiv 2111.06377).
@@ -66,6 +69,9 @@ class KNNConsistency(Evaluator):
         num_images: int = 2000,
         every_steps: int | None = None,
     ) -> None:
+        require(_NAME, COUNT, k=k)
+        require(_NAME, Range(3), num_images=num_images)
+        require(_NAME, NOT_NEGATIVE, every_steps=every_steps)
         self.k = k
         self.pool = pool
         self.num_images = num_images
@@ -79,11 +85,11 @@ class KNNConsistency(Evaluator):
         Raises: DataError, RecipeError.
         """
         count = len(evenly_spaced(subject.test, self.num_images))
-        if count < 3 or self.k < 1:
+        if count < 3:
             raise DataError(
-                f"evaluator '{_NAME}' needs at least three held-out images and one neighbour, but "
-                f"has {count} images of '{subject.test.name}' and k = {self.k}. Give more images, "
-                "or remove this evaluator from the recipe."
+                f"evaluator '{_NAME}' needs at least three held-out images, but '"
+                f"{subject.test.name}' has {count}. Give more images, or remove this evaluator "
+                "from the recipe."
             )
         check_pool(subject, self.pool)
 
@@ -106,13 +112,23 @@ class KNNConsistency(Evaluator):
         index = evenly_spaced(subject.test, self.num_images)
         k = min(self.k, (len(index) - 1) // 2)
         one, other = (self._features(subject, encoder, index, number) for number in (0, 1))
-        value = consistency(one, other, k, subject.seed)
+        shared = shared_neighbours(one, other, k, subject.seed)
+        value = int(shared.sum()) / (len(index) * k)
         subject.report(
             f"{_NAME}, {init}: {100 * value:.1f} % of {k} neighbours, {len(index):,} images "
             f"(chance {100 * k / (len(index) - 1):.1f} %)"
         )
         protocol = {"k": k, "pool": self.pool, "num_images": len(index)}
-        return Result(_NAME, "consistency", value, len(index), subject.seed, init, protocol)
+        return Result(
+            evaluator=_NAME,
+            metric="consistency",
+            value=value,
+            num_images=len(index),
+            seed=subject.seed,
+            init=init,
+            protocol=protocol,
+            image_scores=pack(shared, k),
+        )
 
     @torch.no_grad()
     def _features(
@@ -134,8 +150,8 @@ class KNNConsistency(Evaluator):
             )
 
 
-def consistency(one: Tensor, other: Tensor, k: int, seed: int) -> float:
-    """Gives the mean share of the k nearest neighbours that two renderings have in common.
+def shared_neighbours(one: Tensor, other: Tensor, k: int, seed: int) -> Tensor:
+    """Counts for each image the k nearest neighbours that its two renderings have in common.
 
     Args:
         one: (n, D) features of one rendering of each image; the other images' other renderings are
@@ -144,17 +160,19 @@ def consistency(one: Tensor, other: Tensor, k: int, seed: int) -> float:
         k: how many neighbours, less than n.
         seed: decides between neighbours that are equally near, for each image and rendering anew:
             else images that all look alike would all agree.
+
+    Shape: (n,) int64, from 0 to k.
     """
     count = len(one)
     one, other = F.normalize(one), F.normalize(other)
     orders = [_order(count, seed, rendering).to(one.device) for rendering in (0, 1)]
-    shared = torch.zeros((), dtype=torch.int64, device=one.device)
+    shared = []
     images = torch.arange(count, device=one.device)
     for rows in torch.split(images, max(1, _CHUNK_SIMILARITIES // count)):
         first = _neighbours(one, other, rows, k, orders[0])
         second = _neighbours(other, one, rows, k, orders[1])
-        shared += (first[:, :, None] == second[:, None, :]).sum()
-    return int(shared) / (count * k)
+        shared.append((first[:, :, None] == second[:, None, :]).sum((1, 2)))
+    return torch.cat(shared)
 
 
 def _neighbours(query: Tensor, among: Tensor, rows: Tensor, k: int, order: Tensor) -> Tensor:

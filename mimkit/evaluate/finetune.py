@@ -10,10 +10,10 @@ from torch import Tensor
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
+from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, PART, POSITIVE, SHARE, Range, require
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.classifier import (
     Classifier,
-    Score,
     backbone_of,
     recompute_batch_norm,
     running_norms,
@@ -32,12 +32,15 @@ from mimkit.evaluate.fractions import (
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.randaugment import RandAugment
+from mimkit.evaluate.score import Score
+from mimkit.evaluate.search import choose_rate, named
 from mimkit.parts.base import Backbone
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
 
 _STATISTICS_IMAGES: Final = 2048
+_NAME: Final = "finetune"
 _STANDARD: Final = Augment(crop="resized", crop_scale=(0.5, 1.0))
 _PROTOCOL: Final = {"total_steps", "batch_size", "optimizer", "warmup_steps", "weight_decay"}
 
@@ -45,9 +48,10 @@ _PROTOCOL: Final = {"total_steps", "batch_size", "optimizer", "warmup_steps", "w
 class FineTune(Evaluator):
     """Accuracy after training the whole network on a fraction of the labels.
 
-    The learning rate is chosen on a development split of the labelled images, once for each
-    fraction and start, with the first seed; then every seed trains on all labelled images.
-    Subsets, order and augmentation of a seed are the same for both starts.
+    The learning rate is chosen on a development split of the labelled images, for each fraction,
+    seed and start anew, so that no number has seen more labels than it says; then the network is
+    trained on all labelled images. Subsets, order, augmentation and candidates of a seed are the
+    same for both starts. With several rates a seed costs one training more for each of them.
 
     Args:
         geometry: the patch grid of pre-training.
@@ -85,8 +89,8 @@ class FineTune(Evaluator):
         num_test_images: test images to classify, all classes alike; None for all.
         precision: as ``train.precision`` of a recipe.
 
-    Raises: RecipeError if there is no fraction, seed or learning rate, or if options do not fit
-        each other or the patches.
+    Raises: RecipeError for an option out of its range, a list that is empty or has a value twice,
+        or if options do not fit each other or the patches.
     Source: label fractions and five runs: Selfie, arXiv 1906.02940, section 4. BEiT,
         arXiv 2106.08254, appendix: layer decay 0.65, drop path 0.1, label smoothing 0.1, mixup
         0.8, CutMix 1, RandAugment of magnitude 9 and deviation 0.5, random erasing 0.25 (none for
@@ -124,16 +128,15 @@ class FineTune(Evaluator):
         num_test_images: int | None = None,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
-        if not label_fractions or not lrs or seeds < 1:
-            raise RecipeError(
-                "evaluator 'finetune': label_fractions and lrs must hold at least one value and "
-                f"seeds be at least 1, but they are {label_fractions}, {lrs} and {seeds}."
-            )
-        _check_range("min_lr", min_lr, min(lrs))
-        _check_range("drop_path", drop_path, 1)
-        _check_range("random_erasing", random_erasing, 1)
-        _check_range("mixup", mixup, math.inf)
-        _check_range("cutmix", cutmix, math.inf)
+        require(_NAME, PART, label_fractions=label_fractions, layer_decay=layer_decay)
+        require(_NAME, POSITIVE, lrs=lrs)
+        require(_NAME, COUNT, seeds=seeds, total_steps=total_steps, batch_size=batch_size)
+        require(_NAME, COUNT, num_test_images=num_test_images)
+        require(_NAME, Range(0, min(lrs)), min_lr=min_lr)
+        require(_NAME, SHARE, drop_path=drop_path, random_erasing=random_erasing)
+        require(_NAME, SHARE, label_smoothing=label_smoothing)
+        require(_NAME, NOT_NEGATIVE, mixup=mixup, cutmix=cutmix)
+        require(_NAME, NOT_NEGATIVE, warmup_steps=warmup_steps, weight_decay=weight_decay)
         if (mixup or cutmix) and batch_size % 2:
             raise RecipeError(
                 "evaluator 'finetune', batch_size: must be even with mixup or cutmix, which pair "
@@ -183,9 +186,9 @@ class FineTune(Evaluator):
 
         Raises: DataError, RecipeError.
         """
-        labels = labels_of(subject, "finetune")
+        labels = labels_of(subject, _NAME)
         searches = len(self.lrs) > 1
-        tell_gaps(subject, "finetune", labels, self.label_fractions, searches=searches)
+        tell_gaps(subject, _NAME, labels, self.label_fractions, searches=searches)
         for fraction in self.label_fractions:
             subset = stratified_subset(labels.train, fraction, subject.seed)
             if searches:
@@ -198,23 +201,24 @@ class FineTune(Evaluator):
 
         Batch norm that is measured anew counts as judging.
         """
-        labels = labels_of(subject, "finetune")
+        labels = labels_of(subject, _NAME)
         num_test = len(stratified_limit(labels.test, self.num_test_images))
         with torch.random.fork_rng(devices=[]):
             measures = self.recompute_batch_norm and running_norms(
                 self.backbone(subject.pretrainer)
             )
         trainings = encoded = 0
+        seeds = range(subject.seed, subject.seed + self.seeds)
         for fraction in self.label_fractions:
-            subsets = {
-                seed: stratified_subset(labels.train, fraction, seed)
-                for seed in range(subject.seed, subject.seed + self.seeds)
-            }
-            fitted, judged = [len(subset) for subset in subsets.values()], self.seeds * num_test
-            if len(self.lrs) > 1:
-                split = development_split(labels.train, subsets[subject.seed], subject.seed)
-                fitted += len(self.lrs) * [len(split[0])]
-                judged += len(self.lrs) * len(split[1])
+            fitted, judged = [], 0
+            for seed in seeds:
+                subset = stratified_subset(labels.train, fraction, seed)
+                fitted.append(len(subset))
+                judged += num_test
+                if len(self.lrs) > 1:
+                    split = development_split(labels.train, subset, seed)
+                    fitted += len(self.lrs) * [len(split[0])]
+                    judged += len(self.lrs) * len(split[1])
             trainings += len(self.inits) * len(fitted)
             encoded += len(self.inits) * judged
             if measures:
@@ -224,16 +228,15 @@ class FineTune(Evaluator):
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` by fraction, start and seed."""
-        labels = labels_of(subject, "finetune")
+        labels = labels_of(subject, _NAME)
         table = _Table(self, subject, labels, Cells(subject.workdir / "cells.jsonl"))
         seeds = range(subject.seed, subject.seed + self.seeds)
-        results = []
-        for fraction in self.label_fractions:
-            chosen = {init: table.choose_lr(fraction, init) for init in self.inits}
-            for seed in seeds:  # both starts of a seed in turn: what is known is paired
-                for init in self.inits:
-                    results.append(table.result(fraction, init, seed, chosen[init]))
-        return results
+        return [
+            table.result(fraction, init, seed)
+            for fraction in self.label_fractions
+            for seed in seeds
+            for init in self.inits  # both starts of a seed in turn: what is known is paired
+        ]
 
     def backbone(self, pretrainer: Pretrainer) -> Backbone:
         """Returns the network to train, with the weights of ``pretrainer``.
@@ -265,12 +268,6 @@ class FineTune(Evaluator):
             random_erasing=self.random_erasing,
             num_classes=num_classes,
         )
-
-
-def _check_range(option: str, value: float, largest: float) -> None:
-    if not 0 <= value <= largest:
-        bounds = "at least 0" if math.isinf(largest) else f"from 0 to {largest:g}"
-        raise RecipeError(f"evaluator 'finetune', {option}: must be {bounds}, but is {value:g}.")
 
 
 def _grid_of(image_size: int, grid: Grid, network: str) -> Grid:
@@ -312,25 +309,15 @@ class _Table:
     labels: Labels
     cells: Cells
 
-    def choose_lr(self, fraction: float, init: str) -> float:
-        """Finds the learning rate that is best on the development split."""
-        lrs = self.options.lrs
-        if len(lrs) == 1:
-            return lrs[0]
-        seed = self.subject.seed
-        subset = stratified_subset(self.labels.train, fraction, seed)
-        fitted, development = development_split(self.labels.train, subset, seed)
-        scores = {
-            lr: self._measure(_Cell("development", fraction, init, seed, lr), fitted, development)
-            for lr in lrs
-        }
-        # Few development images often tie: then the smaller loss decides.
-        return max(lrs, key=lambda lr: (scores[lr].accuracy, -scores[lr].loss))
-
-    def result(self, fraction: float, init: str, seed: int, lr: float) -> Result:
-        """Trains on all labelled images and classifies the test images."""
+    def result(self, fraction: float, init: str, seed: int) -> Result:
+        """Chooses a rate, trains on all labelled images and classifies the test images."""
         options = self.options
         subset = stratified_subset(self.labels.train, fraction, seed)
+
+        def measure(lr: float, fitted: Tensor, judged: Tensor) -> Score:
+            return self._measure(_Cell("development", fraction, init, seed, lr), fitted, judged)
+
+        lr = choose_rate(options.lrs, self.labels.train, subset, seed, measure)
         test = stratified_limit(self.labels.test, options.num_test_images)
         score = self._measure(_Cell("test", fraction, init, seed, lr), subset, test)
         protocol = {
@@ -339,14 +326,22 @@ class _Table:
             "num_test_images": len(test),
             "network": options.network,
             **options.train.model_dump(include=_PROTOCOL),
-            "lrs": ", ".join(f"{lr:g}" for lr in options.lrs),
+            **named(options.lrs),
             "label_smoothing": options.label_smoothing,
             "layer_decay": options.layer_decay,
             "recompute_batch_norm": options.recompute_batch_norm,
             **options.settings,
         }
         return Result(
-            "finetune", "accuracy", score.accuracy, len(test), seed, init, protocol, {"lr": lr}
+            evaluator=_NAME,
+            metric="accuracy",
+            value=score.accuracy,
+            num_images=len(test),
+            seed=seed,
+            init=init,
+            protocol=protocol,
+            chosen={"lr": lr},
+            image_scores=score.image_scores,
         )
 
     def _measure(self, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
@@ -370,7 +365,7 @@ class _Table:
             )
             known = self.cells.get(key)
             if known is not None:
-                return Score(known["accuracy"], known["loss"])
+                return Score(known["accuracy"], known["loss"], known["image_scores"])
             self._train(network, train, cell, fitted)
         on_test = cell.split == "test"
         source = subject.test if on_test else subject.train

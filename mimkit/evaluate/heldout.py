@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, require
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import WholeImages, evenly_spaced
 from mimkit.parts.records import Batch, Geometry
@@ -22,6 +23,8 @@ class HeldOut(Evaluator):
         geometry: not needed.
         num_images: so many images, evenly spaced over the test split.
         every_steps: also measure during training at this interval; None only at its end.
+
+    Raises: RecipeError for less than one image.
     """
 
     needs_targets = True
@@ -29,6 +32,8 @@ class HeldOut(Evaluator):
     def __init__(
         self, geometry: Geometry, *, num_images: int = 2000, every_steps: int | None = None
     ) -> None:
+        require("heldout", COUNT, num_images=num_images)
+        require("heldout", NOT_NEGATIVE, every_steps=every_steps)
         self.num_images = num_images
         self.every_steps = every_steps
 

@@ -3,11 +3,12 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
 
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import Pool, check_pool, extract, pixels
+from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, POSITIVE, require
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
+from mimkit.evaluate.image_scores import pack
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 
@@ -22,13 +23,14 @@ class KNN(Evaluator):
 
     Args:
         geometry: not needed.
-        k: how many neighbours vote.
+        k: how many neighbours vote; of fewer training images all do.
         temperature: a neighbour's vote weighs exp(similarity / temperature).
         pool: features are the mean of the patches, or the class token.
         num_images: training images to search among, all classes alike; None for all.
         num_test_images: test images to classify, all classes alike; None for all.
         every_steps: also measure during training at this interval; None only at its end.
 
+    Raises: RecipeError for less than one neighbour or image, or a temperature that is not positive.
     Source: weighted vote with temperature 0.07: instance discrimination, arXiv 1805.01978;
         k = 20: DINO, arXiv 2104.14294.
     """
@@ -46,6 +48,9 @@ class KNN(Evaluator):
         num_test_images: int | None = None,
         every_steps: int | None = None,
     ) -> None:
+        require("knn", COUNT, k=k, num_images=num_images, num_test_images=num_test_images)
+        require("knn", POSITIVE, temperature=temperature)
+        require("knn", NOT_NEGATIVE, every_steps=every_steps)
         self.k = k
         self.temperature = temperature
         self.pool = pool
@@ -100,8 +105,8 @@ class KNN(Evaluator):
             k=self.k,
             temperature=self.temperature,
         )
-        accuracy = MulticlassAccuracy(labels.num_classes, average="micro").to(subject.device)
-        value = float(accuracy(votes, labels.test[test_index].to(subject.device)))
+        correct = votes.argmax(1).cpu() == labels.test[test_index]
+        value = int(correct.sum()) / len(correct)
         subject.report(f"knn, {init}: {100 * value:.1f} % of {len(test_index):,} test images")
         return Result(
             "knn",
@@ -117,13 +122,17 @@ class KNN(Evaluator):
                 "num_labels": len(train_index),
                 "num_test_images": len(test_index),
             },
+            image_scores=pack(correct),
         )
 
 
 def nearest_neighbours(
     train: Tensor, labels: Tensor, test: Tensor, *, num_classes: int, k: int, temperature: float
 ) -> Tensor:
-    """Gives every test vector a score per class: its neighbours' weighted votes.
+    """Gives every test vector a score per class: its neighbours' votes, the nearest one's being 1.
+
+    A common factor of all votes changes no result, so that the nearest may set the scale: then no
+    temperature is so low that all votes vanish.
 
     Shape: train (N, D), labels (N,) int64, test (M, D); result (M, num_classes).
     """
@@ -132,8 +141,9 @@ def nearest_neighbours(
     scores = []
     for chunk in torch.split(F.normalize(test), max(1, _CHUNK_SIMILARITIES // len(train))):
         similarity, neighbour = (chunk @ train.T).topk(k)  # (m, k)
-        # Similarities are at most 1: subtracting it keeps the exponential from overflowing.
-        weight = ((similarity - 1) / temperature).exp()
+        # In double precision: a temperature may be smaller than float32 can hold.
+        distance = (similarity[:, :1] - similarity).double()
+        weight = (-distance / temperature).exp().to(similarity)
         votes = torch.zeros(len(chunk), num_classes, device=chunk.device)
         scores.append(votes.scatter_add_(1, labels[neighbour], weight))
     return torch.cat(scores)

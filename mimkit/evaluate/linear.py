@@ -11,8 +11,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
+from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, PART, distinct, require
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.features import Pool, extract_layers, pixels, pixels_width
 from mimkit.evaluate.fractions import (
@@ -23,6 +23,7 @@ from mimkit.evaluate.fractions import (
     tell_gaps,
 )
 from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
+from mimkit.evaluate.score import Score
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Geometry
 
@@ -66,7 +67,8 @@ class LinearProbe(Evaluator):
         seeds: how often, each with its own label subset and its own baselines.
         num_test_images: test images to classify, all classes alike; None for all.
 
-    Raises: RecipeError if there is no pool, weight decay, fraction or seed.
+    Raises: RecipeError for a list that is empty or has a value twice, a fraction not in (0, 1], a
+        weight decay below 0, or less than one seed or test image.
     Source: features are standardised as in MAE's linear probe (batch norm without affine,
         arXiv 2111.06377, appendix A). Differs: no augmentation, and at most 200 iterations
         of L-BFGS on all features instead of 90 epochs of LARS.
@@ -88,12 +90,10 @@ class LinearProbe(Evaluator):
         seeds: int = 1,
         num_test_images: int | None = None,
     ) -> None:
-        if not pools or not weight_decays or not label_fractions or seeds < 1:
-            raise RecipeError(
-                "evaluator 'linear_probe': pools, weight_decays and label_fractions must hold at "
-                f"least one value and seeds be at least 1, but they are {pools}, {weight_decays}, "
-                f"{label_fractions} and {seeds}."
-            )
+        distinct(_NAME, pools=pools)
+        require(_NAME, NOT_NEGATIVE, weight_decays=weight_decays)
+        require(_NAME, PART, label_fractions=label_fractions)
+        require(_NAME, COUNT, seeds=seeds, num_test_images=num_test_images)
         self.layers = layers
         self.pools = pools
         self.weight_decays = weight_decays
@@ -290,8 +290,7 @@ class _Choice:
     """The best weight decay, and how its probe does on development images, if any were used."""
 
     weight_decay: float
-    development_accuracy: float | None = None
-    development_loss: float | None = None
+    development: Score | None = None
     probe: Probe | None = None
 
 
@@ -301,14 +300,14 @@ class _Found:
 
     num_labels: int
     accuracy: float
+    image_scores: str
     weight_decay: float
     development_accuracy: float | None
     development_loss: float | None
 
 
-def _rank(scored: _Choice | _Found) -> tuple[float, float]:
+def _rank(accuracy: float | None, loss: float | None) -> tuple[float, float]:
     """Orders by development images. Few of them often tie: then the smaller loss decides."""
-    accuracy, loss = scored.development_accuracy, scored.development_loss
     assert accuracy is not None and loss is not None  # noqa: PT018 -- for mypy
     return accuracy, -loss
 
@@ -340,7 +339,10 @@ class _Table:
                 continue
             count = {"num_layers": self.num_layers, "pool": pool}
             results += [self._result(c, found[c], {"layer": c.layer, **count}) for c in cells]
-            best = max(cells, key=lambda cell: _rank(found[cell]))
+            best = max(
+                cells,
+                key=lambda c: _rank(found[c].development_accuracy, found[c].development_loss),
+            )
             result = self._result(best, found[best], {"layer": _CHOSEN, **count})
             results.append(replace(result, chosen={"layer": best.layer, **result.chosen}))
         return results
@@ -380,13 +382,14 @@ class _Table:
         subset = stratified_subset(self.encoded.labels.train, cell.fraction, cell.seed)
         choice = self._choose(split, subset, cell.seed)
         probe = split.fit(subset, choice.weight_decay, start=choice.probe)
-        accuracy, _ = probe.score(split.test, split.test_labels)
+        score, development = probe.score(split.test, split.test_labels), choice.development
         return _Found(
-            len(subset),
-            accuracy,
-            choice.weight_decay,
-            choice.development_accuracy,
-            choice.development_loss,
+            num_labels=len(subset),
+            accuracy=score.accuracy,
+            image_scores=score.image_scores,
+            weight_decay=choice.weight_decay,
+            development_accuracy=development.accuracy if development else None,
+            development_loss=development.loss if development else None,
         )
 
     def _choose(self, split: _Split, subset: Tensor, seed: int) -> _Choice:
@@ -396,13 +399,14 @@ class _Table:
             return _Choice(options.weight_decays[0])
         fitted, held = development_split(self.encoded.labels.train, subset, seed)
         features, labels = split.training(held)
-        choices = []
+        scored = []
         probe = None
         # From strong to weak: each optimum is a good start for the next.
         for weight_decay in sorted(options.weight_decays, reverse=True):
             probe = split.fit(fitted, weight_decay, start=probe)
-            choices.append(_Choice(weight_decay, *probe.score(features, labels), probe))
-        return max(choices, key=_rank)
+            scored.append((probe.score(features, labels), weight_decay, probe))
+        score, weight_decay, probe = max(scored, key=lambda s: _rank(s[0].accuracy, s[0].loss))
+        return _Choice(weight_decay, score, probe)
 
     def _result(self, cell: _Cell, found: _Found, layer: Mapping[str, Plain]) -> Result:
         num_test_images = len(self.encoded.test)
@@ -424,4 +428,5 @@ class _Table:
                 "weight_decays": ", ".join(f"{w:g}" for w in self.options.weight_decays),
             },
             chosen=chosen,
+            image_scores=found.image_scores,
         )

@@ -9,7 +9,8 @@ from typing import Final
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+
+from mimkit.evaluate.score import Score
 
 _EPSILON = 1e-6
 _MAX_ITERATIONS = 200
@@ -38,11 +39,10 @@ class Probe:
         """Gives logits: (n, D) to (n, num_classes)."""
         return F.linear((features - self.mean) * self.scale, self.weight, self.bias)
 
-    def score(self, features: Tensor, labels: Tensor) -> tuple[float, float]:
-        """Returns accuracy and mean cross-entropy."""
+    def score(self, features: Tensor, labels: Tensor) -> Score:
+        """Judges images whose labels, (n,) int64, are known."""
         logits, labels = self(features), labels.to(features.device)
-        accuracy = MulticlassAccuracy(len(self.bias), average="micro").to(features.device)
-        return float(accuracy(logits, labels)), float(F.cross_entropy(logits, labels))
+        return Score.of(logits.argmax(1) == labels, float(F.cross_entropy(logits, labels)))
 
 
 def fit(

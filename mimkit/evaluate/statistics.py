@@ -1,16 +1,21 @@
 """Means over seeds, and differences between initialisations paired by seed."""
 
 import json
-import math
 import statistics
-from collections.abc import Iterable, Sequence
-from typing import Final
-
-from scipy.special import stdtrit
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from mimkit.evaluate.base import Result
+from mimkit.evaluate.image_scores import unpack
+from mimkit.evaluate.uncertainty import (
+    LEVEL,
+    Estimate,
+    Measured,
+    estimate_difference,
+    largest_error,
+)
+from mimkit.report import words
 
-LEVEL: Final = 0.95
 BASELINES: Final = ("scratch", "random")
 """What ``"pretrained"`` is compared with: the first of these that was measured."""
 
@@ -26,66 +31,78 @@ def summarise(results: Sequence[Result]) -> dict[str, list[Entry]]:
     Returns: ``"summaries"``, mean and sample standard deviation over seeds for each
         initialisation, and ``"differences"``, pre-trained minus baseline with its interval.
     """
-    groups: dict[tuple[str, str, str], dict[str, dict[int, float]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, dict[int, Result]]] = {}
     protocols = {}
     for result in results:
         key = result.evaluator, result.metric, json.dumps(dict(result.protocol), sort_keys=True)
         protocols[key] = dict(result.protocol)
-        groups.setdefault(key, {}).setdefault(result.init, {})[result.seed] = result.value
+        groups.setdefault(key, {}).setdefault(result.init, {})[result.seed] = result
 
     summaries, differences = [], []
     for key, by_init in groups.items():
         head: Entry = {"evaluator": key[0], "metric": key[1], "protocol": protocols[key]}
-        summaries += [head | {"init": init} | _spread(v) for init, v in by_init.items()]
+        summaries += [head | {"init": init} | _spread(found) for init, found in by_init.items()]
         baseline = next((by_init[init] for init in BASELINES if init in by_init), {})
         ours = by_init.get("pretrained", {})
-        if pairs := {seed: ours[seed] - baseline[seed] for seed in ours if seed in baseline}:
-            differences.append(head | paired_difference(pairs.values()) | {"seeds": list(pairs)})
+        if seeds := [seed for seed in ours if seed in baseline]:
+            pairs = [(of_result(ours[seed]), of_result(baseline[seed])) for seed in seeds]
+            differences.append(head | _difference(estimate_difference(pairs)) | {"seeds": seeds})
     return {"summaries": summaries, "differences": differences}
 
 
-def paired_difference(differences: Iterable[float]) -> Entry:
-    """Gives the mean of paired differences, its confidence interval and a verdict in words.
+def of_result(result: Result) -> Measured:
+    """Takes from a result what its error follows from."""
+    return measured(result.metric, result.value, result.num_images, result.image_scores)
 
-    The interval is Student's, with n - 1 degrees of freedom: at five seeds the percentile
-    bootstrap covers the truth far less often than it says. A single pair has no interval.
 
-    Args:
-        differences: one per seed, higher is better.
+def of_entry(entry: Mapping[str, Any]) -> Measured:
+    """Does the same for a result that was read from a file, maybe one from before scores were kept.
+
+    Raises: DataError if its scores are damaged.
     """
-    values = list(differences)
-    low, high = student_interval(values)
-    return {
-        "mean": statistics.fmean(values),
-        "low": low,
-        "high": high,
-        "level": LEVEL,
-        "verdict": verdict(low, high, len(values)),
-    }
+    scores = entry.get("image_scores")
+    return measured(entry["metric"], entry["value"], entry["num_images"], scores)
 
 
-def student_interval(values: Sequence[float]) -> tuple[float | None, float | None]:
-    """Gives the ends of Student's confidence interval of a mean; a single value has none."""
-    num_values = len(values)
-    if num_values < 2:
-        return None, None
-    quantile = float(stdtrit(num_values - 1, (1 + LEVEL) / 2))
-    margin = quantile * statistics.stdev(values) / math.sqrt(num_values)
-    mean = statistics.fmean(values)
-    return mean - margin, mean + margin
+def measured(metric: str, value: float, num_images: int, image_scores: str | None) -> Measured:
+    """Takes the scores of the images, or for a share of images that has none the largest error.
+
+    Of other numbers without scores, such as losses, nothing is known of the images' part.
+    """
+    if image_scores is not None:
+        return Measured(value, unpack(image_scores))
+    if words.is_share(metric) and 0 <= value <= 1 and num_images > 0:
+        return Measured(value, most_error=largest_error(value, num_images))
+    return Measured(value)
 
 
 def verdict(low: float | None, high: float | None, num_seeds: int) -> str:
     """Says where the interval of a difference lies, if there is one."""
     if low is None or high is None:
-        return "one seed: no interval"
+        return no_interval(num_seeds)
     if low > 0:
         return "better"
     return "worse" if high < 0 else f"not distinguishable at n={num_seeds}"
 
 
-def _spread(by_seed: dict[int, float]) -> Entry:
-    values = list(by_seed.values())
+def no_interval(num_seeds: int) -> str:
+    """Says why there is no interval: how much another seed changes is unknown."""
+    return "one seed: no interval" if num_seeds < 2 else "the same in every seed: no interval"
+
+
+def _difference(found: Estimate) -> Entry:
+    low, high = found.interval
+    return {
+        "mean": found.mean,
+        "low": low,
+        "high": high,
+        "level": LEVEL,
+        "verdict": verdict(low, high, found.num_seeds),
+    }
+
+
+def _spread(by_seed: Mapping[int, Result]) -> Entry:
+    values = [result.value for result in by_seed.values()]
     std = statistics.stdev(values) if len(values) > 1 else None
     return {
         "mean": statistics.fmean(values),

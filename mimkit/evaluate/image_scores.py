@@ -1,0 +1,50 @@
+"""What every judged image scored: kept with a number, so that its error can be told from seeds'."""
+
+import base64
+import binascii
+import zlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mimkit.errors import DataError
+
+
+def pack(points: Tensor, out_of: int = 1) -> str:
+    """Writes down the points of each image, in about a bit an image where they are 0 or 1.
+
+    >>> unpack(pack(torch.tensor([True, False, True, True])))
+    array([1., 0., 1., 1.])
+
+    Args:
+        points: (m,) bool or integers from 0 to ``out_of``, one for each judged image, in ascending
+            order of their numbers in the split.
+        out_of: the most that an image can have, at most 65,535.
+
+    Returns: text for `mimkit.evaluate.base.Result.image_scores`.
+    """
+    array = points.detach().cpu().to(torch.int64).numpy().astype(_type(out_of))
+    return f"{out_of}:{base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}"
+
+
+def unpack(text: str) -> NDArray[np.float64]:
+    """Reads what `pack` wrote: (m,), the share of its points that each image has.
+
+    Raises: DataError if it is damaged.
+    """
+    try:
+        out_of, _, packed = text.partition(":")
+        stored = zlib.decompress(base64.b64decode(packed, validate=True))
+        points = np.frombuffer(stored, _type(int(out_of)))
+        return points.astype(np.float64) / int(out_of)
+    except (ValueError, ZeroDivisionError, binascii.Error, zlib.error) as error:
+        raise DataError(
+            f"image_scores must be what mimkit wrote, but is '{text[:30]}...' ({error}). Remove "
+            "results.json, then repeat the command that made it."
+        ) from error
+
+
+def _type(out_of: int) -> np.dtype[np.unsignedinteger]:
+    return np.dtype("<u1" if out_of < 2**8 else "<u2")
