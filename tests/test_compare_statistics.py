@@ -6,93 +6,72 @@ from scipy import stats
 
 from mimkit.comparison.records import Row
 from mimkit.comparison.statistics import compare, judge, seeds_needed, spread
+from mimkit.evaluate.uncertainty import Estimate, Measured, estimate
 
-SEEDS, COMPARISONS, TEST_IMAGES, GAIN = 5, 1000, 2000, 0.01
+SEEDS, TEST_IMAGES = 5, 200
 
 
 def by_seed(values):
-    return dict(enumerate(map(float, values)))
+    """Numbers of which nothing is known but themselves."""
+    return {seed: Measured(float(value)) for seed, value in enumerate(values)}
+
+
+def seeds(values):
+    return {seed: Measured(value) for seed, value in values.items()}
 
 
 def row(start="pretrained", own_task=False, **methods):
-    values = {label: {start: by_seed(numbers)} for label, numbers in methods.items()}
-    return Row("finetune", "accuracy", {}, values, own_task)
+    values = {
+        label: {start: dict(enumerate(map(float, numbers)))} for label, numbers in methods.items()
+    }
+    return Row("finetune", "score", {}, values, own_task)
 
 
-# Seeds that are the same for both methods, effects of a seed on one of them, and test images.
+def judged(**methods):
+    """The row of methods whose images' scores are known, (seeds, images) bool each."""
+    measured = {
+        label: {
+            "pretrained": {
+                seed: Measured(float(one.mean()), one.astype(float))
+                for seed, one in enumerate(correct)
+            }
+        }
+        for label, correct in methods.items()
+    }
+    values = {
+        label: {"pretrained": {seed: one.value for seed, one in starts["pretrained"].items()}}
+        for label, starts in measured.items()
+    }
+    return Row("finetune", "accuracy", {}, values, measured=measured)
 
 
-def measured(generator, share):
-    return generator.binomial(TEST_IMAGES, share.clip(0, 1)) / TEST_IMAGES
-
-
-def normal(generator, shape):
-    return 0.01 * generator.standard_normal(shape)
-
-
-def unlucky(generator, shape):
-    """Skewed by -1: now and then a seed is much worse."""
-    return 0.01 * (4 - generator.gamma(4, size=shape)) / 2
-
-
-def none(generator, shape):
-    return np.zeros(shape)
-
-
-MODELS = {
-    "test images alone": (none, none),
-    "normal": (normal, normal),
-    "both skewed": (unlucky, unlucky),
-    "one skewed": (unlucky, none),
-}
-
-
-def simulate(model):
+@pytest.mark.parametrize("seeds", [2, 5])
+def test_equal_methods_are_hardly_ever_ranked_however_many_pairs_there_are(seeds):
     generator = np.random.default_rng(0)
-    shape = (COMPARISONS, SEEDS)
-    luck = 0.02 * generator.standard_normal(shape)
-    effects = [effect(generator, shape) for effect in MODELS[model]]
-    return (
-        measured(generator, 0.6 + GAIN + luck + effects[0]),
-        measured(generator, 0.6 + luck + effects[1]),
-    )
+    ranked = 0
+    for _ in range(200):
+        hard = generator.standard_normal(TEST_IMAGES)
+        correct = {
+            label: hard
+            + generator.standard_normal(TEST_IMAGES)
+            + generator.standard_normal((seeds, TEST_IMAGES))
+            < 0.5
+            for label in "abcd"
+        }
+        ranked += judge(judged(**correct)).ranking is not None
+    assert ranked <= 200 * 0.05
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_at_five_seeds_the_interval_of_a_difference_covers_the_truth_as_often_as_it_says(model):
-    found = [
-        compare("a", "b", by_seed(a), by_seed(b)).difference
-        for a, b in zip(*simulate(model), strict=True)
-    ]
-    coverage = np.mean([one.low <= GAIN <= one.high for one in found])
-    assert 0.93 <= coverage <= 0.97
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_the_percentile_bootstrap_would_cover_it_far_less_often(model):
-    a, b = simulate(model)
-    generator = np.random.default_rng(1)
-    drawn = generator.integers(0, SEEDS, (1000, SEEDS))
-    means = (a - b)[:, drawn].mean(-1)
-    low, high = np.quantile(means, [0.025, 0.975], axis=1)
-    assert np.mean((low <= GAIN) & (high >= GAIN)) < 0.88
-
-
-def test_the_interval_of_a_mean_covers_the_truth_as_often_as_it_says():
-    _, values = simulate("both skewed")
-    found = [spread(by_seed(v)) for v in values]
-    assert 0.93 <= np.mean([one.low <= 0.6 <= one.high for one in found]) <= 0.97
-
-
-def test_equal_methods_are_hardly_ever_ranked_however_many_pairs_there_are():
+def test_methods_that_judge_many_images_otherwise_are_ranked():
     generator = np.random.default_rng(0)
-    luck = 0.02 * generator.standard_normal((400, SEEDS))
-    values = [measured(generator, 0.6 + luck + normal(generator, luck.shape)) for _ in range(4)]
-    ranked = [
-        judge(row(**dict(zip("abcd", numbers, strict=True)))).ranking
-        for numbers in zip(*values, strict=True)
-    ]
-    assert sum(ranking is not None for ranking in ranked) <= 400 * 0.05
+    hard = generator.standard_normal((1, 2000))
+    correct = {
+        label: hard + 0.5 * generator.standard_normal((3, 2000)) < bound
+        for label, bound in (("good", 0.8), ("bad", 0.2))
+    }
+    verdicts = judge(judged(**correct))
+    assert verdicts.ranking == (("good",), ("bad",))
+    assert verdicts.pairs[0].difference.image_error > 0
 
 
 def test_a_difference_is_the_paired_t_test():
@@ -106,14 +85,14 @@ def test_a_difference_is_the_paired_t_test():
 
 
 def test_only_seeds_that_both_have_are_paired():
-    pair = compare("a", "b", {0: 0.9, 1: 0.5, 2: 0.6}, {2: 0.4, 1: 0.3, 3: 0.0})
+    pair = compare("a", "b", seeds({0: 0.9, 1: 0.5, 2: 0.6}), seeds({2: 0.4, 1: 0.3, 3: 0.0}))
     assert pair.difference.num_seeds == 2
     assert pair.difference.mean == pytest.approx(0.2)
-    assert compare("a", "b", {0: 0.9}, {1: 0.9}) is None
+    assert compare("a", "b", seeds({0: 0.9}), seeds({1: 0.9})) is None
 
 
 def test_one_seed_has_no_interval_and_no_p_value():
-    pair = compare("a", "b", {0: 0.5}, {0: 0.4})
+    pair = compare("a", "b", seeds({0: 0.5}), seeds({0: 0.4}))
     assert pair.difference.mean == pytest.approx(0.1)
     assert (pair.difference.low, pair.difference.high) == (None, None)
     assert (pair.p_value, pair.seeds_needed) == (None, None)
@@ -121,37 +100,62 @@ def test_one_seed_has_no_interval_and_no_p_value():
 
 
 def test_two_seeds_are_worth_little():
-    pair = compare("a", "b", {0: 0.50, 1: 0.54}, {0: 0.40, 1: 0.40})
+    pair = compare("a", "b", seeds({0: 0.50, 1: 0.54}), seeds({0: 0.40, 1: 0.40}))
     assert pair.difference.low < 0 < pair.difference.high
     assert pair.verdict == "not distinguishable at n=2"
 
 
 def test_a_number_that_is_none_counts_as_not_measured():
-    found = spread({0: 0.5, 1: math.nan, 2: 0.7, 3: math.inf})
+    found = spread(seeds({0: 0.5, 1: math.nan, 2: 0.7, 3: math.inf}))
     assert (found.mean, found.num_seeds) == (pytest.approx(0.6), 2)
-    nothing = spread({0: math.nan})
+    nothing = spread(seeds({0: math.nan}))
     assert math.isnan(nothing.mean)
     assert (nothing.low, nothing.num_seeds) == (None, 0)
-    pair = compare("a", "b", {0: 0.5, 1: math.nan, 2: 0.7}, {0: 0.4, 1: 0.4, 2: 0.5})
+    pair = compare("a", "b", seeds({0: 0.5, 1: math.nan, 2: 0.7}), seeds({0: 0.4, 1: 0.4, 2: 0.5}))
     assert pair.difference.num_seeds == 2
-    assert compare("a", "b", {0: math.nan}, {0: 0.4}) is None
+    assert compare("a", "b", seeds({0: math.nan}), seeds({0: 0.4})) is None
     verdicts = judge(row(a=[math.nan, math.nan], b=[0.4, 0.5]))
     assert verdicts.pairs == ()
     assert verdicts.ranking is None
 
 
-def test_the_same_difference_in_every_seed_has_an_interval_of_no_width():
-    pair = compare("a", "b", {0: 0.5, 1: 0.75}, {0: 0.25, 1: 0.5})
-    assert (pair.difference.low, pair.difference.high) == (0.25, 0.25)
-    assert pair.verdict == "better"
-    assert (pair.p_value, pair.seeds_needed) == (0.0, None)
-    equal = compare("a", "b", {0: 0.5, 1: 0.75}, {0: 0.5, 1: 0.75})
-    assert equal.verdict == "not distinguishable at n=2"
-    assert (equal.p_value, equal.seeds_needed) == (1.0, None)
+def test_the_same_difference_in_every_seed_is_no_proof():
+    pair = compare("a", "b", seeds({0: 0.5, 1: 0.75}), seeds({0: 0.25, 1: 0.5}))
+    assert (pair.difference.low, pair.difference.high) == (None, None)
+    assert pair.verdict == "the same in every seed: no interval"
+    assert (pair.p_value, pair.seeds_needed) == (None, None)
+    verdicts = judge(row(a=[0.5, 0.75], b=[0.25, 0.5]))
+    assert verdicts.pairs[0].adjusted is None
+    assert verdicts.ranking is None
+
+
+def test_of_accuracies_its_interval_is_that_of_the_images():
+    correct = np.arange(100)[None] < np.array([[60], [60]])
+    others = np.arange(100)[None] < np.array([[58], [58]])
+    pair = judge(judged(a=correct, b=others)).pairs[0]
+    assert pair.difference.low < 0 < pair.difference.high
+    assert pair.verdict == "not distinguishable at n=2"
+    assert pair.p_value > 0.05
+    # McNemar: two images that one of them alone gets right prove nothing.
+    assert pair.seeds_needed is None
 
 
 def test_rounding_is_no_spread():
-    assert seeds_needed([0.3 - 0.2, 0.2 - 0.1, 0.4 - 0.3]) is None
+    pair = compare("a", "b", by_seed([0.3, 0.2, 0.4]), by_seed([0.2, 0.1, 0.3]))
+    assert pair.difference.mean == pytest.approx(0.1)
+    assert (pair.difference.low, pair.seeds_needed) == (None, None)
+
+
+def needed(differences):
+    return seeds_needed(estimate([Measured(float(value)) for value in differences]))
+
+
+def test_no_number_of_seeds_shows_what_the_images_cannot():
+    """Of 400 images 20 more: the choice of images alone has a standard error of 15."""
+    few = Estimate(0.05, 3, 1e-4, (15 / 400) ** 2, (15 / 400) ** 2)
+    assert seeds_needed(few) is None
+    many = Estimate(0.05, 3, 1e-4, (15 / 400) ** 2 / 100, (15 / 400) ** 2 / 100)
+    assert 2 <= seeds_needed(many) < 10
 
 
 @pytest.mark.parametrize(
@@ -161,13 +165,13 @@ def test_seeds_needed_are_those_of_the_tables(effect, expected):
     """Paired t test, 80 % power at 5 % two-sided: 34 pairs for half a deviation, and so on."""
     deviation = stats.norm.ppf(np.linspace(0.05, 0.95, 9))
     deviation /= deviation.std(ddof=1)
-    assert seeds_needed(effect + deviation) == expected
-    assert seeds_needed(-effect - deviation) == expected
+    assert needed(effect + deviation) == expected
+    assert needed(-effect - deviation) == expected
 
 
 def test_that_many_seeds_do_show_it_in_four_of_five_cases():
     generator = np.random.default_rng(0)
-    num_seeds = seeds_needed([-0.2, 0.8, 1.8])  # mean 0.8, deviation 1
+    num_seeds = needed([-0.2, 0.8, 1.8])  # mean 0.8, deviation 1
     drawn = 0.8 + generator.standard_normal((4000, num_seeds))
     assert np.mean(stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.05) == pytest.approx(
         0.8, abs=0.02
@@ -175,7 +179,7 @@ def test_that_many_seeds_do_show_it_in_four_of_five_cases():
 
 
 def test_a_gap_that_a_thousand_seeds_would_not_show_has_no_number():
-    assert seeds_needed([1.001, -1.0, 0.001]) is None
+    assert needed([1.001, -1.0, 0.001]) is None
 
 
 def test_p_values_of_all_pairs_are_corrected_after_holm():

@@ -7,12 +7,16 @@ import torch.nn.functional as F
 from mimkit import Tokens
 from mimkit.data.views import Augment
 from mimkit.errors import DataError, RecipeError
-from mimkit.evaluate.consistency import VARIATION, KNNConsistency, consistency
+from mimkit.evaluate.consistency import VARIATION, KNNConsistency, shared_neighbours
 from mimkit.evaluate.images import Renderings, WholeImages
 
 
 def features(count=60, dim=8, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def consistency(one, other, k, seed):
+    return float(shared_neighbours(one, other, k, seed).double().mean() / k)
 
 
 def written_out(one, other, k):

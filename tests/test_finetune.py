@@ -10,12 +10,12 @@ from mimkit import Grid
 from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.classifier import (
     Classifier,
-    Score,
     backbone_of,
     layer_scales,
     recompute_batch_norm,
 )
 from mimkit.evaluate.finetune import FineTune
+from mimkit.evaluate.score import Score
 from mimkit.evaluate.statistics import summarise
 from mimkit.parts.base import Backbone
 
@@ -220,7 +220,7 @@ def test_two_rates_alike_on_development_images_are_told_apart_by_the_loss(
 ):
     losses = iter((0.9, 0.5, 0.7, 0.3))
     monkeypatch.setattr(
-        "mimkit.evaluate.finetune.score_classifier", lambda *_, **__: Score(0.5, next(losses))
+        "mimkit.evaluate.finetune.score_classifier", lambda *_, **__: Score(0.5, next(losses), "")
     )
     options = {"label_fractions": (1.0,), "seeds": 1, "baseline": False, **QUICK}
     (result,) = FineTune(geometry, lrs=(0.1, 0.2, 0.3), **options).run(subject)
@@ -340,7 +340,7 @@ def test_another_resolution_is_trained_and_judged(subject, geometry, monkeypatch
 
     def score(network, images, *_, **__):
         judged.append((network, images))
-        return Score(0.5, 1.0)
+        return Score(0.5, 1.0, "")
 
     trainings = record_training(monkeypatch)
     monkeypatch.setattr("mimkit.evaluate.finetune.score_classifier", score)

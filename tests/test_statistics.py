@@ -5,11 +5,20 @@ import torch
 from scipy import stats
 
 from mimkit.evaluate.base import Result
-from mimkit.evaluate.statistics import paired_difference, summarise
+from mimkit.evaluate.image_scores import pack
+from mimkit.evaluate.statistics import summarise
 
 
-def result(value, seed=0, init="pretrained", evaluator="finetune", chosen=None, **protocol):
-    return Result(evaluator, "accuracy", value, 100, seed, init, protocol, chosen or {})
+def result(
+    value,
+    seed=0,
+    init="pretrained",
+    metric="accuracy",
+    chosen=None,
+    image_scores=None,
+    **protocol,
+):
+    return Result("finetune", metric, value, 100, seed, init, protocol, chosen or {}, image_scores)
 
 
 def test_means_are_taken_over_the_seeds_of_one_protocol_and_init():
@@ -48,10 +57,11 @@ def test_what_a_search_chose_does_not_keep_results_apart():
     assert summary["differences"][0]["mean"] == pytest.approx(0.15)
 
 
-def test_the_interval_is_that_of_the_paired_t_test():
+def test_the_interval_of_losses_is_that_of_the_paired_t_test():
+    """Of whose images nothing is known."""
     ours, base = [0.52, 0.61, 0.55, 0.58, 0.49], [0.50, 0.57, 0.54, 0.52, 0.50]
-    results = [result(v, s) for s, v in enumerate(ours)]
-    results += [result(v, s, "scratch") for s, v in reversed(list(enumerate(base)))]
+    results = [result(v, s, metric="score") for s, v in enumerate(ours)]
+    results += [result(v, s, "scratch", metric="score") for s, v in reversed([*enumerate(base)])]
     (difference,) = summarise(results)["differences"]
     expected = stats.ttest_rel(ours, base).confidence_interval(0.95)
     assert difference["low"] == pytest.approx(expected.low)
@@ -77,34 +87,52 @@ def test_without_a_baseline_there_is_no_difference():
     assert summarise([result(0.5)])["differences"] == []
 
 
+OURS = torch.arange(100) < 60
+"""60 of 100 images right, alike with every seed."""
+
+
 @pytest.mark.parametrize(
-    ("differences", "verdict"),
+    ("others", "verdict"),
     [
-        ([0.04, 0.05, 0.06], "better"),
-        ([-0.04, -0.05, -0.06], "worse"),
-        ([0.04, -0.05, 0.06], "not distinguishable at n=3"),
-        ([0.0, 0.0], "not distinguishable at n=2"),
-        ([0.1, 0.1], "better"),
+        (torch.arange(100) < 40, "better"),
+        (torch.arange(100) < 80, "worse"),
+        (torch.arange(100) < 58, "not distinguishable at n=2"),
+        # As far apart as the first one, but half of the images are right for one of them alone.
+        (torch.arange(100).roll(30) < 40, "not distinguishable at n=2"),
     ],
 )
-def test_the_verdict_says_where_the_interval_lies(differences, verdict):
-    assert paired_difference(differences)["verdict"] == verdict
-
-
-def test_at_five_seeds_the_interval_covers_what_it_says():
-    generator = torch.Generator().manual_seed(0)
-    true_gain, comparisons, seeds = 0.01, 1000, 5
-    # A seed makes both sides better or worse together, by far more than the gain.
-    luck = 0.05 * torch.randn(comparisons, seeds, generator=generator)
-    noise = 0.01 * torch.randn(2, comparisons, seeds, generator=generator)
-    ours, base = 0.6 + true_gain + luck + noise[0], 0.6 + luck + noise[1]
+def test_the_verdict_on_equal_differences_is_that_of_the_images(others, verdict):
     results = [
-        result(float(values[number, seed]), seed, init, number=number)
-        for init, values in (("pretrained", ours), ("scratch", base))
-        for number in range(comparisons)
-        for seed in range(seeds)
+        result(correct.float().mean().item(), seed, init, image_scores=pack(correct))
+        for init, correct in (("pretrained", OURS), ("scratch", others))
+        for seed in (0, 1)
     ]
-    differences = summarise(results)["differences"]
-    assert len(differences) == comparisons
-    covered = sum(d["low"] <= true_gain <= d["high"] for d in differences)
-    assert 930 <= covered <= 970
+    (difference,) = summarise(results)["differences"]
+    assert difference["verdict"] == verdict
+    assert difference["low"] < difference["mean"] < difference["high"]
+
+
+def test_results_from_before_scores_were_kept_have_an_interval_at_least_as_wide():
+    def difference(scores):
+        results = [
+            result(float(correct.float().mean()), seed, init, image_scores=scores(correct))
+            for init, correct in (("pretrained", OURS), ("scratch", torch.arange(100) < 50))
+            for seed in (0, 1)
+        ]
+        return summarise(results)["differences"][0]
+
+    with_scores, without = difference(pack), difference(lambda _: None)
+    assert without["mean"] == pytest.approx(with_scores["mean"])
+    # Two independent shares: 1.96 times the root of 0.24 / 100 + 0.25 / 100.
+    assert without["high"] - without["mean"] == pytest.approx(0.137, abs=0.003)
+    assert with_scores["high"] - with_scores["low"] < without["high"] - without["low"]
+
+
+def test_numbers_that_are_the_same_in_every_seed_are_never_called_better():
+    results = [result(v, s, i, metric="score") for s in (0, 1) for i, v in INITS]
+    (difference,) = summarise(results)["differences"]
+    assert (difference["low"], difference["high"]) == (None, None)
+    assert difference["verdict"] == "the same in every seed: no interval"
+
+
+INITS = (("pretrained", 0.75), ("scratch", 0.5))

@@ -15,6 +15,7 @@ from mimkit.evaluate.finetune import FineTune
 from mimkit.evaluate.heldout import HeldOut
 from mimkit.evaluate.knn import KNN
 from mimkit.evaluate.linear import LinearProbe
+from mimkit.evaluate.score import Score
 from mimkit.parts.base import Backbone
 
 
@@ -123,7 +124,7 @@ class Constant:
         self.bias = torch.zeros(10)
 
     def score(self, features, labels):
-        return 0.5, 1.0
+        return Score(0.5, 1.0, "")
 
 
 SEARCHED = {"label_fractions": (0.2, 0.5), "seeds": 2, "num_test_images": 20, "lrs": (0.1, 0.3)}

@@ -1,12 +1,14 @@
 """The finding of a comparison in one sentence, no surer than the numbers are."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import Final
 
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Cell, Interval, Pair, Plan, Row, Verdicts
 from mimkit.comparison.statistics import differs
+from mimkit.evaluate.statistics import no_interval
 from mimkit.report import words
 
 MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")
@@ -24,6 +26,8 @@ STARTS: Final = {
     "pixels": "raw pixels",
 }
 _FEW: Final = 3
+_SHOWS: Final = 2.8
+"""Standard errors that a difference must have to be seen at 5 % with 80 % chance."""
 
 
 def main_row(verdicts: Sequence[Verdicts]) -> Verdicts | None:
@@ -144,12 +148,20 @@ def _between(found: Verdicts, first: str, second: str) -> str:
     if pair.difference.low is None:
         return text
     if pair.seeds_needed is None:
-        return f"{text}, and even 1,000 seeds would not show a difference of this size"
+        what = "1,000 seeds"
+        if _too_few_images(pair.difference):
+            what = "any number of seeds on so few test images"
+        return f"{text}, and even {what} would not show a difference of this size"
     if pair.seeds_needed <= pair.difference.num_seeds:
         return f"{text}, too little where {len(found.pairs)} pairs are compared"
     return (
         f"{text}, and to show a difference of this size about {pair.seeds_needed} seeds are needed"
     )
+
+
+def _too_few_images(interval: Interval) -> bool:
+    """Whether the test images alone leave a difference of this size open in one case of five."""
+    return abs(interval.mean) < _SHOWS * (interval.image_error or 0.0)
 
 
 def _baseline(gains: Sequence[Pair], metric: str) -> str:
@@ -161,7 +173,8 @@ def _baseline(gains: Sequence[Pair], metric: str) -> str:
         return _single_gain(gains[0], name, metric)
     listed = ", ".join(f"{g.first} {_points(g.difference.mean, metric)}" for g in gains)
     if any(gain.difference.low is None for gain in gains):
-        return f"against {name} they differ by {listed}, but one seed gives no interval"
+        why = no_interval(min(gain.difference.num_seeds for gain in gains))
+        return f"against {name} they differ by {listed} ({why})"
     num_seeds = min(gain.difference.num_seeds for gain in gains)
     alike = {
         "none": f"{name} is as good at this budget, as far as n = {num_seeds} seeds tell "
@@ -202,7 +215,7 @@ def _towards(pair: Pair, first: str) -> Interval:
     if pair.first == first:
         return found
     low, high = (None if end is None else -end for end in (found.high, found.low))
-    return Interval(-found.mean, low, high, found.num_seeds)
+    return replace(found, mean=-found.mean, low=low, high=high)
 
 
 def _gap(pair: Pair | None, first: str, found: Verdicts) -> str:
@@ -218,7 +231,7 @@ def _points(value: float, metric: str) -> str:
 def _sure(interval: Interval, metric: str) -> str:
     """Words for an interval."""
     if interval.low is None:
-        return "one seed: no interval"
+        return no_interval(interval.num_seeds)
     low, high = (words.signed(end, metric) for end in (interval.low, interval.high))
     return f"95{words.NARROW}% interval {low} to {high}, n = {interval.num_seeds} seeds"
 

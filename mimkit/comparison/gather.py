@@ -2,7 +2,6 @@
 
 import json
 import shlex
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,8 @@ from mimkit.comparison.records import (
 from mimkit.comparison.statistics import judge
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Plain
+from mimkit.evaluate.statistics import of_entry
+from mimkit.evaluate.uncertainty import Measured, mean_of
 from mimkit.recipe import registry
 from mimkit.report.folder import RunFolder
 
@@ -109,15 +110,25 @@ class _Group:
     """Numbers that belong to one row, as they come."""
 
     protocols: list[Mapping[str, Plain]] = field(default_factory=list)
-    values: dict[str, dict[str, dict[int, list[float]]]] = field(default_factory=dict)
+    found: dict[str, dict[str, dict[int, list[Measured]]]] = field(default_factory=dict)
 
     def add(self, cell: Cell, protocol: Mapping[str, Plain], result: Mapping[str, Any]) -> None:
         self.protocols.append(protocol)
-        starts = self.values.setdefault(cell.method, {})
-        starts.setdefault(result["init"], {}).setdefault(cell.seed, []).append(result["value"])
+        starts = self.found.setdefault(cell.method, {})
+        of_seed = starts.setdefault(result["init"], {}).setdefault(cell.seed, [])
+        of_seed.append(of_entry(result))
 
     def row(self, evaluator: str, metric: str, labels: Iterable[str], own_task: bool) -> Row:
         first, *others = self.protocols
+        measured = {
+            label: {
+                # What a run measured more than once is one number: seeds are what varies.
+                start: {seed: mean_of(found) for seed, found in by_seed.items()}
+                for start, by_seed in self.found[label].items()
+            }
+            for label in labels
+            if label in self.found
+        }
         return Row(
             evaluator=evaluator,
             metric=metric,
@@ -128,14 +139,14 @@ class _Group:
             },
             values={
                 label: {
-                    # What a run measured more than once is one number: seeds are what varies.
-                    start: {seed: statistics.fmean(found) for seed, found in by_seed.items()}
-                    for start, by_seed in self.values[label].items()
+                    start: {seed: one.value for seed, one in by_seed.items()}
+                    for start, by_seed in starts.items()
                 }
-                for label in labels
-                if label in self.values
+                for label, starts in measured.items()
             },
             own_task=own_task,
+            # An image of a pre-training task is many positions: shares say nothing of its error.
+            measured={} if own_task else measured,
         )
 
 

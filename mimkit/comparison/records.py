@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mimkit.evaluate.base import Plain
+from mimkit.evaluate.uncertainty import Measured
 from mimkit.report.findings import Direction, direction
 
 Unit = Literal["steps", "images", "time", "flops"]
@@ -184,6 +185,8 @@ class Row:
             number.
         own_task: measured on the pre-training task, which is another for each method: such
             numbers are not compared.
+        measured: in the same order what errors follow from, where more is known than the number:
+            the scores of the judged images, or how many they are.
     """
 
     evaluator: str
@@ -191,6 +194,15 @@ class Row:
     protocol: Mapping[str, Plain]
     values: Mapping[str, Mapping[str, Mapping[int, float]]]
     own_task: bool = False
+    measured: Mapping[str, Mapping[str, Mapping[int, Measured]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def series(self, label: str, start: str) -> Mapping[int, Measured]:
+        """All that is known of the numbers of one method and start, by seed."""
+        known = self.measured.get(label, {}).get(start, {})
+        values = self.values[label][start]
+        return {seed: known.get(seed, Measured(value)) for seed, value in values.items()}
 
 
 @dataclass(frozen=True)
@@ -199,15 +211,19 @@ class Interval:
 
     Args:
         mean: over seeds; of differences where two are compared.
-        low: lower end of the interval; None with fewer than two seeds.
-        high: upper end; None with fewer than two seeds.
+        low: lower end of the interval for other seeds and other test images; None with fewer than
+            two seeds, and where a number of which single images tell nothing is the same in all.
+        high: upper end; None likewise.
         num_seeds: n.
+        image_error: standard error that the choice of test images adds and no further seed takes
+            away; None with fewer than two seeds.
     """
 
     mean: float
     low: float | None
     high: float | None
     num_seeds: int
+    image_error: float | None = None
 
     @property
     def direction(self) -> Direction:
@@ -223,14 +239,15 @@ class Pair:
         first: method label, or ``"<label> <start>"`` of a baseline.
         second: what is subtracted.
         difference: first minus second, in the metric's unit.
-        p_value: two-sided, of no difference; None with a single seed.
+        p_value: two-sided, of no difference; None where there is no interval.
         adjusted: the same after Holm's correction for all pairs of methods in the row; None for a
             baseline.
-        verdict: in words: "better", "worse", "not distinguishable at n=3", "one seed: no interval".
+        verdict: in words: "better", "worse", "not distinguishable at n=3", "one seed: no interval",
+            "the same in every seed: no interval".
             Of two methods it follows ``adjusted``, so that it may be less sure than the interval.
-        seeds_needed: how many seeds would show a true difference of this size with 80 % chance;
-            None where no spread or no difference was seen, or over 1,000. Not corrected for the
-            number of pairs.
+        seeds_needed: how many seeds would show a true difference of this size with 80 % chance, on
+            as many test images; None where no error or no difference was seen, or over 1,000, as
+            it is where the test images are too few. Not corrected for the number of pairs.
     """
 
     first: str

@@ -5,7 +5,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +24,9 @@ from mimkit.report.findings import worded
 MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}
 """Beside a difference whose interval lies above zero, or below it."""
 EXPLAINED: Final = (
-    "Means over seeds with Student's 95 % intervals. Differences are paired by seed; ▲ above zero, "
-    "▼ below. A ranking (≈: cannot be told apart) needs differences that remain after Holm's "
-    "correction for all pairs."
+    "Means over seeds with 95 % intervals for other seeds and other test images. Differences are "
+    "paired by seed and image; ▲ above zero, ▼ below. A ranking (≈: cannot be told apart) needs "
+    "differences that remain after Holm's correction for all pairs."
 )
 COLUMNS: Final = (
     "method",
@@ -138,8 +138,8 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "answer": comparison.answer,
         "plan": asdict(comparison.plan),
         "statistics": {
-            "interval": "Student's t, 95 %",
-            "test": "paired t test, two-sided",
+            "interval": "95 %, over seeds (Student) and test images (normal), Cochran and Cox",
+            "test": "whether that interval leaves zero out, two-sided, paired by seed and image",
             "correction": "Holm, over all pairs of methods in a row",
         },
         "cells": [
@@ -256,8 +256,10 @@ def _one_line(text: str) -> str:
 
 
 def _tree(found: Verdicts) -> dict[str, Any]:
+    row = asdict(replace(found.row, measured={}))
+    del row["measured"]  # the scores stand in the cells
     return {
-        **asdict(found.row),
+        **row,
         "means": [
             {"method": label, "start": start, **asdict(mean)}
             for (label, start), mean in found.means.items()

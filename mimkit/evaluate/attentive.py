@@ -411,7 +411,7 @@ class _Table:
         total_loss = torch.zeros((), device=subject.device)
         classifier.train(self.options.batch_norm == "batch")
         stream = frozen.stream(images, len(images))
-        for place, (index, tokens) in zip(places.split(size), stream, strict=True):
+        for place, (index, tokens) in zip(torch.split(places, size), stream, strict=True):
             truth = labels[index].to(subject.device)
             logits = classifier(tokens)
             correct[place.to(subject.device)] = logits.argmax(1) == truth

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.bounds import COUNT, NOT_NEGATIVE, POSITIVE, require
+from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.evaluate.image_scores import pack
 from mimkit.parts.base import Encoder

@@ -106,7 +106,7 @@ class Estimate:
 
 
 def margin(seeds: Floats, images: float, alone: float, student: float, normal: float) -> Floats:
-    """Gives half the width of an interval, elementwise over ``seeds``.
+    """Gives half the width of an interval, elementwise.
 
     The error of few seeds is known badly, that of many images well. So the one counts by Student's
     quantile and the other by the normal one, each with its share of the variance. Without an error
@@ -124,7 +124,7 @@ def margin(seeds: Floats, images: float, alone: float, student: float, normal: f
         leave it by the choice of images alone: at n = 2 equal numbers are common by chance.
     """
     mixed: Floats = (seeds * student + images * normal) / np.sqrt(seeds + images)
-    return np.maximum(mixed, normal * math.sqrt(alone))
+    return np.maximum(mixed, normal * np.sqrt(alone))
 
 
 def estimate(series: Sequence[Measured]) -> Estimate:
@@ -146,6 +146,17 @@ def estimate_difference(pairs: Sequence[tuple[Measured, Measured]]) -> Estimate:
         [a.value - b.value for a, b in pairs],
         [_minus(a.scores, b.scores) for a, b in pairs],
         bounds,
+    )
+
+
+def mean_of(repeated: Sequence[Measured]) -> Measured:
+    """Takes what was measured several times with one seed for one number."""
+    scores = [one.scores for one in repeated if one.scores is not None]
+    alike = len(scores) == len(repeated) and len({len(one) for one in scores}) == 1
+    return Measured(
+        float(np.mean([one.value for one in repeated])),
+        np.mean(scores, axis=0) if alike else None,
+        max(one.most_error for one in repeated),
     )
 
 
@@ -174,18 +185,32 @@ def _estimate(
         spread = float(np.var(values, ddof=1)) / num_seeds if num_seeds > 1 else math.nan
         bound = float(np.mean(bounds)) if all(bounds) else 0.0
         return Estimate(float(np.mean(values)), num_seeds, spread, bound, bound)
-    table = np.stack(known)  # (n, m)
-    num_images = table.shape[1]
-    of_seeds, of_images = table.mean(1), table.mean(0)
-    mean = float(of_seeds.mean())
     if num_seeds == 1:
-        return Estimate(mean, 1, math.nan, math.nan, math.nan)
-    seeds = float(of_seeds.var(ddof=1)) / num_seeds
-    alone = float(of_images.var(ddof=1)) / num_images
-    rest = table - of_seeds[:, None] - of_images + mean
-    freedom = (num_seeds - 1) * (num_images - 1)
-    rest_variance = float(np.square(rest).sum()) / freedom / (num_seeds * num_images)
-    # One image's weight more: where hardly any image tells two methods apart, the normal
-    # approximation of the few that do would be too sure (Agresti and Min, 2005).
-    one = 1 / num_images**2
-    return Estimate(mean, num_seeds, seeds, max(0.0, alone - rest_variance) + one, alone + one)
+        return Estimate(float(known[0].mean()), 1, math.nan, math.nan, math.nan)
+    mean, *variances = components(np.stack(known))
+    return Estimate(float(mean), num_seeds, *map(float, variances))
+
+
+def components(table: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+    """Takes scores apart: their mean, and the three variances of an `Estimate`.
+
+    Args:
+        table: (..., n, m), of n seeds on the same m images, at least two of each.
+
+    Shape: (...) each.
+    Source: two-way analysis of variance with random effects, one score a cell. Each variance of
+        images has that of one image in it: where hardly any image tells two methods apart, the
+        normal approximation of the few that do would be too sure (A. Agresti and Y. Min, Simple
+        improved confidence intervals for comparing matched proportions, 2005).
+    """
+    num_seeds, num_images = table.shape[-2:]
+    of_seeds, of_images = table.mean(-1), table.mean(-2)
+    mean = of_seeds.mean(-1)
+    one = np.full_like(mean, 1 / num_images**2)
+    seeds = of_seeds.var(-1, ddof=1) / num_seeds
+    alone = of_images.var(-1, ddof=1) / num_images
+    squares = np.square(table).sum((-2, -1)) - num_seeds * num_images * np.square(mean)
+    squares -= (num_seeds - 1) * num_seeds * num_images * seeds
+    squares -= (num_images - 1) * num_images * num_seeds * alone
+    rest = squares / ((num_seeds - 1) * (num_images - 1)) / (num_seeds * num_images)
+    return mean, seeds, np.maximum(0, alone - rest) + one, alone + one
