@@ -225,7 +225,7 @@ def test_methods_that_all_differ_are_ranked():
 
 
 def test_methods_that_cannot_be_told_apart_share_a_place():
-    verdicts = judge(row(a=0.6 + SHAKE, b=0.4 + SHAKE, c=0.6001 - SHAKE))
+    verdicts = judge(row(a=0.6 + SHAKE, b=0.4 + SHAKE[::-1], c=0.6001 - SHAKE))
     assert verdicts.ranking == (("c", "a"), ("b",))
 
 
@@ -257,7 +257,7 @@ def test_that_such_a_method_is_far_from_a_fourth_makes_no_ranking_either():
             best=0.60 + SHAKE,
             between=[0.66, 0.53, 0.55, 0.64, 0.57],
             worst=0.58 - SHAKE,
-            far=0.1 + SHAKE,
+            far=0.1 + SHAKE[::-1],
         )
     )
     differ = {(p.first, p.second) for p in verdicts.pairs if p.adjusted < 0.05}

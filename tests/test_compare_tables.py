@@ -20,6 +20,7 @@ from mimkit.comparison.records import (
 )
 from mimkit.comparison.statistics import compare, judge, spread
 from mimkit.comparison.tables import lines, markdown, table, write_csv, write_json
+from mimkit.evaluate.uncertainty import Measured
 
 LAYER = "chosen on development images"
 SHARES = {
@@ -27,7 +28,7 @@ SHARES = {
     "beit": {0: 0.50, 1: 0.52, 2: 0.49},
     "cae": {0: 0.60, 1: 0.61, 2: 0.60},
 }
-SCRATCH = {0: 0.45, 1: 0.46, 2: 0.44}
+SCRATCH = {0: 0.45, 1: 0.455, 2: 0.445}
 
 
 def make_plan(*labels, seeds=3):
@@ -94,10 +95,10 @@ def test_an_evaluation_shows_means_baselines_differences_and_the_ranking():
     cells, ranking = found[TITLE, ""]
     assert cells[0] == "40.0 % [37.5, 42.5]"
     assert ranking == "cae > beit > selfie"
-    assert found[TITLE, "training from scratch"][0][2] == "45.0 % [42.5, 47.5]"
+    assert found[TITLE, "training from scratch"][0][2] == "45.0 % [43.8, 46.2]"
     differences, _ = found[TITLE, "difference from it"]
-    assert differences[0] == "-5.0 ▼ [-5.0, -5.0]"
-    assert differences[2] == "+15.3 ▲ [+13.9, +16.8]"
+    assert differences[0] == "-5.0 ▼ [-6.2, -3.8]"
+    assert differences[2] == "+15.3 ▲ [+14.6, +16.1]"
 
 
 def test_a_difference_that_cannot_be_seen_has_no_mark():
@@ -154,7 +155,7 @@ def test_the_terminal_shows_every_method_and_number():
     text = plain(console.export_text())
     for word in ("selfie", "beit", "cae", TITLE, "k-NN accuracy", "cae > beit > selfie"):
         assert word in text
-    for number in ("60.3 %", "[58.9, 61.8]", "+15.3 ▲", "[+13.9, +16.8]"):
+    for number in ("60.3 %", "[58.9, 61.8]", "+15.3 ▲", "[+14.6, +16.1]"):
         assert number in text
     assert "Holm" in text
 
@@ -249,7 +250,7 @@ def test_from_json_the_statistics_can_be_done_again(tmp_path):
     tree = json.loads(file.read_text(encoding="utf-8"))
     (found,) = tree["rows"]
     numbers = {
-        label: {int(seed): value for seed, value in starts["pretrained"].items()}
+        label: {int(seed): Measured(value) for seed, value in starts["pretrained"].items()}
         for label, starts in found["values"].items()
     }
     for pair, written in zip(given.verdicts[0].pairs, found["pairs"], strict=True):

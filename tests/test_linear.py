@@ -38,7 +38,7 @@ def test_the_scale_of_features_changes_nothing(scale):
     probe = fit(features * scale, labels, 4, weight_decay=0.01)
     reference = fit(features, labels, 4, weight_decay=0.01)
     assert probe.score(features * scale, labels).accuracy == pytest.approx(
-        reference.score(features, labels)[0], abs=0.02
+        reference.score(features, labels).accuracy, abs=0.02
     )
 
 
@@ -46,8 +46,8 @@ def test_a_feature_that_never_varies_does_no_harm():
     features, labels = clusters()
     features[:, 0] = 3.0
     score = fit(features, labels, 4, weight_decay=0.001).score(features, labels)
-    assert accuracy > 0.95
-    assert math.isfinite(loss)
+    assert score.accuracy > 0.95
+    assert math.isfinite(score.loss)
 
 
 def test_the_start_changes_nothing_but_the_time():

@@ -188,7 +188,8 @@ def test_equal_differences_in_two_seeds_are_as_unsure_as_the_images_leave_them()
 
 def test_where_images_are_not_known_it_is_the_paired_t_test():
     ours, theirs = [0.52, 0.61, 0.55, 0.58, 0.49], [0.50, 0.57, 0.54, 0.52, 0.50]
-    found = estimate_difference([(Measured(a), Measured(b)) for a, b in zip(ours, theirs)])
+    pairs = [(Measured(a), Measured(b)) for a, b in zip(ours, theirs, strict=True)]
+    found = estimate_difference(pairs)
     expected = stats.ttest_rel(ours, theirs)
     assert found.p_value == pytest.approx(expected.pvalue)
     assert found.interval == pytest.approx(tuple(expected.confidence_interval()))
@@ -226,7 +227,7 @@ def test_the_p_value_is_below_5_percent_where_the_interval_leaves_zero_out():
 
 
 def test_a_p_value_stays_above_zero_however_large_the_difference():
-    assert 0 < Estimate(1.0, 5, 0.0, 1e-8, 1e-8).p_value < 1e-100
+    assert 0 < Estimate(1.0, 5, 0.0, 1e-8, 1e-8).p_value < 1e-50
 
 
 def test_one_seed_tells_nothing_of_others():

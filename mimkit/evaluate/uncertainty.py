@@ -25,7 +25,7 @@ from scipy.special import ndtri, stdtrit
 
 LEVEL: Final = 0.95
 _ROUNDING: Final = 1e-6  # of numbers that were float32 once
-_LEAST_P: Final = 1e-300
+_LEAST_TAIL: Final = 1e-100  # below it quantiles of few degrees of freedom overflow
 
 Floats = NDArray[np.float64]
 
@@ -84,9 +84,9 @@ class Estimate:
         if not size:
             return 1.0
         # In logarithms of the tail: the margin falls from infinity to nothing as the tail grows.
-        least, most = math.log(_LEAST_P), math.log(0.5)
+        least, most = math.log(_LEAST_TAIL), math.log(0.5)
         if self._margin_of_tail(math.exp(least)) <= size:
-            return 2 * _LEAST_P
+            return 2 * _LEAST_TAIL
         tail = brentq(lambda x: self._margin_of_tail(math.exp(x)) - size, least, most, xtol=1e-10)
         return float(2 * math.exp(tail))
 
