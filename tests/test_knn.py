@@ -1,10 +1,12 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from scipy.special import logsumexp
 
 from mimkit import Tokens
 from mimkit.errors import DataError, RecipeError
@@ -26,7 +28,48 @@ def test_neighbours_vote_by_cosine_similarity_with_their_weights():
     scores = nearest_neighbours(train, labels, test, num_classes=3, k=2, temperature=0.1)
     similarity = F.cosine_similarity(train[1], test[0], dim=0)
     expected = torch.tensor([[1.0, math.exp((similarity - 1) / 0.1), 0.0]])
-    torch.testing.assert_close(scores, expected)
+    torch.testing.assert_close(scores, expected.double())
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 0.005, 0.07, 1.0, 1e9])
+@pytest.mark.parametrize("k", [1, 5, 120, 500])
+def test_votes_are_those_of_double_precision_at_any_temperature(temperature, k):
+    """Against logarithms of sums, which neither overflow nor vanish."""
+    train, labels = clusters(spread=2.0)
+    test, _ = clusters(spread=2.0, seed=1)
+    found = nearest_neighbours(train, labels, test, num_classes=4, k=k, temperature=temperature)
+    similarity = F.normalize(test).double() @ F.normalize(train).double().T
+    similarity, nearest = similarity.sort(dim=1, descending=True)
+    exponents = (similarity[:, :k] - similarity[:, :1]).numpy() / temperature
+    votes = np.stack(
+        [
+            logsumexp(np.where(labels[nearest[:, :k]] == label, exponents, -math.inf), axis=1)
+            for label in range(4)
+        ],
+        axis=1,
+    )
+    assert np.array_equal(found.argmax(1).numpy(), votes.argmax(1))
+    if temperature > 1e-3:  # float32 knows a similarity to 1e-7 alone
+        np.testing.assert_allclose(found.numpy(), np.exp(votes), rtol=1e-3, atol=1e-6)
+
+
+def test_at_a_low_temperature_the_nearest_decides_not_the_first_class():
+    """Of unlike vectors all votes vanish in exp((similarity - 1) / 0.005)."""
+    train = torch.eye(4)
+    labels = torch.tensor([3, 2, 1, 0])
+    test = torch.tensor([[0.5, 0.4, 0.3, 0.2], [0.1, 0.2, 0.3, 0.4]])
+    scores = nearest_neighbours(train, labels, test, num_classes=4, k=3, temperature=0.005)
+    assert scores.argmax(1).tolist() == [3, 0]
+    assert scores.max(1).values.tolist() == [1.0, 1.0]
+
+
+def test_equally_near_neighbours_have_equal_votes():
+    train = torch.tensor([[1.0, 0.0]] * 3 + [[0.0, 1.0]])
+    labels = torch.tensor([1, 1, 2, 0])
+    scores = nearest_neighbours(
+        train, labels, torch.tensor([[2.0, 0.0]]), num_classes=3, k=3, temperature=0.01
+    )
+    assert scores.tolist() == [[0.0, 2.0, 1.0]]
 
 
 def test_more_neighbours_than_images_are_all_images():

@@ -180,7 +180,8 @@ def tell_gaps(
 
 
 def _counts(labels: Tensor, num_classes: int) -> NDArray[np.int64]:
-    return np.bincount(labels[labels >= 0].numpy(), minlength=num_classes)
+    known = labels.numpy()
+    return np.bincount(known[known >= 0], minlength=num_classes)
 
 
 def _names(classes: Sequence[str], chosen: NDArray[np.bool_]) -> list[str]:

@@ -13,7 +13,7 @@ from mimkit.errors import DataError
 
 
 def pack(points: Tensor, out_of: int = 1) -> str:
-    """Writes down the points of each image, in about a bit an image where they are 0 or 1.
+    """Writes down the points of each image, two bits of text for each that has 0 or 1.
 
     >>> unpack(pack(torch.tensor([True, False, True, True])))
     array([1., 0., 1., 1.])
@@ -36,10 +36,12 @@ def unpack(text: str) -> NDArray[np.float64]:
     """
     try:
         out_of, _, packed = text.partition(":")
+        if int(out_of) < 1:
+            raise ValueError(f"points out of {out_of}")
         stored = zlib.decompress(base64.b64decode(packed, validate=True))
         points = np.frombuffer(stored, _type(int(out_of)))
         return points.astype(np.float64) / int(out_of)
-    except (ValueError, ZeroDivisionError, binascii.Error, zlib.error) as error:
+    except (ValueError, binascii.Error, zlib.error) as error:
         raise DataError(
             f"image_scores must be what mimkit wrote, but is '{text[:30]}...' ({error}). Remove "
             "results.json, then repeat the command that made it."

@@ -134,16 +134,16 @@ def nearest_neighbours(
     A common factor of all votes changes no result, so that the nearest may set the scale: then no
     temperature is so low that all votes vanish.
 
-    Shape: train (N, D), labels (N,) int64, test (M, D); result (M, num_classes).
+    Shape: train (N, D), labels (N,) int64, test (M, D), float32; result (M, num_classes) float64.
     """
     train = F.normalize(train)
     k = min(k, len(train))
     scores = []
     for chunk in torch.split(F.normalize(test), max(1, _CHUNK_SIMILARITIES // len(train))):
         similarity, neighbour = (chunk @ train.T).topk(k)  # (m, k)
-        # In double precision: a temperature may be smaller than float32 can hold.
+        # In double precision: votes may be so alike, or a temperature so low, that float32 is blind.
         distance = (similarity[:, :1] - similarity).double()
-        weight = (-distance / temperature).exp().to(similarity)
-        votes = torch.zeros(len(chunk), num_classes, device=chunk.device)
+        weight = (-distance / temperature).exp()
+        votes = weight.new_zeros(len(chunk), num_classes)
         scores.append(votes.scatter_add_(1, labels[neighbour], weight))
     return torch.cat(scores)

@@ -1,0 +1,67 @@
+"""Options that cannot be are refused by their names, before anything is trained."""
+
+import math
+
+import pytest
+
+from mimkit.errors import RecipeError
+from mimkit.evaluate.attentive import AttentiveProbe
+from mimkit.evaluate.consistency import KNNConsistency
+from mimkit.evaluate.finetune import FineTune
+from mimkit.evaluate.heldout import HeldOut
+from mimkit.evaluate.knn import KNN
+from mimkit.evaluate.linear import LinearProbe
+
+LABELLED = (LinearProbe, AttentiveProbe, FineTune)
+TRAINED = (AttentiveProbe, FineTune)
+COUNTS = {
+    KNN: ("k", "num_images", "num_test_images"),
+    KNNConsistency: ("k", "num_images"),
+    HeldOut: ("num_images",),
+    LinearProbe: ("seeds", "num_test_images"),
+    AttentiveProbe: ("seeds", "num_test_images", "total_steps", "batch_size", "num_heads"),
+    FineTune: ("seeds", "num_test_images", "total_steps", "batch_size"),
+}
+BAD = [
+    *((cls, name, value) for cls, names in COUNTS.items() for name in names for value in (0, -3)),
+    *((KNN, "temperature", value) for value in (0.0, -0.07, math.nan, math.inf)),
+    *((cls, "every_steps", -1) for cls in (KNN, KNNConsistency, HeldOut)),
+    *(
+        (cls, "label_fractions", value)
+        for cls in LABELLED
+        for value in ((), (0.0,), (-0.1,), (1.5,), (0.1, 0.1), (math.nan,))
+    ),
+    *((cls, "lrs", value) for cls in TRAINED for value in ((), (0.0,), (0.1, -0.1), (0.1, 0.1))),
+    *((cls, "warmup_steps", -1) for cls in TRAINED),
+    (LinearProbe, "pools", ()),
+    (LinearProbe, "pools", ("mean", "mean")),
+    (LinearProbe, "weight_decays", ()),
+    (LinearProbe, "weight_decays", (-1e-3,)),
+    (AttentiveProbe, "batch_size", 1),
+    (AttentiveProbe, "cache_gib", -1.0),
+    (FineTune, "weight_decay", -0.1),
+    (FineTune, "label_smoothing", 1.5),
+    (FineTune, "layer_decay", 0.0),
+    (FineTune, "layer_decay", 1.5),
+]
+
+
+@pytest.mark.parametrize(("cls", "option", "value"), BAD)
+def test_what_cannot_be_is_refused_by_name(geometry, cls, option, value):
+    with pytest.raises(RecipeError, match=rf"^evaluator '\w+', {option}: ") as refused:
+        cls(geometry, **{option: value})
+    assert "must" in str(refused.value)
+    assert isinstance(value, tuple) or f"but is {value:g}." in str(refused.value)
+
+
+@pytest.mark.parametrize("cls", COUNTS)
+def test_what_is_at_its_bound_is_taken(geometry, cls):
+    least = {"batch_size": 2 if cls is AttentiveProbe else 1}
+    least |= {"num_images": 3} if cls is KNNConsistency else {}
+    cls(geometry, **{name: least.get(name, 1) for name in COUNTS[cls]})
+
+
+def test_more_images_than_there_are_means_all(subject, geometry):
+    for result in KNN(geometry, num_test_images=10**6).run(subject):
+        assert result.num_images == 40
+        assert result.protocol["num_test_images"] == 40
