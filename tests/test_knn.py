@@ -84,7 +84,8 @@ def test_a_chunked_search_equals_the_whole(monkeypatch):
     arguments = {"num_classes": 4, "k": 5, "temperature": 0.07}
     whole = nearest_neighbours(features, labels, features, **arguments)
     monkeypatch.setattr("mimkit.evaluate.knn._CHUNK_SIMILARITIES", 3 * len(features))
-    torch.testing.assert_close(nearest_neighbours(features, labels, features, **arguments), whole)
+    chunked = nearest_neighbours(features, labels, features, **arguments)
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)  # as exact as float32 is
 
 
 def by_init(results):

@@ -141,7 +141,7 @@ def nearest_neighbours(
     scores = []
     for chunk in torch.split(F.normalize(test), max(1, _CHUNK_SIMILARITIES // len(train))):
         similarity, neighbour = (chunk @ train.T).topk(k)  # (m, k)
-        # In double precision: votes may be so alike, or a temperature so low, that float32 is blind.
+        # In double precision: votes may be so alike, or a temperature so low, that float32 fails.
         distance = (similarity[:, :1] - similarity).double()
         weight = (-distance / temperature).exp()
         votes = weight.new_zeros(len(chunk), num_classes)
