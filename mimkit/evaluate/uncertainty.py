@@ -124,7 +124,8 @@ def margin(seeds: Floats, images: float, alone: float, student: float, normal: f
         leave it by the choice of images alone: at n = 2 equal numbers are common by chance.
     """
     mixed: Floats = (seeds * student + images * normal) / np.sqrt(seeds + images)
-    return np.maximum(mixed, normal * np.sqrt(alone))
+    half: Floats = np.maximum(mixed, normal * np.sqrt(alone))
+    return half
 
 
 def estimate(series: Sequence[Measured]) -> Estimate:
