@@ -3,12 +3,15 @@ import math
 from itertools import product
 
 import pytest
+import torch
+from scipy import stats
 
 import mimkit
 from mimkit.comparison.answer import answer, main_row
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Budget, Method, Plan, Row, Trial
 from mimkit.comparison.statistics import judge
+from mimkit.evaluate.image_scores import pack
 
 STEPS, BATCH = 50, 16
 LAYER = "chosen on development images"
@@ -441,6 +444,59 @@ def test_a_run_that_was_measured_in_another_way_is_not_called_failed(tmp_path):
     assert gather(plan, tmp_path).answer.endswith(
         "Not in it: selfie, seed 0 (measured in another way)."
     )
+
+
+# What the judged images scored
+
+
+def scored(correct, **changes):
+    value = float(correct.float().mean())
+    return {**tuned(value), "num_images": len(correct), "image_scores": pack(correct), **changes}
+
+
+def write_scored(folder, plan, **changes):
+    """Method a has 60 images of 100 right, b 52 of these and no other; alike in both seeds."""
+    right = {"a": torch.arange(100) < 60, "b": torch.arange(100) < 52}
+    write_all(folder, plan, lambda label, _: [scored(right[label], **changes)])
+
+
+def test_methods_are_compared_on_each_image(tmp_path):
+    plan = make_plan("a", "b", seeds=2)
+    write_scored(tmp_path, plan)
+    (found,) = gather(plan, tmp_path).verdicts
+    (pair,) = found.pairs
+    # McNemar: 8 images against 0.
+    assert pair.p_value == pytest.approx(stats.binomtest(8, 8).pvalue, abs=0.01)
+    assert pair.verdict == "better"
+    assert found.means["a", "pretrained"].high - 0.6 == pytest.approx(1.96 * 0.0492, rel=0.03)
+
+
+def test_runs_from_before_scores_were_kept_are_read_and_are_less_sure(tmp_path):
+    plan = make_plan("a", "b", seeds=2)
+    write_scored(tmp_path, plan, image_scores=None)
+    (found,) = gather(plan, tmp_path).verdicts
+    assert found.pairs[0].verdict == "not distinguishable at n=2"
+    low, high = found.pairs[0].difference.low, found.pairs[0].difference.high
+    independent = stats.norm.ppf(0.975) * math.sqrt((0.6 * 0.4 + 0.52 * 0.48) / 100)
+    assert (high - low) / 2 == pytest.approx(independent, rel=0.03)
+
+
+def test_what_a_run_measured_more_than_once_is_one_number_on_each_image_too(tmp_path):
+    plan = make_plan("a", "b", seeds=2)
+    right = torch.arange(100) < 50
+    write_all(tmp_path, plan, lambda label, _: [scored(right), scored(~right)])
+    (found,) = gather(plan, tmp_path).verdicts
+    series = found.row.series("a", "pretrained")
+    assert series[0].value == 0.5
+    assert series[0].scores.tolist() == [0.5] * 100
+
+
+def test_a_run_whose_scores_are_damaged_is_named(tmp_path):
+    plan = make_plan("a", "b", seeds=2)
+    write_scored(tmp_path, plan, image_scores="1:####")
+    outcomes = gather(plan, tmp_path).outcomes
+    assert [outcome.state for outcome in outcomes] == ["failed"] * 4
+    assert outcomes[0].reason.startswith("image_scores must be what mimkit wrote")
 
 
 # The row that speaks

@@ -74,6 +74,8 @@ def _outcome(plan: Plan, method: Method, cell: Cell, folder: Path) -> Outcome:
             if reason:
                 return Outcome(cell, "failed", run.path, command, reason, ledger)
             results = tuple(run.read_results()["results"])
+            for result in results:
+                of_entry(result)  # damaged scores are found here, where the run is known
             return Outcome(cell, "finished", run.path, command, "", ledger, results)
     except DataError as error:
         return Outcome(cell, "failed", run.path, command, str(error))
