@@ -1,3 +1,4 @@
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -70,7 +71,7 @@ train.total_steps = 7
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["list"], ["list", "heads"], ["list", "recipes"]]
+    "arguments", [["--help"], ["--version"], ["list"], ["list", "heads"], ["list", "recipes"]]
 )
 def test_help_and_lists_import_neither_torch_nor_any_plugin(arguments):
     script = (
@@ -173,6 +174,32 @@ def test_check_takes_presets_and_settings(recipe):
     assert "9 steps" in mimkit("check", recipe, "--set", "train.total_steps=9").output
     epochs = mimkit("check", recipe, "--set", "train.total_epochs=2.5").output
     assert "2.5 epochs" in epochs
+
+
+def test_check_shows_what_settings_have_become(recipe):
+    more = ["data.num_images=9", 'evaluate=[{part="knn"}, {part="heldout"}]']
+    changed = ["evaluate.0.k=5", "data.num_images=none", "data.path=[/y]"]
+    arguments = [word for each in (*more, *changed) for word in ("--set", each)]
+    result = mimkit("check", recipe, *arguments)
+    assert result.exit_code == 0, result.output
+    for line in ("evaluate.0.k = 5", 'data.num_images = "none"', 'data.path = "[/y]"'):
+        assert f"set          {line}" in result.output
+
+
+def test_the_version_is_told_with_those_of_plugins():
+    lines = mimkit("--version").output.splitlines()
+    assert lines[0] == f"mimkit {importlib.metadata.version('mimkit')}"
+    for name in ("torch", "mimkit-beit", "mimkit-mae"):
+        assert f"{name} {importlib.metadata.version(name)}" in lines
+
+
+def test_a_data_path_with_brackets_in_it_is_told_as_it_is(recipe, tmp_path):
+    for name in ("[/y]", "[old]"):
+        folder = tmp_path / name
+        result = mimkit("run", recipe, "--set", f"data.name='{folder}'", "--out", str(tmp_path))
+        assert result.exit_code == 2, result.output
+        assert name in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_check_prints_every_problem_on_stderr_and_exits_with_2(recipe):

@@ -20,7 +20,8 @@ from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Latent, Pixels
 from mimkit.conformance import conformance, examine
 from mimkit.conformance.checks import CHECKS
-from mimkit.conformance.table import check_distribution
+from mimkit.conformance.examine import Verdict
+from mimkit.conformance.table import _table, check_distribution
 from mimkit.recipe.options import options as options_of
 from mimkit.recipe.registry import Entry, is_distribution
 
@@ -709,6 +710,17 @@ def test_a_recipe_on_other_images_is_only_built(ship):
 
 
 # ------------------------------------------------------------------------------- table and pytest
+
+
+def test_names_of_checks_and_parts_stay_whole_in_80_columns(capsys):
+    entry = Entry("encoders", "patch_resnet", "mimkit-tiny", "1.0", "x:Y")
+    reason = "some option has no default"
+    verdicts = [Verdict(entry, check, "not applicable", reason) for check in CHECKS]
+    Console(width=80).print(_table(verdicts))
+    shown = capsys.readouterr().out
+    assert all(check.name in shown for check in CHECKS)
+    assert "encoder patch_resnet" in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 def test_the_table_says_what_failed_why_and_what_to_do(register, capsys):

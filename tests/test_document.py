@@ -181,3 +181,77 @@ def test_a_presets_keys_are_told_with_its_name():
     document = parse("[presets.demo]\ntrain.steps = 1\n", "x.toml").preset("demo")
     assert document.tree == {"train": {"steps": 1}}
     assert str(document.place(("train", "steps"))) == "x.toml:2 (preset demo)"
+
+
+ARRAYS = """
+[[evaluate]]
+part = "knn"
+k = 20
+[[evaluate]]
+part = "finetune"
+lrs = [0.1, 0.2]
+"""
+
+
+@pytest.mark.parametrize(
+    ("override", "tree"),
+    [
+        ("evaluate.0.k=5", [{"part": "knn", "k": 5}, {"part": "finetune", "lrs": [0.1, 0.2]}]),
+        ("evaluate.1.lrs.1=9", [{"part": "knn", "k": 20}, {"part": "finetune", "lrs": [0.1, 9]}]),
+        ("evaluate.0.part=none", [{"part": "finetune", "lrs": [0.1, 0.2]}]),
+        ("evaluate.1.part=knn", [{"part": "knn", "k": 20}, {"part": "knn"}]),
+        ("evaluate=[]", []),
+    ],
+)
+def test_a_setting_reaches_into_an_array(override, tree):
+    document = parse(ARRAYS, "x.toml")
+    assert document.overlay(parse_sets([override])).tree == {"evaluate": tree}
+    if override.partition("=")[2] not in ("none", "knn"):  # in TOML these need quotes
+        assert document.overlay(parse(override, "over")).tree == {"evaluate": tree}
+
+
+def test_what_is_left_of_an_array_keeps_its_lines():
+    left = parse(ARRAYS, "x.toml").overlay(parse_sets(["evaluate.0.part=none", "evaluate.1.k=3"]))
+    assert left.place(("evaluate", 0, "part")).line == 6
+    assert left.place(("evaluate", 0, "k")).source == "--set evaluate.1.k=3"
+    assert left.settings().keys() == {("evaluate", 0, "k")}
+
+
+@pytest.mark.parametrize("item", ["2", "9" * 30, "-1", "x", "00x", "²"])
+def test_an_item_that_is_not_there_is_told_with_their_number(item):
+    with pytest.raises(RecipeError, match="evaluate has 2, numbered from 0"):
+        parse(ARRAYS, "x.toml").overlay(parse_sets([f'evaluate."{item}".k=5']))
+    with pytest.raises(RecipeError, match="evaluate is empty"):
+        parse("evaluate = []", "x.toml").overlay(parse_sets([f'evaluate."{item}".k=5']))
+
+
+def test_a_table_can_be_taken_away_after_it_was_changed():
+    settings = parse_sets(["head.depth=3", "head.part=none"])
+    assert parse('[head]\npart = "x"', "x.toml").overlay(settings).tree == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a = " + "[" * 5000 + "]" * 5000, f"[{'.'.join('a' * 3000)}]", "a = " + "9" * 6000],
+    ids=["arrays", "tables", "digits"],
+)
+def test_what_no_recipe_would_hold_is_refused(text):
+    with pytest.raises(RecipeError, match=r"cannot be read|nested deeper"):
+        parse(text, "x.toml")
+    with pytest.raises(RecipeError, match="nested deeper"):
+        parse_sets([f"{'.'.join('a' * 100)}=1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [
+        (r'path = "C:\Users\me"', r"single quotes: 'C:\Users'"),
+        (r'path = "C:\data"', r"single quotes: 'C:\Users'"),
+        ("a = 1\na = 2", "once only"),
+        ("[a]\n[a]", "once only"),
+    ],
+)
+def test_common_mistakes_are_told_as_such(text, hint):
+    with pytest.raises(RecipeError) as raised:
+        parse(text, "x.toml")
+    assert hint in str(raised.value)

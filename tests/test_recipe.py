@@ -202,8 +202,8 @@ def test_keys_of_a_loss_table_go_to_the_term_and_the_rest_to_the_loss(recipe):
         (
             "image_size = [16, 20]",
             "image_size = 16.0",
-            "tiny.toml:5, [data] image_size: must be an integer above 0, or an array of two, but "
-            "is 16.0.",
+            "tiny.toml:5, [data] image_size: must be an integer from 1 to 16384, or an array of two, "
+            "but is 16.0.",
         ),
         (
             "total_steps = 10",
@@ -596,3 +596,108 @@ def test_a_base_that_is_none_is_told(tmp_path, base, message):
     path.write_text(f"base = {base}\n")
     with pytest.raises((RecipeError, PluginError), match=message):
         load(str(path))
+
+
+# --- what has no value, and what is no recipe -------------------------------------------------
+
+
+def test_none_unsets_a_key_in_toml_presets_and_settings(recipe, over, base):
+    limited = recipe('name = "shapes"\n', 'name = "shapes"\nnum_images = 9\npath = "x"\n')
+    assert load(limited).data.num_images == 9
+    unset = load(limited, overrides=["data.num_images=none", 'data.path="none"'])
+    assert (unset.data.num_images, unset.data.path) == (None, None)
+    assert load(str(over('data.num_images = "none"'))).data.num_images is None
+    assert 'num_images = "none"' in resolved(unset)
+
+
+def test_none_unsets_an_option_whose_default_is_something(register, recipe, written):
+    class Scaled(Encoder):
+        def __init__(self, geometry, *, scale: float | None = 0.1, crop: str = "x"): ...
+
+    register("encoders", "scaled", f"{__name__}:TinyEncoder")
+    globals()["Scaled"] = Scaled
+    register("encoders", "really", f"{__name__}:Scaled")
+    chosen = load(recipe(), overrides=["encoder.part=really", "encoder.scale=none"])
+    assert chosen.encoder.options == {"scale": None, "crop": "x"}
+    assert load(written(resolved(chosen))).encoder.options["scale"] is None
+    # What must be a string may be this one.
+    assert (
+        load(recipe(), overrides=["encoder.positions=none"]).encoder.options["positions"] == "none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.lr=none", 'lr: must be a number above 0, but is "none"'),
+        ("augment.crop=none", ""),  # a choice of its own
+        ("losses.patches.prediction=none", ""),
+        ("losses.patches.target=none", ""),
+    ],
+)
+def test_none_is_no_value_of_what_must_have_one(recipe, override, said):
+    if said:
+        assert said in problems(recipe(), overrides=[override])[0]
+    else:
+        loaded = load(recipe(), overrides=[override])
+        assert loaded.augment.crop == ("none" if "crop" in override else "resized")
+        assert loaded.losses["patches"].prediction == "patches"
+        assert loaded.losses["patches"].target == "patches"
+
+
+@pytest.mark.parametrize(
+    "name", ["con", "NUL", "com1.x", "a.", "..", ".", "a/b", "-a", "a b", "a" * 101, "größe", ""]
+)
+def test_a_name_that_can_be_no_folder_somewhere_is_refused(recipe, name):
+    (problem,) = problems(recipe(), overrides=[f'name="{name}"'])
+    assert "name: " in problem
+
+
+def test_a_byte_order_mark_and_other_line_ends_are_taken(tmp_path):
+    file = tmp_path / "x.toml"
+    file.write_bytes(b"\xef\xbb\xbf" + RECIPE.replace("\n", "\r\n").encode())
+    assert load(str(file)).name == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("name = 1".encode("utf-16"), "is in UTF-16. Save it as UTF-8."),
+        (b'a = 1\nb = "\xe9"', "x.toml:2: must be text in UTF-8, but has the byte 0xe9"),
+        (b"#" * 1_000_001, "at most 1,000,000 bytes"),
+        (b'base = "tiny\\u0000"', "no installed distribution"),
+        (b'base = "' + b"m" * 5000 + b'"', "File name too long"),
+        (b'base = "' + b"m" * 5000 + b'.toml"', "File name too long"),
+        (b"base = 1979-05-27", "must be a recipe's name or file, but is 1979-05-27"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_told_what_it_is(tmp_path, content, said):
+    file = tmp_path / "x.toml"
+    file.write_bytes(content)
+    with pytest.raises((RecipeError, PluginError)) as raised:
+        load(str(file))
+    assert said in str(raised.value)
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize("reference", ["n" * 5000, "", ".", "a\0b", "x/" * 2000])
+def test_a_reference_that_is_no_recipe_is_told(reference):
+    with pytest.raises((RecipeError, PluginError)):
+        load(reference)
+
+
+def test_a_registered_name_with_an_ending_is_told_without(register, tmp_path, monkeypatch):
+    (tmp_path / "few_recipes/recipes").mkdir(parents=True)
+    (tmp_path / "few_recipes/__init__.py").touch()
+    (tmp_path / "few_recipes/recipes/tiny_shapes.toml").write_text(RECIPE)
+    monkeypatch.syspath_prepend(tmp_path)
+    register("recipes", "few", "few_recipes")
+    (tmp_path / "mine.toml").write_text('base = "tiny_shapes.toml"\n')
+    with pytest.raises(RecipeError, match="Without a path: 'tiny_shapes'"):
+        load(str(tmp_path / "mine.toml"))
+
+
+@pytest.mark.parametrize("value", ["a\0b", "a\udcffb"])
+def test_a_path_that_no_system_has_is_refused(recipe, value):
+    (problem,) = problems(recipe(), data_path=value)
+    assert "[data] path: must be text that a file can hold" in problem

@@ -21,7 +21,7 @@ from mimkit.conformance.checks import (
 )
 from mimkit.conformance.specimen import OBLONG, Specimen, same
 from mimkit.errors import MimkitError, RecipeError
-from mimkit.recipe.options import options, schema
+from mimkit.recipe.options import options, schema, with_none
 from mimkit.recipe.problems import written
 from mimkit.recipe.registry import KINDS
 
@@ -77,14 +77,15 @@ def options_survive_a_recipe(specimen: Specimen) -> None:
         raise NotApplicableError("some option has no default")
     try:
         known = model.model_validate(specimen.options).model_dump()
-        text = "\n".join(f"{k} = {written(v)}" for k, v in known.items() if v is not None)
-        again = model.model_validate(_as_tuples(model, tomllib.loads(text))).model_dump()
+        text = "\n".join(f"{k} = {written(v)}" for k, v in known.items())
+        read = with_none(_as_tuples(model, tomllib.loads(text)), model)
+        again = model.model_validate(read).model_dump()
     except (ValidationError, tomllib.TOMLDecodeError, TypeError) as error:
         raise FailedError(
             f"its options cannot be written to a recipe and read again: {error}",
             "Use int, float, bool, str, Literal and tuples of them.",
         ) from error
-    changed = [k for k, v in known.items() if v is not None and again[k] != v]
+    changed = [k for k, v in known.items() if again[k] != v]
     require(
         not changed,
         f"written to a recipe and read again, {', '.join(changed)} is another value",
