@@ -42,6 +42,7 @@ _HOMES = {
         "count_blocks",
         "misfits",
         "mlp_ratio",
+        "require_axes",
         "require_fit",
         "square_patches",
     ),
@@ -113,6 +114,7 @@ __all__ = [
     "patch_attention",
     "patchify",
     "read_checkpoint",
+    "require_axes",
     "require_fit",
     "run",
     "scatter",
@@ -153,7 +155,14 @@ if TYPE_CHECKING:
     )
     from mimkit.parts.checkpoints import read_checkpoint
     from mimkit.parts.depth import set_drop_path
-    from mimkit.parts.fitting import count_blocks, misfits, mlp_ratio, require_fit, square_patches
+    from mimkit.parts.fitting import (
+        count_blocks,
+        misfits,
+        mlp_ratio,
+        require_axes,
+        require_fit,
+        square_patches,
+    )
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
     from mimkit.parts.records import (
