@@ -54,6 +54,7 @@ _HOMES = {
         "count_blocks",
         "misfits",
         "mlp_ratio",
+        "require_axes",
         "require_fit",
         "square_patches",
     ),
@@ -139,6 +140,7 @@ __all__ = [
     "patch_attention",
     "patchify",
     "read_checkpoint",
+    "require_axes",
     "require_fit",
     "run",
     "scatter",
@@ -191,7 +193,14 @@ if TYPE_CHECKING:
     )
     from mimkit.parts.checkpoints import read_checkpoint
     from mimkit.parts.depth import set_drop_path
-    from mimkit.parts.fitting import count_blocks, misfits, mlp_ratio, require_fit, square_patches
+    from mimkit.parts.fitting import (
+        count_blocks,
+        misfits,
+        mlp_ratio,
+        require_axes,
+        require_fit,
+        square_patches,
+    )
     from mimkit.parts.flops import count_flops
     from mimkit.parts.frozen import freeze
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify

@@ -202,8 +202,8 @@ def test_keys_of_a_loss_table_go_to_the_term_and_the_rest_to_the_loss(recipe):
         (
             "image_size = [16, 20]",
             "image_size = 16.0",
-            "tiny.toml:5, [data] image_size: must be an integer from 1 to 16384, or an array of two, "
-            "but is 16.0.",
+            "tiny.toml:5, [data] image_size: must be an integer from 1 to 16384, or an array of "
+            "two, but is 16.0.",
         ),
         (
             "total_steps = 10",

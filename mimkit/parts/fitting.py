@@ -58,6 +58,26 @@ def square_patches(projection: Tensor, file: Path, name: str = "patch_embed.proj
     return projection.shape[2]
 
 
+def require_axes(tensors: Mapping[str, Tensor], axes: Mapping[str, int], file: Path) -> None:
+    """Refuses tensors of another number of axes, before sizes are read off them.
+
+    >>> require_axes({"cls_token": torch.ones(1, 1, 4)}, {"cls_token": 3}, Path("x.pth"))
+
+    Args:
+        tensors: state dict.
+        axes: how many axes a tensor must have whose name ends so.
+        file: for messages.
+
+    Raises: DataError with the first that has another number.
+    """
+    for name, tensor in tensors.items():
+        wanted = next((count for ending, count in axes.items() if name.endswith(ending)), None)
+        if wanted not in (None, tensor.ndim):
+            raise DataError(
+                f"{file}: {name} must have {wanted} axes, but has shape {tuple(tensor.shape)}."
+            )
+
+
 def misfits(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
     """Says of each tensor that has no place, is of another shape, or holds no finite numbers.
 

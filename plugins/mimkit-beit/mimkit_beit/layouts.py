@@ -8,7 +8,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from mimkit import DataError
+from mimkit import DataError, require_axes
 
 _KNOWN: Final = (
     "Known are the checkpoints of microsoft/unilm (pre-trained and fine-tuned), timm's Beit, and "
@@ -41,6 +41,13 @@ _FROM_HUGGING_FACE: Final = (
 )
 _PARTS: Final = ("query", "key", "value")
 _INDEX: Final = "relative_position_index"
+_AXES: Final = {
+    "cls_token": 3,
+    "pos_embed": 3,
+    "head.weight": 2,
+    "relative_position_bias_table": 2,
+    _INDEX: 2,
+}
 
 
 def official(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
@@ -59,6 +66,7 @@ def official(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:
             f"{file}: must be a checkpoint of BEiT, but its {len(tensors)} tensors are called "
             f"{', '.join(list(tensors)[:4])} and so on. {_KNOWN}"
         )
+    require_axes(tensors, _AXES, file)
     return dict(tensors)
 
 
@@ -74,7 +82,7 @@ def num_cols(tensors: Mapping[str, Tensor]) -> int | None:
     the row to the first of the next row it falls by more.
     """
     index = next((tensor for name, tensor in tensors.items() if name.endswith(_INDEX)), None)
-    if index is None:
+    if index is None or len(index) < 2:
         return None
     first = index[1, 1:]
     return int((first == first[0] - torch.arange(len(first))).sum())

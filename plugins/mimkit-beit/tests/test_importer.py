@@ -206,6 +206,17 @@ def test_notes_say_what_the_file_leaves_open(tmp_path):
             "num_heads: must divide embed_dim = 128, but is 3",
         ),
         ({"patch_embed.proj.weight": torch.ones(128, 3, 4, 2)}, "patches must be square"),
+        ({"cls_token": torch.tensor(1.0)}, r"cls_token must have 3 axes, but has shape \(\)"),
+        (
+            {"rel_pos_bias.relative_position_bias_table": torch.ones(52)},
+            r"bias_table must have 2 axes, but has shape \(52,\)",
+        ),
+        (
+            {"rel_pos_bias.relative_position_index": torch.ones(5, dtype=torch.int64)},
+            r"position_index must have 2 axes, but has shape \(5,\)",
+        ),
+        ({"norm.bias": torch.ones(128, dtype=torch.int64)}, "norm.bias is of type int64 instead"),
+        ({"norm.bias": torch.full((128,), torch.nan)}, "norm.bias has 128 of 128 values that are"),
     ],
 )
 def test_what_is_not_beit_is_told(tmp_path, change, message):

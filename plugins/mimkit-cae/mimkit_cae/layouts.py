@@ -7,7 +7,7 @@ from typing import Final
 
 from torch import Tensor
 
-from mimkit import DataError
+from mimkit import DataError, require_axes
 
 # Prefixes of the released names and of ours; only where a name begins with one.
 _ENCODER: Final = "encoder."
@@ -26,6 +26,7 @@ _HEAD: Final = {
     "decoder.head.": "predictors.tokens.",
 }
 _PROJECTIONS: Final = ("encoder_to_decoder", "encoder_to_regresser")
+_AXES: Final = {"cls_token": 3, "cross_attn.q.weight": 2, "predictors.tokens.weight": 2}
 FC1: Final = "blocks.0.mlp.fc1.weight"
 KNOWN: Final = (
     "Known are the pre-trained checkpoints of lxtGH/CAE and Atten4Vis/CAE, whole or the encoder "
@@ -86,6 +87,7 @@ def sort(tensors: Mapping[str, Tensor], file: Path) -> Sorted:
         raise DataError(
             f"{file}: must be a checkpoint of CAE, but {', '.join(problems[:4])}. {KNOWN}"
         )
+    require_axes({**encoder, **head}, _AXES, file)
     return Sorted(
         encoder=encoder,
         head=head,

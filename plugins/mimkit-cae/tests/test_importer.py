@@ -371,6 +371,30 @@ REFUSED = {
         lambda: encoder("") | {"blocks.0.norm1.weight": torch.zeros(7)},
         r"blocks\.0\.norm1\.weight has shape \(7,\) instead of \(48,\)",
     ),
+    "a token without axes": (
+        lambda: encoder("") | {"cls_token": torch.tensor(1.0)},
+        r"cls_token must have 3 axes, but has shape \(\)",
+    ),
+    "a classifier without axes": (
+        lambda: encoder() | lxtgh() | {"pretext_neck.head.weight": torch.tensor(1.0)},
+        r"predictors\.tokens\.weight must have 2 axes",
+    ),
+    "attention of one axis": (
+        lambda: (
+            encoder()
+            | lxtgh()
+            | {"pretext_neck.regressor_blocks.0.cross_attn.q.weight": torch.ones(4)}
+        ),
+        r"cross_attn\.q\.weight must have 2 axes, but has shape \(4,\)",
+    ),
+    "whole numbers": (
+        lambda: encoder("") | {"blocks.0.norm1.weight": torch.ones(DIM, dtype=torch.int64)},
+        r"blocks\.0\.norm1\.weight is of type int64 instead of a floating-point one",
+    ),
+    "not a number": (
+        lambda: encoder("") | {"blocks.0.norm1.weight": torch.full((DIM,), torch.nan)},
+        r"blocks\.0\.norm1\.weight has 48 of 48 values that are NaN or infinite",
+    ),
     "patches not square": (
         lambda: encoder("") | {"patch_embed.proj.weight": torch.zeros(DIM, 3, 4, 2)},
         r"patches must be square",
