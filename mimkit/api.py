@@ -48,7 +48,7 @@ def run(
         seed: of everything random; None for the recipe's own.
         device: "cpu", "cuda", "cuda:1"; None for cuda where there is one.
         out: the run lies in ``out/<name>/<seed>``; an interrupted run there goes on.
-        fresh: start anew, removing that run.
+        fresh: start anew, removing what that run wrote.
 
     Returns: the run folder.
     Raises: MimkitError for everything a user can mend; RecipeError if the recipe asks for several

@@ -4,8 +4,6 @@ import subprocess
 import sys
 import textwrap
 
-import pytest
-
 BLOCK = """
     import builtins, sys
     real = builtins.__import__
@@ -38,10 +36,9 @@ def test_everything_can_be_imported_without_the_modules_that_windows_lacks():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["list"]])
-def test_the_command_line_starts_without_them(arguments):
-    done = python(f"""
-        sys.argv = ["mimkit", *{arguments}]
+def test_the_command_line_starts_without_them():
+    done = python("""
+        sys.argv = ["mimkit", "list"]
         from mimkit import cli
         cli.main()
     """)

@@ -41,9 +41,9 @@ def adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> R
     Returns: the recipe with everything settled.
     Raises: DataError that names the keys that differ.
     """
-    if fresh:
-        folder.clear()
     settled = settle(recipe, console.print) if needs_targets(recipe) else recipe
+    if fresh:  # not before: a part may find that it cannot be had
+        folder.clear()
     if not folder.recipe.exists():
         write_text(folder.recipe, resolved(settled))
         return settled

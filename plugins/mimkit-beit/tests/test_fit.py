@@ -1,6 +1,7 @@
 """Training a dVAE: it learns, uses its codes, repeats itself, and is kept for the next run."""
 
 import json
+import os
 import random
 
 import numpy as np
@@ -360,3 +361,14 @@ def test_a_write_that_is_killed_leaves_what_was_there(tmp_path):
     assert facts["n"] == 1
     assert json.loads(file.with_suffix(".json").read_text())["checksum"] == store.checksum(file)
     assert len(list(tmp_path.iterdir())) == 2
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_a_tokenizer_gets_the_permissions_of_any_new_file(mask, tmp_path):
+    before = os.umask(mask)
+    try:
+        store.save(tmp_path / "x.safetensors", {"a": torch.ones(2)}, {})
+    finally:
+        os.umask(before)
+    for name in ("x.safetensors", "x.json"):
+        assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~mask
