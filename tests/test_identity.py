@@ -8,8 +8,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from mimkit.comparison.refusals import DATA, is_on_other_data
 from mimkit.data.cache import folder as cache_folder
+from mimkit.data.sources import open_sources
 from mimkit.errors import DataError
+from mimkit.pipeline.identity import splits, write_data
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
@@ -193,3 +196,19 @@ def test_other_labels_of_the_same_images_are_other_data(tiny, tmp_path):
     (tmp_path / "set" / "blue" / "0.png").rename(tmp_path / "set" / "green" / "0.png")
     with pytest.raises(DataError, match=r"added \(.*green/0.png"):
         go(tiny, tmp_path / "set", folder)
+
+
+def test_a_comparison_whose_data_changed_is_refused_once_a_run_has_trained(tiny, tmp_path, data):
+    def now():
+        section = recipe(tiny, data).data
+        return {f"mae {name}": each for name, each in splits(*open_sources(section), None).items()}
+
+    folder = tmp_path / "comparison"
+    write_data(folder / DATA, now())
+    assert not is_on_other_data(now(), folder)
+    take_away(data)
+    assert is_on_other_data(now(), folder)  # nothing was trained: it is planned anew
+    (folder / "runs" / "mae" / "0").mkdir(parents=True)
+    (folder / "runs" / "mae" / "0" / "results.json").write_text("{}")
+    with pytest.raises(DataError, match=r"this comparison was begun with, but mae .*gone \("):
+        is_on_other_data(now(), folder)
