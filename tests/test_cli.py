@@ -194,9 +194,9 @@ def test_the_version_is_told_with_those_of_plugins():
 
 
 def test_a_data_path_with_brackets_in_it_is_told_as_it_is(recipe, tmp_path):
-    for name in ("[/y]", "[old]"):
-        folder = tmp_path / name
-        result = mimkit("run", recipe, "--set", f"data.name='{folder}'", "--out", str(tmp_path))
+    for out, name in (("one", "[/y]"), ("two", "[old]")):
+        settings = ("--set", f"data.name='{tmp_path / name}'", "--out", str(tmp_path / out))
+        result = mimkit("run", recipe, *settings)
         assert result.exit_code == 2, result.output
         assert name in result.stderr
         assert "Traceback" not in result.stderr

@@ -263,15 +263,20 @@ def test_every_marker_is_filled():
 
 def test_table_of_options_is_that_of_the_signature():
     table = hook()["fill"]("options", "maskers random")
-    assert "| `mask_ratio` | a number | required | share of the patches that is masked" in table
-    assert "| `unit` | an integer | `1` | side, in patches, of the squares" in table
+    assert (
+        "| `mask_ratio` | a number from 0 to 1 | required | share of the patches that is masked"
+        in table
+    )
+    assert (
+        "| `unit` | an integer from 1 to 65,536 | `1` | side, in patches, of the squares" in table
+    )
     assert "*Source:* MAE, arXiv 2111.06377, section 3 (drop);" in table
 
 
 def test_table_of_keys_gives_limits_and_defaults():
     table = hook()["fill"]("keys", "train")
-    assert "| `momentum` | a number, at least 0, below 1 | `0.9` | of SGD |" in table
-    assert "| `batch_size` | an integer, above 0 | required | images of one" in table
+    assert "| `momentum` | a number of at least 0 and below 1 | `0.9` | of SGD |" in table
+    assert "| `batch_size` | an integer from 1 to 1,000,000 | required | images of one" in table
 
 
 def test_every_name_for_plugin_authors_is_in_the_reference():

@@ -98,7 +98,7 @@ class Board:
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """Prints a line above."""
-        self.console.print(text, style=style, soft_wrap=True)
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def makespan(running: Sequence[float], waiting: Sequence[float], jobs: int) -> float:

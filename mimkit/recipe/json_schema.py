@@ -69,7 +69,7 @@ def _parts(kind: str) -> JsonSchema:
     names = [entry.name for entry in found]
     for entry in found:
         try:
-            options = schema(entry, load(entry)).model_json_schema()  # type: ignore[arg-type]
+            options = schema(entry, load(entry)).model_json_schema()
         except PluginError:
             continue
         full = f"{entry.distribution}:{entry.name}"

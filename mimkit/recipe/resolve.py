@@ -1,5 +1,6 @@
 """Writing a recipe out in full, so that a run folder says exactly what was done."""
 
+import inspect
 import platform
 from typing import Any
 
@@ -20,7 +21,8 @@ _HEADER = """\
 def resolved(recipe: Recipe) -> str:
     """Returns the recipe as TOML text, every default and the origin of every part written out.
 
-    Loading it gives an equal recipe. What is None is "none", as TOML has no such value.
+    Loading it gives an equal recipe. What is None is left out, as TOML has no such value,
+    or is "none" where the default is something.
     """
     losses = {
         name: {
@@ -28,7 +30,7 @@ def resolved(recipe: Recipe) -> str:
             "prediction": term.prediction,
             "target": term.target,
             "weight": term.weight,
-            **_written(term.loss.options),
+            **_options(term.loss),
         }
         for name, term in recipe.losses.items()
     }
@@ -71,12 +73,18 @@ def changes(written: dict[str, Any], recipe: Recipe) -> tuple[str, ...]:
 
 
 def _section(section: BaseModel) -> dict[str, Any]:
-    return _written(section.model_dump())
+    return section.model_dump(exclude_none=True)
 
 
 def _part(table: PartTable) -> dict[str, Any]:
-    return {"part": table.name, **_written(table.options)}
+    return {"part": table.name, **_options(table)}
 
 
-def _written(options: dict[str, Any]) -> dict[str, Any]:
-    return {name: NONE if value is None else value for name, value in options.items()}
+def _options(table: PartTable) -> dict[str, Any]:
+    """Leaves out what is None by default, and writes down any other None."""
+    declared = inspect.signature(table.cls).parameters
+    return {
+        name: NONE if value is None else value
+        for name, value in table.options.items()
+        if value is not None or declared[name].default is not None
+    }

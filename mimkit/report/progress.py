@@ -107,7 +107,7 @@ class Progress:
 
     def message(self, text: str) -> None:
         """Prints a line above the bar."""
-        self.console.print(text, soft_wrap=True)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _worded(metrics: Mapping[str, float]) -> list[str]:
