@@ -3,9 +3,9 @@
 Intervals, p-values, Holm's correction and the seeds that are needed all follow from one error,
 that of `mimkit.evaluate.uncertainty`: how much the mean would differ with other seeds and with
 other test images of the same kind. Plain Student's intervals over seeds leave the second part
-out: where two methods err on different images they cover the truth in 84 to 96 % of comparisons
-with two seeds, in 42 to 96 % with five (tests/test_uncertainty.py simulates it), and at two seeds
-differences that are equal by chance have no width at all.
+out: where two methods err on different images their coverage falls to 84 % with two seeds and to
+42 % with five (tests/test_uncertainty.py simulates it), and at two seeds differences that are equal
+by chance have no width at all.
 """
 
 import math
