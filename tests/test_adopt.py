@@ -135,7 +135,6 @@ def test_differences_are_told_key_by_key(tiny):
     found = {each.key: each for each in differences(one, other)}
     assert {key: str(each) for key, each in found.items()} == {
         "augment.flip": "augment.flip: true there, false here",
-        "data.path": "data.path: not given there, '/x' here",
         "masker.mask_ratio": "masker.mask_ratio: 0.5 there, 0.3 here",
     }
     assert [key for key, each in found.items() if each.is_option] == ["masker.mask_ratio"]

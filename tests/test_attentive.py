@@ -417,7 +417,7 @@ def test_too_few_labels_to_choose_on_are_refused_before_training(subject, geomet
 
 @pytest.mark.parametrize(
     "option",
-    [{"seeds": 0}, {"lrs": ()}, {"label_fractions": ()}, {"total_steps": 0}, {"batch_size": 1}],
+    [{"lrs": ()}, {"label_fractions": ()}],
 )
 def test_nothing_to_do_is_refused(geometry, option):
     with pytest.raises(RecipeError, match="at least"):

@@ -88,7 +88,7 @@ def test_an_answer_that_nobody_reads_is_no_fault(monkeypatch):
 
 
 def test_the_functions_raise_what_the_command_line_tells(tiny, tmp_path):
-    with pytest.raises(DataError, match="A file is where a folder must be"):
+    with pytest.raises(DataError, match="must be written, but: Not a directory"):
         mimkit.run(tiny, out=tiny)
 
 

@@ -408,11 +408,7 @@ def test_every_step_is_mixed_with_a_seed_of_its_own(subject, geometry, monkeypat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"min_lr": 0.02}, "min_lr: must be from 0 to 0.01, but is 0.02"),
-        ({"drop_path": 1.5}, "drop_path: must be from 0 to 1, but is 1.5"),
-        ({"random_erasing": -0.1}, "random_erasing: must be from 0 to 1, but is -0.1"),
-        ({"mixup": -1.0}, "mixup: must be at least 0, but is -1"),
-        ({"cutmix": float("nan")}, "cutmix: must be at least 0, but is nan"),
+        ({"min_lr": 0.02}, "min_lr: must be at most the least of lrs, 0.01, but is 0.02"),
         ({"mixup": 0.8, "batch_size": 7}, "batch_size: must be even with mixup or cutmix"),
         ({"rand_augment": "randm9"}, "rand_augment: must be written as in timm"),
         ({"image_size": 18}, "image_size: must be a multiple of the patches' 4 px, but is 18"),

@@ -168,9 +168,7 @@ def test_too_few_labels_to_choose_on_are_refused_before_training(subject, geomet
         LinearProbe(geometry, label_fractions=(0.01,)).check(subject)
 
 
-@pytest.mark.parametrize(
-    "option", [{"seeds": 0}, {"weight_decays": ()}, {"label_fractions": ()}, {"pools": ()}]
-)
+@pytest.mark.parametrize("option", [{"weight_decays": ()}, {"label_fractions": ()}, {"pools": ()}])
 def test_nothing_to_do_is_refused(geometry, option):
     with pytest.raises(RecipeError, match="at least"):
         LinearProbe(geometry, **option)

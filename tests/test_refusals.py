@@ -98,7 +98,10 @@ CANNOT_WORK = {
     "knn of no token": ("class token", evaluate("knn", 'pool = "cls"'), NO_CLASS_TOKEN),
     "probe of no token": ("class token", evaluate("linear_probe", 'pools = ["cls"]'),
                           NO_CLASS_TOKEN),
-    "fraction": ("label fraction must be", evaluate("linear_probe", "label_fractions = [2.0]")),
+    "fraction": (
+        "label_fractions: must be an array of numbers above 0 and at most 1",
+        evaluate("linear_probe", "label_fractions = [2.0]"),
+    ),
     "heads": ("divide", evaluate("attentive_probe", "num_heads = 3")),
     "one image": ("at least two images", evaluate("attentive_probe", 'batch_norm = "batch"'),
                   "data.num_test_images=1"),

@@ -108,6 +108,7 @@ def test_what_a_target_prepared_is_in_ledger_and_report(choosy, tmp_path):
     assert prepared == {
         "title": "a choice",
         "seconds": 1.5,
+        "flops": 0.0,
         "cached": False,
         "facts": {"images": 48},
     }

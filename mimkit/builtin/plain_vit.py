@@ -48,6 +48,7 @@ _LAYER_SCALE: Final = 1e-5
 def import_vit(tensors: Mapping[str, Tensor], file: Path) -> Imported:
     """Reads the weights of a plain vision transformer, of any size that encoder ``vit`` can be.
 
+    >>> import timm
     >>> model = timm.create_model("vit_tiny_patch16_224")
     >>> import_vit(model.state_dict(), Path("tiny.pth")).settings["encoder"]["depth"]
     12

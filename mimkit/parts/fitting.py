@@ -114,6 +114,12 @@ def require_fit(
 
     The part is built on the "meta" device, which takes neither time nor memory.
 
+    >>> from mimkit.builtin.heads import LinearHead
+    >>> geometry = Geometry(Grid(2, 2, 4), embed_dim=8, outputs={"x": Width("vector", 3)})
+    >>> require_fit({}, LinearHead, geometry, {}, what="a linear head", file=Path("x.pth"))
+    Traceback (most recent call last):
+    mimkit.errors.DataError: x.pth: ...
+
     Args:
         tensors: under the names of the part.
         part: the class.
