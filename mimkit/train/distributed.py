@@ -106,8 +106,8 @@ def join(device: str | None) -> Iterator[World]:
     """
     name = device or ("cuda" if torch.cuda.is_available() else "cpu")
     rank, size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    if name == "cuda" and size > 1:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
+    if name == "cuda":  # a device without a number cannot be made the current one
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     try:
         chosen = torch.device(name)
         torch.empty(0, device=chosen)

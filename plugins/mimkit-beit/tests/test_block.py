@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from mimkit_beit.block import Block
 from timm.models import beit as timm_beit
 
@@ -95,3 +96,32 @@ def test_in_bfloat16_it_is_as_near_as_timms():
         errors = [(block(x, bias) - exact).abs().max() for block in (theirs, ours)]
     assert ours(x, bias).dtype == torch.float32
     assert errors[1] < 1.5 * errors[0]
+
+
+@pytest.mark.parametrize("part", [False, True], ids=["all tokens", "a part"])
+@pytest.mark.parametrize(
+    ("options", "shared"),
+    [({}, 1), ({}, 4), ({"window_size": WINDOW}, None)],
+    ids=["bias", "a bias for each image", "positions of its own"],
+)
+def test_every_row_of_the_bias_begins_where_a_fused_kernel_can_read_it(
+    options, shared, part, monkeypatch
+):
+    _, block = pair(**options)
+    x, bias = inputs(shared or 1)
+    wanted = torch.tensor([[1, 4, 6]] * 4) if part else None
+    given = []
+    attention = F.scaled_dot_product_attention
+
+    def watched(query, key, value, *, attn_mask):
+        given.append((query, attn_mask))
+        return attention(query, key, value, attn_mask=attn_mask)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    with torch.autocast("cpu", torch.bfloat16):  # without, the CPU adds the bias itself
+        block(x, bias if shared else None, wanted)
+    ((query, mask),) = given
+    assert mask.dtype == query.dtype == torch.bfloat16  # a cast after it would pack the rows
+    assert mask.shape[-1] == TOKENS
+    assert mask.stride(-1) == 1
+    assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
