@@ -14,7 +14,14 @@ from mimkit.console import make_console
 BOUNDS = [name for name in mimkit.__all__ if get_origin(getattr(mimkit, name)) is Annotated]
 
 
-@pytest.mark.parametrize("name", [name for name in mimkit.__all__ if name not in BOUNDS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == "compare" else [])
+        for name in mimkit.__all__
+        if name not in BOUNDS
+    ],
+)
 def test_the_example_in_every_public_docstring_is_true(name, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for module in ("mimkit.pipeline.run", "mimkit.comparison.conduct"):

@@ -178,6 +178,7 @@ def test_every_block_of_the_tutorial_is_a_file_or_a_command_or_text():
     assert programs == {"mimkit", "python"}
 
 
+@pytest.mark.slow
 def test_tutorial_commands_print_what_the_page_shows(package):
     found = run([command for command, _ in commands()], package)
     for (command, expected), (code, output) in zip(commands(), found, strict=True):

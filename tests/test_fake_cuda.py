@@ -27,8 +27,9 @@ from mimkit.train.optim import guard, make_optimizer
 from mimkit.train.step import Pretrainer
 
 ROOT = Path(__file__).parent.parent / "recipes"
+QUICK = ("beit_cifar", "cae_cifar", "mae_cifar", "selfie_cifar")
 RECIPES = [
-    pytest.param(file, marks=[pytest.mark.slow] if file.parent.name == "ablations" else [])
+    pytest.param(file, marks=[] if file.stem in QUICK else [pytest.mark.slow])
     for file in sorted(ROOT.rglob("*.toml"))
 ]
 CUDA = torch.device("cuda", 0)

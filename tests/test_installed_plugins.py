@@ -108,6 +108,7 @@ def test_two_distributions_with_one_name_are_both_named_and_one_can_be_picked(si
     assert mimkit(site, "check", recipe("mimkit-two:mine"))[0] == 0
 
 
+@pytest.mark.slow
 def test_a_plugin_that_fails_on_import_harms_only_recipes_that_name_it(site, recipe, tiny):
     install(site, "mimkit-one", "raise RuntimeError('no licence')")
     install(site, "mimkit-two", PART, points={"mimkit.maskers": {"other": "mimkit_two:Mine"}})
@@ -119,6 +120,7 @@ def test_a_plugin_that_fails_on_import_harms_only_recipes_that_name_it(site, rec
     assert "RuntimeError: no licence" in said
 
 
+@pytest.mark.slow
 def test_a_part_of_the_wrong_base_is_told_with_its_distribution(site, recipe):
     install(site, "mimkit-one", "class Mine:\n    pass\n")
     install(site, "mimkit-two", PART, points={"mimkit.losses": {"odd": "mimkit_two:Mine"}})
@@ -130,6 +132,7 @@ def test_a_part_of_the_wrong_base_is_told_with_its_distribution(site, recipe):
     assert "loss 'odd' (mimkit-two 1.0) must be a subclass of mimkit.Loss" in said
 
 
+@pytest.mark.slow
 def test_a_constructor_that_breaks_the_rule_is_told_with_its_distribution(site, recipe):
     install(site, "mimkit-one", PART.replace("*, mask_ratio: float = 0.5", "**kwargs"))
     install(site, "mimkit-two", PART.replace(": float = 0.5", "=0.5"), version="2.0")
@@ -143,6 +146,7 @@ def test_a_constructor_that_breaks_the_rule_is_told_with_its_distribution(site, 
     assert "'mask_ratio' has no type. Tell the authors of mimkit-two." in said
 
 
+@pytest.mark.slow
 def test_another_version_of_the_contract_is_told_with_both_numbers(site, recipe):
     install(site, "mimkit-one", PART, contract=2)
     install(site, "mimkit-two", PART, contract=0)

@@ -124,7 +124,10 @@ def test_killed_at_a_random_step_it_ends_with_the_same_weights(tiny, tmp_path, w
     assert_same_weights(tmp_path / "whole" / "tiny" / "0", folder)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+)
 def test_a_signal_ends_the_step_and_the_same_command_goes_on(tiny, tmp_path, number, code):
     arguments = command(tiny, tmp_path, "--set", "train.total_steps=4000")
     folder = tmp_path / "tiny" / "0"
@@ -288,7 +291,14 @@ def log_of(folder: Path) -> list[dict]:
 
 
 # Logged at 4, 8, 12; saved at 3, 6, 9, 12; judged at 0, 6, 12.
-@pytest.mark.parametrize(("where", "step"), [("step", 2), ("log", 8), ("save", 9)])
+@pytest.mark.parametrize(
+    ("where", "step"),
+    [
+        pytest.param("step", 2, marks=pytest.mark.slow),
+        pytest.param("log", 8, marks=pytest.mark.slow),
+        ("save", 9),
+    ],
+)
 def test_killed_inside_of_an_interval_it_leaves_the_same_log(tiny, tmp_path, where, step):
     settings = ["train.log_every_steps=4", "train.checkpoint_every_steps=3"]
     whole = here(tiny, tmp_path / "whole", overrides=settings)

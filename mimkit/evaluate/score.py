@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy
 
 from mimkit.evaluate.image_scores import pack
 
@@ -35,6 +34,9 @@ def are_right(scores: Tensor, labels: Tensor) -> Tensor:
 
     Shape: scores (m, num_classes), labels (m,) int64; (m,) bool.
     """
+    # Three seconds, which a command that judges nothing need not wait.
+    from torchmetrics.functional.classification import multiclass_accuracy  # noqa: PLC0415
+
     by_image = multiclass_accuracy(
         scores[..., None],
         labels[:, None],

@@ -344,6 +344,7 @@ def test_first_scores_are_distances_to_the_codes_of_k_means():
     torch.testing.assert_close((vectors - codes).square().sum(1).mean(), distance.mean())
 
 
+@pytest.mark.slow
 def test_the_weight_of_the_divergence_leaves_tokens_less_decided():
     def entropy(kl_weight):
         plan = Plan(**{**vars(PLAN), "total_steps": 120, "kl_weight": kl_weight})

@@ -37,7 +37,7 @@ class Pictures:
         return torch.rand(45, 3, *view.image_size, generator=generator)[index]
 
 
-@pytest.mark.parametrize("total_steps", [20, 50])
+@pytest.mark.parametrize("total_steps", [20, pytest.param(50, marks=pytest.mark.slow)])
 def test_it_is_what_the_training_takes(tmp_path, total_steps):
     view = View("tokens", (32, 16), mean=(-0.125,) * 3, std=(1.25,) * 3, interpolation="lanczos")
     plan = dataclasses.replace(PLAN, total_steps=total_steps)
