@@ -94,7 +94,12 @@ CHANGES = {
 
 
 @pytest.mark.parametrize(
-    ("happens", "survey"), [*((each, True) for each in CHANGES), (add, False), (change, False)]
+    ("happens", "survey"),
+    [
+        *((each, True) for each in CHANGES),
+        (change, False),
+        pytest.param(add, False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_finished_run_is_left_as_it_is_and_what_changed_is_named(
     tiny, tmp_path, data, happens, survey

@@ -99,6 +99,7 @@ def test_an_installed_part_is_listed_checked_and_used(site, recipe, tmp_path):
     assert (code, said[-2:]) == (0, "ok"), said
 
 
+@pytest.mark.slow
 def test_two_distributions_with_one_name_are_both_named_and_one_can_be_picked(site, recipe):
     install(site, "mimkit-one", PART)
     install(site, "mimkit-two", PART)
@@ -160,6 +161,7 @@ def test_another_version_of_the_contract_is_told_with_both_numbers(site, recipe)
     assert "mimkit-two is made for version 0. Update it: pip install -U mimkit-two" in said
 
 
+@pytest.mark.slow
 def test_a_run_whose_plugin_is_gone_says_what_to_install(site, recipe, tmp_path):
     install(site, "mimkit-one", PART)
     install(site, "mimkit-two", PART, points={"mimkit.maskers": {"other": "mimkit_two:Mine"}})

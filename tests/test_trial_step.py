@@ -75,7 +75,15 @@ def assert_same(one, other):
 
 @pytest.mark.parametrize(
     ("name", "done"),
-    [(name, 2) for name in sorted(SMALL)] + [("selfie_shapes", 0), ("mae_shapes", 0)],
+    [
+        ("selfie_shapes", 0),
+        ("mae_shapes", 2),
+        *(
+            pytest.param(name, 2, marks=pytest.mark.slow)
+            for name in sorted(SMALL)
+            if name != "mae_shapes"
+        ),
+    ],
 )
 def test_a_run_ends_with_the_same_bits_whether_it_was_tried_out_or_not(started, name, done):
     ends = []

@@ -172,6 +172,7 @@ def test_a_run_trains_its_tokenizer_once_and_reports_its_health(recipe, tmp_path
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+@pytest.mark.slow
 def test_a_run_that_lost_its_last_checkpoint_ends_with_the_same_weights(recipe, tmp_path):
     whole = run(load(str(recipe)), out=tmp_path / "whole", device="cpu")
     again = run(load(str(recipe)), out=tmp_path / "again", device="cpu")
