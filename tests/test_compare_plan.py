@@ -239,6 +239,7 @@ def test_jobs_share_the_cores():
     assert threads(10_000) == 1
 
 
+@pytest.mark.slow
 def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     plan = make_plan(question(recipes), folder, Console(quiet=True))

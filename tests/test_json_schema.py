@@ -54,6 +54,7 @@ def test_a_preset_is_checked_like_a_recipe(validator, tiny):
     assert list(validator.iter_errors(tree))
 
 
+@pytest.mark.slow
 def test_the_command_prints_it():
     done = subprocess.run(
         [sys.executable, "-m", "mimkit", "list", "--schema"],

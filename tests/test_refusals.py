@@ -164,6 +164,7 @@ def question(*methods, **changes):
     ],
     ids=["images", "others", "parts", "data", "processes", "name"],
 )  # fmt: skip
+@pytest.mark.slow
 def test_a_comparison_refuses_its_last_method_before_it_measures_the_first(
     old, new, evaluations, message, budget, recipes, tmp_path, monkeypatch
 ):
