@@ -84,7 +84,7 @@ def describe(path: Path) -> str:
                 f"one image ({image.format}, {image.width} x {image.height} px, {bands} "
                 f"band{'' if bands == 1 else 's'}); give the folder in which it lies"
             )
-    except Exception:
+    except Exception:  # Pillow may raise anything on a file that is damaged or no image
         if head.startswith((b"II*\0", b"MM\0*")):
             return (
                 f"a TIFF that Pillow does not read ({_bands(path)}); write its bands out as "
@@ -120,5 +120,5 @@ def _bands(path: Path) -> str:
             file.seek(tags.next)
             tags.load(file)
         return f"{tags.get(277, 1)} bands"
-    except Exception:
+    except Exception:  # Pillow may raise anything on a file that is damaged or no image
         return "an odd layout"
