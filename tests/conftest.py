@@ -1,7 +1,5 @@
 """Fixtures of several test files."""
 
-from dataclasses import dataclass
-
 import pytest
 import torch
 
@@ -54,19 +52,6 @@ every_steps = 6
 """
 
 
-@dataclass(frozen=True)
-class FakeDistribution:
-    name: str
-    version: str
-
-
-@dataclass(frozen=True)
-class FakePoint:
-    name: str
-    value: str
-    dist: FakeDistribution
-
-
 @pytest.fixture
 def register(monkeypatch):
     """Replaces what is installed: ``register(kind, name, class or "module:name")`` adds a part."""
@@ -75,7 +60,7 @@ def register(monkeypatch):
 
     def add(kind, name, value, *, distribution="mimkit-tiny", version="1.0"):
         path = value if isinstance(value, str) else f"{value.__module__}:{value.__qualname__}"
-        point = FakePoint(name, path, FakeDistribution(distribution, version))
+        point = registry.Point(name, path, distribution, version)
         points.setdefault(f"mimkit.{kind}", []).append(point)
 
     return add

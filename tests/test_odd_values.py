@@ -43,14 +43,6 @@ ANY_VALUE = st.recursive(
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def looked_up_once():
-    """What is installed does not change here, and reading it takes most of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(registry, "_entry_points", cache(registry._entry_points))
-        yield
-
-
 @cache
 def shipped():
     """The document of every shipped recipe, written out in full."""

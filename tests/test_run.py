@@ -110,18 +110,18 @@ def test_accumulation_and_workers_do_not_change_what_is_seen(tiny, tmp_path):
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_killed_at_a_random_step_it_ends_with_the_same_weights(tiny, tmp_path, workers):
-    settings = ["--set", f"data.workers={workers}"]
-    finish(command(tiny, tmp_path / "whole", *settings))
+    settings = [f"data.workers={workers}"]
+    whole = here(tiny, tmp_path / "whole", overrides=settings)
     folder = tmp_path / "killed" / "tiny" / "0"
-    process = start(command(tiny, tmp_path / "killed", *settings))
+    process = start(command(tiny, tmp_path / "killed", "--set", *settings))
     last = random.choice([2, 4, 6, 8])
     while process.poll() is None and (steps_logged(folder) or [0])[-1] < last:
         time.sleep(0.005)
     process.kill()
     process.communicate()
-    finish(command(tiny, tmp_path / "killed", *settings))
+    here(tiny, tmp_path / "killed", overrides=settings)
     assert steps_logged(folder) == [2, 4, 6, 8, 10, 12]
-    assert_same_weights(tmp_path / "whole" / "tiny" / "0", folder)
+    assert_same_weights(whole, folder)
 
 
 @pytest.mark.parametrize(

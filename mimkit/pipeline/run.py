@@ -174,13 +174,14 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
         draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
     results: list[Result] = []
     for number, evaluator in enumerate(build_evaluators(current)):
+        if number:
+            write_report(folder)
         current.console.print(headed("evaluate", recipe.evaluate[number].name))
         with current.spends("evaluating"):
             results += evaluator.run(subject(current, number))
-        # Rewritten after each: whatever happens later, what is known can be read.
+        # Rewritten after each, as the report is: whatever happens later, what is known can be read.
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
         _write_ledger(current, trial, progress)
-        write_report(folder)
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)

@@ -7,10 +7,13 @@ that a broken plugin harms only the recipes that name it.
 import importlib.util
 import inspect
 import pkgutil
-from collections.abc import Iterable
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import importlib_metadata
 
@@ -51,6 +54,15 @@ KINDS = {
 }
 
 
+class Point(NamedTuple):
+    """An entry point, with what is asked of its distribution."""
+
+    name: str
+    value: str
+    distribution: str
+    version: str
+
+
 @dataclass(frozen=True)
 class Entry:
     """One registered name.
@@ -84,9 +96,8 @@ def entries(kind: str) -> list[Entry]:
             f"{nearest(kind, KINDS)} See: mimkit list"
         )
     found = [
-        Entry(kind, point.name, point.dist.name, point.dist.version, point.value)
+        Entry(kind, point.name, point.distribution, point.version, point.value)
         for point in _entry_points(f"mimkit.{kind}")
-        if point.dist is not None
     ]
     if kind == "recipes":
         found = [recipe for package in found for recipe in _recipes_of(package)]
@@ -96,7 +107,7 @@ def entries(kind: str) -> list[Entry]:
 def is_distribution(name: str) -> bool:
     """Whether an installed distribution of this name registers anything."""
     return any(
-        point.dist is not None and same_distribution(point.dist.name, name)
+        same_distribution(point.distribution, name)
         for kind in KINDS
         for point in _entry_points(f"mimkit.{kind}")
     )
@@ -182,13 +193,30 @@ def _contract_of(distribution: str) -> int:
     stated = [
         int(point.name)
         for point in _entry_points("mimkit.contract")
-        if point.dist is not None and point.dist.name == distribution and point.name.isdecimal()
+        if point.distribution == distribution and point.name.isdecimal()
     ]
     return stated[0] if stated else CONTRACT
 
 
-def _entry_points(group: str) -> Iterable[importlib_metadata.EntryPoint]:
-    return importlib_metadata.entry_points(group=group)
+def _entry_points(group: str) -> Sequence[Point]:
+    return _installed(tuple(sys.path)).get(group, ())
+
+
+@cache
+def _installed(path: tuple[str, ...]) -> Mapping[str, Sequence[Point]]:
+    """Reads the metadata of all that is installed on ``path``, the path of imports, by group.
+
+    Once, since a recipe asks for its parts one by one, and each reading takes a tenth of a second.
+    """
+    found: dict[str, list[Point]] = {}
+    points = (p for p in importlib_metadata.entry_points() if p.group.startswith("mimkit."))
+    for distribution, offered in groupby(points, key=lambda point: point.dist):
+        if distribution is not None:
+            name, version = distribution.name, distribution.version
+            for point in offered:
+                one = Point(point.name, point.value, name, version)
+                found.setdefault(point.group, []).append(one)
+    return found
 
 
 def _recipes_of(package: Entry) -> list[Entry]:

@@ -3,6 +3,7 @@
 import tomllib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +117,7 @@ def measured(entries: Sequence[tuple[Table, Row]]) -> list[str]:
     return [init for init in BASELINES if any(init in row.by_init for _, row in entries)]
 
 
+@cache
 def template(name: str, folder: Path) -> jinja2.Template:
     """Opens a template that may include what this folder holds, and speaks as the report does."""
     environment = jinja2.Environment(
