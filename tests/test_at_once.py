@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -146,14 +147,30 @@ REGULARISED = {
 }
 
 
+def test_trainings_that_are_sent_give_the_same_numbers(subject, geometry, monkeypatch):
+    def sent(function):
+        return lambda *call: pickle.loads(pickle.dumps(function))(*pickle.loads(pickle.dumps(call)))
+
+    evaluator = FineTune(geometry, **OPTIONS, **REGULARISED)
+    here, kept = evaluator.run(subject), cells(subject)
+    (subject.workdir / "cells.jsonl").unlink()
+    monkeypatch.setattr(
+        "mimkit.evaluate.finetune.at_once",
+        lambda make, task, pieces, **_: [task(piece, sent(make(2))) for piece in pieces],
+    )
+    assert evaluator.run(subject) == here
+    assert cells(subject) == kept  # also the losses, to the last bit
+
+
+@pytest.mark.slow
 def test_fine_tuning_gives_the_same_numbers_at_once_and_in_turn(subject, geometry, monkeypatch):
     same_numbers(FineTune(geometry, **OPTIONS, **REGULARISED), subject, monkeypatch)
 
 
 @pytest.mark.slow
-def test_so_does_a_network_with_batch_norm(subject, geometry, monkeypatch, tiny):
-    changes = ["encoder={part='patch_resnet',width=8,depths=[1,1,1,1]}"]
-    recipe = load(str(tiny), overrides=changes)
+def test_so_does_a_network_with_batch_norm(subject, geometry, monkeypatch):
+    changes = ["data.image_size=16", "data.patch_size=4"]
+    recipe = load("selfie_cifar", preset="demo", overrides=changes)
 
     def fresh(seed):
         again = recipe.model_copy(update={"seed": seed})
