@@ -35,6 +35,10 @@ _WORTH_SECONDS: Final = 60.0
 """Processes take ten seconds or so to start: less work than this is not shared out."""
 
 
+GPU_IS_SHARED: Final = "MIMKIT_GPU_IS_SHARED"
+"""Environment variable: set where other runs are at work on this run's GPU, which then is busy."""
+
+
 class LostError(RuntimeError):
     """A process ended before it had answered, or was ended."""
 
@@ -89,11 +93,16 @@ def room(device: torch.device, bytes_each: int, seconds: float, most: int) -> in
         seconds: that all take in turn.
         most: how many there are.
     """
-    if device.type != "cuda" or seconds < _WORTH_SECONDS:
+    if device.type != "cuda" or GPU_IS_SHARED in os.environ or seconds < _WORTH_SECONDS:
         return 1
     torch.cuda.empty_cache()  # what pre-training held is of no use to other processes
     free, _ = torch.cuda.mem_get_info(device)
-    return max(1, min(most, cores(), int(free / (_SPARE * bytes_each + _CONTEXT_BYTES))))
+    return max(1, min(most, cores(), free // process_bytes(bytes_each)))
+
+
+def process_bytes(tensors: int) -> int:
+    """Estimates what a process holds of a GPU, from the most bytes that its tensors had."""
+    return int(_SPARE * tensors) + _CONTEXT_BYTES
 
 
 def _together(
