@@ -1,6 +1,7 @@
 """Several trainings at once: the same numbers, and nothing lost with a process."""
 
 import dataclasses
+import json
 import os
 import pickle
 import signal
@@ -27,6 +28,15 @@ FULL = (
     f"{WHO} == {HERE} or "
     "(_ for _ in ()).throw(__import__('torch').OutOfMemoryError('CUDA out of memory.'))"
 )
+
+
+@pytest.fixture
+def one_thread():
+    """On the CPU the number of threads, which processes divide among them, decides the last bits."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def do(pieces, monkeypatch, count=2):
@@ -165,11 +175,13 @@ def test_trainings_that_are_sent_give_the_same_numbers(subject, geometry, monkey
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_fine_tuning_gives_the_same_numbers_at_once_and_in_turn(subject, geometry, monkeypatch):
     same_numbers(FineTune(geometry, **OPTIONS, **REGULARISED), subject, monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_so_does_a_network_with_batch_norm(subject, geometry, monkeypatch):
     changes = ["data.image_size=16", "data.patch_size=4"]
     recipe = load("selfie_cifar", preset="demo", overrides=changes)
@@ -180,6 +192,34 @@ def test_so_does_a_network_with_batch_norm(subject, geometry, monkeypatch):
 
     subject = dataclasses.replace(subject, pretrainer=fresh(0), fresh=fresh)
     same_numbers(FineTune(geometry, **{**OPTIONS, "lrs": (0.01, 0.03)}), subject, monkeypatch)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_on_a_gpu_losses_agree_to_a_thousandth(subject, geometry, monkeypatch):
+    def on_gpu(pretrainer):
+        return pretrainer.to("cuda:0")
+
+    gpu = dataclasses.replace(
+        subject,
+        device=torch.device("cuda:0"),
+        pretrainer=on_gpu(subject.pretrainer),
+        fresh=lambda seed: on_gpu(subject.fresh(seed)),
+        train=subject.train.to("cuda:0"),
+        test=subject.test.to("cuda:0"),
+    )
+    evaluator = FineTune(geometry, **{**OPTIONS, "precision": "float32"})
+
+    def losses():
+        evaluator.run(gpu)
+        found = {line["key"]: line["loss"] for line in map(json.loads, cells(gpu))}
+        (gpu.workdir / "cells.jsonl").unlink()
+        return found
+
+    in_turn = losses()
+    monkeypatch.setattr("mimkit.evaluate.at_once.room", lambda *_: 2)
+    # Sums of many threads have no order there; three steps do not carry that far.
+    assert losses() == pytest.approx(in_turn, rel=1e-3)
 
 
 def same_numbers(evaluator, subject, monkeypatch):
@@ -197,6 +237,7 @@ def cells(subject):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("one_thread")
 def test_an_interrupted_evaluation_repeats_no_finished_training(subject, geometry, monkeypatch):
     evaluator = FineTune(geometry, **{**OPTIONS, "seeds": 5})
     in_turn, kept = evaluator.run(subject), cells(subject)

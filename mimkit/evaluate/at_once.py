@@ -164,7 +164,8 @@ class Crew:
     """
 
     def __init__(self, function: Call, count: int, device: torch.device) -> None:
-        first = pickle.dumps((str(device), torch.get_num_threads(), function))
+        threads = max(1, torch.get_num_threads() // count)  # more than there are cores only wait
+        first = pickle.dumps((str(device), threads, function))
         self.processes = [_Process(first) for _ in range(count)]
         self.idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
         for process in self.processes:
