@@ -32,7 +32,7 @@ FULL = (
 
 @pytest.fixture
 def one_thread():
-    """On the CPU the number of threads, which processes divide among them, decides the last bits."""
+    """On the CPU the number of threads, which processes share, decides the last bits."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
