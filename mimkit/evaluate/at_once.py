@@ -1,8 +1,8 @@
 """Several trainings at once on one GPU, each in a process of its own.
 
 The training of a small network leaves a GPU waiting for the processor, which starts its kernels one
-by one. Several processes share such a GPU, and each computes what it would compute alone, to the
-last bit: no number depends on what ran beside it, or on where a killed run went on.
+by one. Several processes share such a GPU, and each computes as it would alone: no number depends
+on what ran beside it, or on where a killed run went on.
 """
 
 import os
