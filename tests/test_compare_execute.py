@@ -377,6 +377,7 @@ def test_each_place_has_gpus_of_its_own(tmp_path, monkeypatch, visible, processe
     monkeypatch.setattr(
         torch.cuda, "device_count", lambda: len(visible.split(",")) if visible else 3
     )
+    monkeypatch.setattr("mimkit.comparison.devices.gpu_bytes", lambda _: 80 * 2**30)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -481,7 +482,7 @@ def test_wrong_options_of_a_launcher_are_refused(tmp_path, name, options, messag
 
 @pytest.mark.parametrize(
     ("device", "gpus", "expected"),
-    [("cpu", 0, 8), (None, 0, 8), (None, 3, 3), ("cuda:1", 3, 1)],
+    [("cpu", 0, 8), (None, 0, 8), (None, 3, 3), ("cuda", 3, 3), ("cuda:1", 3, 1)],
 )
 def test_as_many_runs_at_once_as_there_are_gpus_else_cores(monkeypatch, device, gpus, expected):
     monkeypatch.setattr("mimkit.comparison.launchers.cores", lambda: 64)

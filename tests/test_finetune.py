@@ -13,8 +13,10 @@ from mimkit.evaluate.classifier import (
     backbone_of,
     layer_scales,
     recompute_batch_norm,
+    train_classifier,
 )
 from mimkit.evaluate.finetune import FineTune
+from mimkit.evaluate.images import TrainingImages
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.statistics import summarise
 from mimkit.parts.base import Backbone
@@ -431,3 +433,34 @@ def test_stochastic_depth_of_a_network_without_it_is_refused_before_training(
     with pytest.raises(RecipeError, match="no stochastic depth, so drop_path must be 0"):
         FineTune(geometry, **ONCE, drop_path=0.1).check(subject)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("options", [{}, {"mixup": 0.8, "cutmix": 1.0, "random_erasing": 0.5}])
+def test_on_a_gpu_no_step_waits_for_the_device(subject, geometry, options):
+    device = torch.device("cuda")
+    evaluator = FineTune(geometry, **{**QUICK, "total_steps": 20}, **options)
+    source, labels = subject.train.to(device), subject.train.labels.to(device)
+    images = TrainingImages(source, torch.arange(120), subject.views[:1], 8, subject.augment, 0)
+    network = Classifier(subject.pretrainer.encoder.backbone(), 10).to(device)
+
+    def train():
+        train_classifier(
+            network,
+            images,
+            labels,
+            evaluator.train,
+            label_smoothing=0.1,
+            layer_decay=0.75,
+            mixing=evaluator.mixing(10),
+            device=device,
+            workers=0,
+        )
+
+    train()  # sends the constants
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        train()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

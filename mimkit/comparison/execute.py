@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import torch
 from rich.console import Console
 
 from mimkit import locks
 from mimkit.comparison.board import Board, Running, makespan
 from mimkit.comparison.cause import disk_is_full, ended_by, last_words, tail
+from mimkit.comparison.devices import Gpus, Need, find
 from mimkit.comparison.folder import (
     cell_command,
     failure_file,
@@ -31,7 +31,7 @@ from mimkit.comparison.records import Cell, Plan
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text, writing
-from mimkit.report import ownership
+from mimkit.report import ownership, words
 from mimkit.report.ownership import LOCK
 from mimkit.train.distributed import torchrun
 from mimkit.train.signals import Interrupted, Request, listen
@@ -111,6 +111,7 @@ class _Work:
 
     Args:
         cell: which.
+        need: of GPUs, where there are any.
         fresh: nothing of it was done before.
         seconds: that it should take.
         job: its process, while that runs.
@@ -118,9 +119,11 @@ class _Work:
         retries: how often it was started again.
         started: when it was taken, or its last process was started.
         log_start: where the output of that process begins.
+        told: whether it was said that it waits for memory.
     """
 
     cell: Cell
+    need: Need
     fresh: bool
     seconds: float
     job: Job | None = None
@@ -128,6 +131,7 @@ class _Work:
     retries: int = 0
     started: float = 0.0
     log_start: int = 0
+    told: bool = False
 
 
 class _Queue:
@@ -150,9 +154,16 @@ class _Queue:
         self.total = len(plan.cells)
         # By the plan, not by what is left of it: the number of threads decides the last bits.
         self.jobs = min(jobs, self.total)
+        self.gpus = find(device, self.jobs) if launcher.shares_machine else Gpus()
         expected = {m.label: m.seconds + m.evaluate_seconds for m in plan.methods}
+        needs = {m.label: Need.of(m.trial, _processes(m.label, folder)) for m in plan.methods}
         self.waiting = deque(
-            _Work(cell, not run_folder(cell, folder).exists(), expected[cell.method])
+            _Work(
+                cell,
+                needs[cell.method],
+                fresh=not run_folder(cell, folder).exists(),
+                seconds=expected[cell.method],
+            )
             for cell in plan.cells
             if not is_finished(cell, folder)
         )
@@ -172,10 +183,9 @@ class _Queue:
                 while self.waiting or self.in_hand:
                     self._raise_if_asked(request)
                     for place, work in enumerate(self.places):
-                        if work is None and self.waiting:
-                            self._take(place, self.waiting.popleft())
-                        elif work is not None and self._is_done(place, work):
+                        if work is not None and self._is_done(place, work):
                             self.places[place] = None
+                    self._fill()
                     self._show()
                     time.sleep(_LOOK_EVERY_SECONDS)
                 self._raise_if_asked(request)
@@ -185,6 +195,21 @@ class _Queue:
     def _raise_if_asked(self, request: Request) -> None:
         if request.number is not None:
             raise Stopped(request.number, self.finished, self.total)
+
+    def _fill(self) -> None:
+        """Lets the next runs take the places that are free, and on whose GPUs they have room."""
+        for place, taken in enumerate(self.places):
+            if taken is None and self.waiting:
+                others = [(at, work.need) for at, work in enumerate(self.places) if work]
+                if self.gpus.have_room(place, self.waiting[0].need, others):
+                    self._take(place, self.waiting.popleft())
+        if None in self.places and self.waiting and not self.waiting[0].told:
+            work = self.waiting[0]
+            work.told = True
+            self.board.say(
+                f"{work.cell}: waits for {words.memory(work.need.bytes_each)} of a GPU's memory, "
+                "which the runs at work do not leave"
+            )
 
     def _take(self, place: int, work: _Work) -> None:
         self.places[place] = work
@@ -201,8 +226,7 @@ class _Queue:
         failure.unlink(missing_ok=True)
         work.log_start = log.stat().st_size if log.is_file() else 0
         work.started = time.monotonic()
-        recipe = tomllib.loads(recipe_path(self.folder, work.cell.method).read_text("utf-8"))
-        processes = recipe["train"].get("processes", 1)
+        processes = work.need.processes
         _, *arguments = cell_command(work.cell, self.folder, self.device)
         plain = [sys.executable, "-m", "mimkit", *arguments]
         work.job = self.launcher.start(
@@ -219,12 +243,8 @@ class _Queue:
         if not self.launcher.shares_machine:
             return {}
         share = {SHARE: str(max(1, cores() // self.jobs))}
-        if self.device in (None, "cuda") and (num_gpus := torch.cuda.device_count()):
-            visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-            gpus = visible.split(",")[:num_gpus] if visible else [*map(str, range(num_gpus))]
-            first = place * processes
-            own = [gpus[number % num_gpus] for number in range(first, first + processes)]
-            return {**share, "CUDA_VISIBLE_DEVICES": ",".join(dict.fromkeys(own))}
+        if self.gpus.names:
+            return {**share, **self.gpus.environment(place, processes)}
         if "OMP_NUM_THREADS" in os.environ:
             return share
         return {**share, "OMP_NUM_THREADS": str(max(1, cores() // (self.jobs * processes)))}
@@ -334,6 +354,13 @@ class _Queue:
             job.stop()
         while any(job.poll() is None for job in jobs):
             time.sleep(_LOOK_EVERY_SECONDS)
+
+
+def _processes(method: str, folder: Path) -> int:
+    """How many processes the recipe of a method asks for."""
+    recipe = tomllib.loads(recipe_path(folder, method).read_text("utf-8"))
+    processes: int = recipe["train"].get("processes", 1)
+    return processes
 
 
 def _is_claimed(path: Path) -> bool:

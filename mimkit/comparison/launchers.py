@@ -269,9 +269,9 @@ def make_launcher(name: str, folder: Path, options: Sequence[str]) -> Launcher:
 
 
 def default_jobs(device: str | None) -> int:
-    """Runs at once: one a GPU, or on the CPU one a core, up to eight."""
+    """Runs at once if the user does not say: one a GPU, or on the CPU one a core, up to eight."""
     import torch  # noqa: PLC0415 -- a job of a cluster loads this file and needs no torch
 
-    if device is None and torch.cuda.is_available():
+    if device in (None, "cuda") and torch.cuda.is_available():
         return torch.cuda.device_count()
     return 1 if device and device.startswith("cuda") else min(8, cores())

@@ -1,14 +1,17 @@
 """Fine-tuning at label fractions, always beside the same network without pre-training."""
 
 import math
-from dataclasses import asdict, dataclass, replace
+import threading
+from dataclasses import asdict, dataclass, field, replace
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
+from mimkit.data.sources import Source
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
+from mimkit.evaluate.at_once import Call, at_once
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
 from mimkit.evaluate.choices import distinct
@@ -52,7 +55,8 @@ class FineTune(Evaluator):
     The learning rate is chosen on a development split of the labelled images, for each fraction,
     seed and start anew, so that no number has seen more labels than it says; then the network is
     trained on all labelled images. Subsets, order, augmentation and candidates of a seed are the
-    same for both starts. With several rates a seed costs one training more for each of them.
+    same for both starts. With several rates a seed costs one training more for each of them. On a
+    GPU several are trained at once if they fit (`mimkit.evaluate.at_once`), with the same numbers.
 
     Args:
         geometry: the patch grid of pre-training.
@@ -227,14 +231,26 @@ class FineTune(Evaluator):
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` by fraction, start and seed."""
         labels = labels_of(subject, _NAME)
+        trainer = _Trainer(
+            options=self,
+            train=subject.train,
+            test=subject.test,
+            labels=labels,
+            view=self.view(subject),
+            augment=self.augment(subject),
+            device=subject.device,
+            workers=subject.workers,
+        )
         table = _Table(self, subject, labels, Cells(subject.workdir / "cells.jsonl"))
-        seeds = range(subject.seed, subject.seed + self.seeds)
-        return [
-            table.result(fraction, init, seed)
+        rows = [
+            (fraction, init, seed)
             for fraction in self.label_fractions
-            for seed in seeds
+            for seed in range(subject.seed, subject.seed + self.seeds)
             for init in self.inits  # both starts of a seed in turn: what is known is paired
         ]
+        return at_once(
+            trainer.one_of, table.result, rows, device=subject.device, report=subject.report
+        )
 
     def backbone(self, pretrainer: Pretrainer) -> Backbone:
         """Returns the network to train, with the weights of ``pretrainer``.
@@ -299,6 +315,70 @@ class _Cell:
 
 
 @dataclass(frozen=True)
+class _Trainer:
+    """Trains and judges networks, here or in a process to which it is sent."""
+
+    options: FineTune
+    train: Source
+    test: Source
+    labels: Labels
+    view: View
+    augment: Augment
+    device: torch.device
+    workers: int
+
+    def one_of(self, count: int) -> "_Trainer":
+        """Returns the same trainer for one of so many processes, which share the loaders."""
+        return replace(self, workers=math.ceil(self.workers / count))
+
+    def __call__(self, network: Classifier, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
+        """Trains ``network`` on ``fitted`` and lets it classify ``judged``."""
+        train = self.options.train.model_copy(update={"lr": cell.lr})
+        devices = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._train(network, train, cell, fitted)
+        on_test = cell.split == "test"
+        return score_classifier(
+            network,
+            WholeImages(self.test if on_test else self.train, judged, (self.view,), FEATURE_BATCH),
+            self.labels.test if on_test else self.labels.train,
+            precision=train.precision,
+            device=self.device,
+            workers=self.workers,
+        )
+
+    def _train(self, network: Classifier, train: TrainSection, cell: _Cell, index: Tensor) -> None:
+        options, source = self.options, self.train
+        if options.rand_augment is not None:
+            source = source.to("cpu")
+        images = TrainingImages(
+            source,
+            index,
+            (self.view,),
+            train.batch_size,
+            self.augment,
+            cell.seed,
+            options.rand_augment,
+        )
+        if cell.init == "pretrained" and options.recompute_batch_norm:
+            count, size = _statistics_batches(len(index))
+            whole = replace(images, batch_size=size, variation=Augment.none(), rand_augment=None)
+            stream = whole.stream(count, workers=self.workers, device=self.device)
+            recompute_batch_norm(network, (views["image"] for _, views in stream))
+        train_classifier(
+            network,
+            images,
+            self.labels.train,
+            train,
+            label_smoothing=options.label_smoothing,
+            layer_decay=options.layer_decay,
+            mixing=options.mixing(self.labels.num_classes),
+            device=self.device,
+            workers=self.workers,
+        )
+
+
+@dataclass(frozen=True)
 class _Table:
     """The cells of one evaluation; each is measured once, also if the run is killed between."""
 
@@ -306,18 +386,25 @@ class _Table:
     subject: Subject
     labels: Labels
     cells: Cells
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def result(self, fraction: float, init: str, seed: int) -> Result:
-        """Chooses a rate, trains on all labelled images and classifies the test images."""
-        options = self.options
+    def result(self, row: tuple[float, str, int], train: Call) -> Result:
+        """Chooses a rate, trains on all labelled images and classifies the test images.
+
+        Args:
+            row: fraction of the labels, start and seed.
+            train: a `_Trainer`, or what calls one.
+        """
+        options, (fraction, init, seed) = self.options, row
         subset = stratified_subset(self.labels.train, fraction, seed)
 
         def measure(lr: float, fitted: Tensor, judged: Tensor) -> Score:
-            return self._measure(_Cell("development", fraction, init, seed, lr), fitted, judged)
+            cell = _Cell("development", fraction, init, seed, lr)
+            return self._measure(cell, fitted, judged, train)
 
         lr = choose_rate(options.lrs, self.labels.train, subset, seed, measure)
         test = stratified_limit(self.labels.test, options.num_test_images)
-        score = self._measure(_Cell("test", fraction, init, seed, lr), subset, test)
+        score = self._measure(_Cell("test", fraction, init, seed, lr), subset, test, train)
         protocol = {
             "label_fraction": fraction,
             "num_labels": len(subset),
@@ -342,84 +429,52 @@ class _Table:
             image_scores=score.image_scores,
         )
 
-    def _measure(self, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
+    def _measure(self, cell: _Cell, fitted: Tensor, judged: Tensor, train: Call) -> Score:
         """Trains on ``fitted`` and classifies ``judged``, unless that was done before."""
-        subject, options = self.subject, self.options
-        train, view = options.train.model_copy(update={"lr": cell.lr}), options.view(subject)
-        devices = [subject.device] if subject.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        subject = self.subject
+        with self.lock:  # new weights come from the one random state of all threads
             network = self._network(cell)
-            key = cell_key(
-                weights=digest(network),
-                data=[subject.train.fingerprint, subject.test.fingerprint, asdict(view)],
-                cell=[*asdict(cell).values(), options.num_test_images],
-                train=[train.model_dump(), asdict(options.augment(subject))],
-                options=[
-                    options.label_smoothing,
-                    options.layer_decay,
-                    options.recompute_batch_norm,
-                    options.settings,
-                ],
-            )
+            key = self._key(cell, network)
             known = self.cells.get(key)
-            if known is not None:
-                return Score(known["accuracy"], known["loss"], known["image_scores"])
-            self._train(network, train, cell, fitted)
-        on_test = cell.split == "test"
-        source = subject.test if on_test else subject.train
-        score = score_classifier(
-            network,
-            WholeImages(source, judged, (view,), FEATURE_BATCH),
-            self.labels.test if on_test else self.labels.train,
-            precision=train.precision,
-            device=subject.device,
-            workers=subject.workers,
-        )
-        subject.report(
-            f"finetune, {100 * cell.fraction:g} % of the labels, {cell.init}, seed {cell.seed}, "
-            f"lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} {cell.split} images"
-            + ("" if math.isfinite(score.loss) else " (diverged)")
-        )
-        self.cells.add(key, {**asdict(cell), **asdict(score)})
+        if known is not None:
+            return Score(known["accuracy"], known["loss"], known["image_scores"])
+        score: Score = train(network, cell, fitted, judged)
+        with self.lock:
+            subject.report(
+                f"finetune, {100 * cell.fraction:g} % of the labels, {cell.init}, seed "
+                f"{cell.seed}, lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} "
+                f"{cell.split} images" + ("" if math.isfinite(score.loss) else " (diverged)")
+            )
+            self.cells.add(key, {**asdict(cell), **asdict(score)})
         return score
 
-    def _train(self, network: Classifier, train: TrainSection, cell: _Cell, index: Tensor) -> None:
-        subject, options = self.subject, self.options
-        device, workers = subject.device, subject.workers
-        source = subject.train
-        if options.rand_augment is not None:
-            source = source.to("cpu")
-        images = TrainingImages(
-            source,
-            index,
-            (options.view(subject),),
-            train.batch_size,
-            options.augment(subject),
-            cell.seed,
-            options.rand_augment,
-        )
-        if cell.init == "pretrained" and options.recompute_batch_norm:
-            count, size = _statistics_batches(len(index))
-            whole = replace(images, batch_size=size, variation=Augment.none(), rand_augment=None)
-            stream = whole.stream(count, workers=workers, device=device)
-            recompute_batch_norm(network, (views["image"] for _, views in stream))
-        train_classifier(
-            network,
-            images,
-            self.labels.train,
-            train,
-            label_smoothing=options.label_smoothing,
-            layer_decay=options.layer_decay,
-            mixing=options.mixing(self.labels.num_classes),
-            device=device,
-            workers=workers,
+    def _key(self, cell: _Cell, network: Classifier) -> str:
+        options, subject = self.options, self.subject
+        train = options.train.model_copy(update={"lr": cell.lr})
+        return cell_key(
+            weights=digest(network),
+            data=[
+                subject.train.fingerprint,
+                subject.test.fingerprint,
+                asdict(options.view(subject)),
+            ],
+            cell=[*asdict(cell).values(), options.num_test_images],
+            train=[train.model_dump(), asdict(options.augment(subject))],
+            options=[
+                options.label_smoothing,
+                options.layer_decay,
+                options.recompute_batch_norm,
+                options.settings,
+            ],
         )
 
     def _network(self, cell: _Cell) -> Classifier:
         subject = self.subject
-        start = subject.pretrainer if cell.init == "pretrained" else subject.fresh(cell.seed)
-        # New layers begin alike in both starts.
-        torch.manual_seed(cell.seed)
-        network = Classifier(self.options.backbone(start), self.labels.num_classes)
+        devices = [subject.device] if subject.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            start = subject.pretrainer if cell.init == "pretrained" else subject.fresh(cell.seed)
+            # New layers begin alike in both starts.
+            torch.manual_seed(cell.seed)
+            network = Classifier(self.options.backbone(start), self.labels.num_classes)
         network = network.to(subject.device)
         return network.to(memory_format=torch.channels_last)
