@@ -1,9 +1,11 @@
 import dataclasses
 
+import pytest
 import torch
 
 from mimkit import Tokens
 from mimkit.evaluate.features import extract, extract_layers
+from mimkit.recipe.registry import entries, load
 
 INDEX = torch.tensor([7, 3, 11, 0, 5])
 
@@ -56,3 +58,57 @@ def test_the_encoder_is_used_in_evaluation_mode_and_left_as_it_was(subject):
     encoder = subject.pretrainer.encoder.train()
     torch.testing.assert_close(layers_of(subject), layers_of(subject))  # despite drop_path
     assert all(module.training for module in encoder.modules())
+
+
+OPTIONS = {
+    "attentive_probe": {"total_steps": 1, "lrs": (0.1,), "num_test_images": 10},
+    "finetune": {"label_fractions": (1.0,), "seeds": 1, "total_steps": 1, "lrs": (0.1,)},
+    "heldout": {"num_images": 8},
+    "knn": {"num_images": 20, "num_test_images": 10},
+    "knn_consistency": {"num_images": 10},
+    "linear_probe": {"layers": "all", "weight_decays": (0.1,), "num_test_images": 10},
+}
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [("bfloat16", torch.bfloat16), ("float32", torch.float32), ("auto", torch.float32)],
+)
+@pytest.mark.parametrize("entry", entries("evaluators"), ids=lambda entry: entry.name)
+def test_every_evaluator_computes_in_the_recipes_precision(
+    subject, geometry, entry, precision, expected
+):
+    seen = []
+
+    def watched(pretrainer):
+        # What is left alone by autocast, such as norms, comes after it.
+        pretrainer.encoder.patch_embed.proj.register_forward_hook(
+            lambda _, __, found: seen.append(found.dtype)
+        )
+        return pretrainer
+
+    options = dict(OPTIONS[entry.name])
+    if entry.name == "finetune":  # which trains, and says itself in what
+        options["precision"] = precision
+        options["recompute_batch_norm"] = False
+    watched(subject.pretrainer)
+    fresh = subject.fresh
+    subject = dataclasses.replace(
+        subject, precision=precision, fresh=lambda seed: watched(fresh(seed))
+    )
+    results = load(entry)(geometry, **options).run(subject)
+    assert results
+    assert set(seen) == {expected}
+
+
+def test_features_of_another_precision_are_measured_anew(subject, geometry):
+    evaluator = load(next(e for e in entries("evaluators") if e.name == "linear_probe"))(
+        geometry, weight_decays=(0.1,)
+    )
+    cells = subject.workdir / "cells.jsonl"
+    evaluator.run(subject)
+    before = len(cells.read_text().splitlines())
+    evaluator.run(dataclasses.replace(subject, precision="auto"))
+    assert len(cells.read_text().splitlines()) == before  # on a CPU it means float32
+    evaluator.run(dataclasses.replace(subject, precision="bfloat16"))
+    assert len(cells.read_text().splitlines()) == 2 * before

@@ -336,6 +336,7 @@ class _Table:
             cell=[*asdict(cell).values(), options.num_test_images],
             train=[options.total_steps, options.batch_size, options.warmup_steps],
             model=[options.num_heads, options.batch_norm],
+            **subject.rounding,
         )
         known = self.cells.get(key)
         if known is not None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from mimkit.parts.base import Part
+from mimkit.train.loop import uses_bfloat16
 
 Plain = str | int | float | bool | None
 
@@ -49,6 +50,7 @@ class Subject:
             killed run does not repeat them.
         report: called with a line of text whenever there is progress to tell.
         workers: loader processes for sources that decode files.
+        precision: in which features are computed, as ``train.precision`` of a recipe.
     """
 
     pretrainer: Pretrainer
@@ -64,6 +66,12 @@ class Subject:
     workdir: Path
     report: Callable[[str], None] = print
     workers: int = 0
+    precision: str = "float32"
+
+    @property
+    def rounding(self) -> dict[str, str]:
+        """What features are computed in if not in float32; part of the key of a finished cell."""
+        return {"features": "bfloat16"} if uses_bfloat16(self.device, self.precision) else {}
 
     @property
     def view(self) -> View:

@@ -18,6 +18,7 @@ from mimkit.evaluate.features import (
     check_pool,
     evaluation_mode,
     flat_pixels,
+    in_precision,
     pooled,
 )
 from mimkit.evaluate.image_scores import pack
@@ -141,7 +142,7 @@ class KNNConsistency(Evaluator):
         with evaluation_mode(encoder):
             return torch.cat(
                 [
-                    pooled(encoder.features(views[view.name]), self.pool).float()
+                    pooled(in_precision(subject, encoder.features, views[view.name]), self.pool)
                     for _, views in stream
                 ]
             )

@@ -14,7 +14,7 @@ from torch import Tensor
 from mimkit.data.sources import Source
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.cross_attention import standardise
-from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
+from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode, in_precision
 from mimkit.evaluate.images import Images, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.base import Encoder
@@ -28,7 +28,7 @@ class FrozenTokens:
 
     Args:
         encoder: gives them.
-        subject: view, device and loader processes.
+        subject: view, precision, device and loader processes.
         source: the split.
         index: (n,) int64, ascending: the images that will be asked for.
         keep: compute them once and keep them.
@@ -67,7 +67,7 @@ class FrozenTokens:
     def _encode(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         subject = self.subject
         for index, views in images.stream(count, workers=subject.workers, device=subject.device):
-            tokens = self.encoder.features(views[subject.view.name])
+            tokens = in_precision(subject, self.encoder.features, views[subject.view.name])
             yield index, standardise(torch.cat([tokens.prefix, tokens.patches], dim=1))
 
 
