@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from mimkit.data.device import send
 from mimkit.errors import BoundaryError, RecipeError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
@@ -111,7 +112,7 @@ def train_classifier(
             floor=train.min_lr,
         )
         set_learning_rate(optimizer, lr)
-        image, truth = views["image"], labels[index.to(device, non_blocking=True)]
+        image, truth = views["image"], labels[send(index, device)]
         if mixing is not None:
             image, truth = mixing(image, truth, seed)
         with autocast(device, train.precision):
@@ -146,7 +147,7 @@ def score_classifier(
     total_loss = torch.zeros((), device=device)
     with evaluation_mode(network):
         for index, views in images.stream(len(images), workers=workers, device=device):
-            truth = labels[index].to(device)
+            truth = send(labels[index], device)
             with autocast(device, precision):
                 logits = network(_layout(views["image"])).float()
             correct.append(are_right(logits, truth))
