@@ -55,7 +55,7 @@ def ahead(records: Iterable[_T], device: torch.device) -> Iterator[_T]:
         for record in records:
             yield on_all(record, lambda tensor: tensor.to(device))
         return
-    copies = torch.cuda.Stream(device)
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def arrived(record: _T, there: torch.cuda.Event) -> _T:
         stream = torch.cuda.current_stream(device)

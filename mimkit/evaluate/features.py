@@ -1,9 +1,9 @@
 """Frozen features: one vector per image, from an encoder that nothing changes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from mimkit.evaluate.images import WholeImages
 from mimkit.evaluate.on_disk import OnDisk, refuse_full_disk
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Tokens, View
-from mimkit.train.loop import autocast
 
 Pool = Literal["mean", "cls"]
 FEATURE_BATCH = 256
@@ -24,8 +23,6 @@ MEMORY_BYTES: Final = 8 * 2**30
 """Features of all layers of a split that need more lie on disk, in half precision."""
 _FLOAT32_BYTES: Final = 4
 _PIXELS_SIDE = 32
-_In = TypeVar("_In")
-_Out = TypeVar("_Out")
 
 
 @contextmanager
@@ -56,14 +53,15 @@ def extract(
     Shape: (n, D) float32 on the subject's device.
     Raises: RecipeError if ``pool`` is "cls" and the encoder has no such token.
     """
+
+    def vectors() -> Iterator[Tensor]:
+        for image in _whole(subject, source, index):
+            with subject.autocast():
+                tokens = encoder.features(image)
+            yield pooled(tokens, pool)
+
     with evaluation_mode(encoder):
-        return _joined(
-            (
-                pooled(in_precision(subject, encoder.features, image), pool)
-                for image in _whole(subject, source, index)
-            ),
-            len(index),
-        )
+        return _joined(vectors(), len(index))
 
 
 @torch.no_grad()
@@ -92,15 +90,12 @@ def extract_layers(
     Raises: RecipeError if "cls" is asked for and the encoder has no such token; DataError if they
         do not fit on the disk.
     """
-
-    def encode(image: Tensor) -> tuple[Tokens, ...]:
-        return encoder.layers(image) if layers == "all" else (encoder.features(image),)
-
     kept: list[dict[Pool, Tensor | OnDisk]] = []
     start = 0
     with evaluation_mode(encoder):
         for image in _whole(subject, source, index):
-            found = in_precision(subject, encode, image)
+            with subject.autocast():
+                found = encoder.layers(image) if layers == "all" else (encoder.features(image),)
             if not kept:
                 widths = [tokens.patches.shape[-1] for tokens in found]
                 kept = _make_room(subject, len(index), widths, pools)
@@ -122,12 +117,6 @@ def _make_room(
     return [
         {pool: OnDisk(subject.workdir, num_images, width) for pool in pools} for width in widths
     ]
-
-
-def in_precision(subject: Subject, compute: Callable[[_In], _Out], given: _In) -> _Out:
-    """Computes as the recipe trains: in bfloat16 where `mimkit.train.loop.uses_bfloat16` says."""
-    with autocast(subject.device, subject.precision):
-        return compute(given)
 
 
 def check_pool(subject: Subject, pool: Pool) -> None:

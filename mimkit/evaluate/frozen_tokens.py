@@ -14,7 +14,7 @@ from torch import Tensor
 from mimkit.data.sources import Source
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.cross_attention import standardise
-from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode, in_precision
+from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.images import Images, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.base import Encoder
@@ -67,7 +67,8 @@ class FrozenTokens:
     def _encode(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         subject = self.subject
         for index, views in images.stream(count, workers=subject.workers, device=subject.device):
-            tokens = in_precision(subject, self.encoder.features, views[subject.view.name])
+            with subject.autocast():
+                tokens = self.encoder.features(views[subject.view.name])
             yield index, standardise(torch.cat([tokens.prefix, tokens.patches], dim=1))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.features import evaluation_mode, in_precision
+from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import WholeImages, evenly_spaced
 from mimkit.parts.bounds import AnyCount, Count
 from mimkit.parts.records import Batch, Geometry
@@ -45,7 +45,8 @@ class HeldOut(Evaluator):
         num_images = 0
         with evaluation_mode(subject.pretrainer):
             for batch in self._batches(subject):
-                output = in_precision(subject, subject.pretrainer, batch)
+                with subject.autocast():
+                    output = subject.pretrainer(batch)
                 values = {f"loss/{name}": value for name, value in output.terms.items()}
                 values |= {f"metric/{name}": value for name, value in output.metrics.items()}
                 weight = batch.mask.valid.sum().cpu()

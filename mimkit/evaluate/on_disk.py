@@ -63,7 +63,9 @@ class OnDisk:
         found = torch.empty(self.shape, device=device)
         assert self._mean is not None
         mean, unit = self._mean.to(device), self._unit.to(device)
-        for part, whole in zip(self._table.split(_ROWS), found.split(_ROWS), strict=True):
+        for part, whole in zip(
+            torch.split(self._table, _ROWS), torch.split(found, _ROWS), strict=True
+        ):
             whole.copy_(part).mul_(unit).add_(mean)
         return found
 
