@@ -2,10 +2,16 @@ import dataclasses
 
 import pytest
 import torch
+from rich.console import Console
 
 from mimkit import Tokens
 from mimkit.evaluate.features import extract, extract_layers
+from mimkit.pipeline.current import open_run
+from mimkit.pipeline.current import subject as subject_of
 from mimkit.recipe.registry import entries, load
+from mimkit.recipe.schema import load as load_recipe
+from mimkit.report.folder import RunFolder
+from mimkit.train.distributed import World
 
 INDEX = torch.tensor([7, 3, 11, 0, 5])
 
@@ -99,6 +105,15 @@ def test_every_evaluator_computes_in_the_recipes_precision(
     results = load(entry)(geometry, **options).run(subject)
     assert results
     assert set(seen) == {expected}
+
+
+def test_evaluators_of_a_run_get_the_recipes_precision(tiny, tmp_path):
+    recipe = load_recipe(str(tiny), overrides=["train.precision=bfloat16"])
+    folder, world = RunFolder(tmp_path / "run", writable=False), World(0, 1, torch.device("cpu"))
+    judged = subject_of(open_run(recipe, folder, world, Console(quiet=True)), 0)
+    assert judged.precision == "bfloat16"
+    with judged.autocast():
+        assert torch.is_autocast_enabled("cpu")
 
 
 def test_features_of_another_precision_are_measured_anew(subject, geometry):
