@@ -3,8 +3,10 @@ import dataclasses
 import pytest
 import torch
 from rich.console import Console
+from torch import nn
 
 from mimkit import Tokens
+from mimkit.comparison import trial
 from mimkit.evaluate.features import extract, extract_layers
 from mimkit.pipeline.current import open_run
 from mimkit.pipeline.current import subject as subject_of
@@ -114,6 +116,22 @@ def test_evaluators_of_a_run_get_the_recipes_precision(tiny, tmp_path):
     assert judged.precision == "bfloat16"
     with judged.autocast():
         assert torch.is_autocast_enabled("cpu")
+
+
+def test_a_comparison_times_encoder_and_fine_tuning_in_the_recipes_precision(tiny, tmp_path):
+    recipe = load_recipe(str(tiny), overrides=["train.precision=bfloat16"])
+    folder, world = RunFolder(tmp_path / "run", writable=False), World(0, 1, torch.device("cpu"))
+    current = open_run(recipe, folder, world, Console(quiet=True))
+    seen = []
+    hook = torch.nn.modules.module.register_module_forward_hook(
+        lambda module, _, found: seen.append(found.dtype) if type(module) is nn.Conv2d else None
+    )
+    image = current.heldout_batch(2).image
+    with hook:
+        seconds, _ = trial._encode(current, image)
+        seconds += trial._train(current, image)
+    assert seconds > 0
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_features_of_another_precision_are_measured_anew(subject, geometry):
