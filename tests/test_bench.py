@@ -7,6 +7,7 @@ from rich.console import Console
 from torch import nn
 
 from mimkit.bench import PHASES, Stopwatch, bench, matmul_peak
+from mimkit.data.batches import Batches
 from mimkit.recipe.schema import load
 from mimkit.train.loop import Loop
 from mimkit.train.step import Pretrainer
@@ -76,10 +77,16 @@ def test_a_bench_runs_the_loops_own_steps(tiny, monkeypatch):
     assert measured.loader_rate == pytest.approx(8 / measured.trial.load_seconds)
 
 
-def test_a_bench_splits_the_whole_step(tiny):
-    measured = bench(load(str(tiny)), device="cpu", steps=2, console=Console(quiet=True))
+def test_a_bench_splits_the_whole_step_of_one_batch(tiny, monkeypatch):
+    made = []
+    cut = Batches.cut
+    monkeypatch.setattr(Batches, "cut", lambda self, step: made.append(step) or cut(self, step))
+    measured = bench(load(str(tiny)), device="cpu", steps=20, console=Console(quiet=True))
+    # Eight show how long the next batch takes; one is enough for all that follows.
+    assert len(made) == 8 + 1
     assert set(measured.milliseconds) == set(PHASES)
     assert all(value > 0 for value in measured.milliseconds.values())
+    assert measured.milliseconds["data"] == pytest.approx(1000 * measured.trial.load_seconds)
     assert measured.rate == pytest.approx(8 / measured.trial.step_seconds)
     assert measured.loader_rate > 0
     console = Console(record=True, width=80, file=io.StringIO())

@@ -20,10 +20,10 @@ from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Latent, Pixels
 from mimkit.conformance import conformance, examine
 from mimkit.conformance.checks import CHECKS
-from mimkit.conformance.examine import Verdict
+from mimkit.conformance.examine import Examination, Verdict, checks_of
 from mimkit.conformance.table import _table, check_distribution
 from mimkit.recipe.options import options as options_of
-from mimkit.recipe.registry import Entry, is_distribution
+from mimkit.recipe.registry import Entry, entries, is_distribution
 
 COUNT = itertools.count()
 BROKEN = []
@@ -543,6 +543,15 @@ def test_a_broken_part_fails_its_check_and_no_other(register, name, kind, cls):
     assert verdict.advice
     after = found[found.index(verdict) + 1 :]
     assert all((one.outcome == "not run") == verdict.check.gate for one in after)
+
+
+@pytest.mark.parametrize("entry", entries("heads"), ids=lambda entry: entry.name)
+def test_a_check_finds_the_same_alone_as_after_others(entry, tmp_path):
+    """Under pytest-xdist any check may be the first of its process."""
+    for check in checks_of(entry):
+        (tmp_path / check.name).mkdir()
+        verdict = Examination(entry, tmp_path / check.name).make(check)
+        assert verdict.outcome != "failed", verdict
 
 
 def test_there_is_a_broken_part_for_every_check():

@@ -119,6 +119,41 @@ def test_cross_entropy_and_its_metrics_are_one_graph():
     assert other_metrics == metrics
 
 
+def test_compiled_cross_entropy_is_torchs_whatever_the_padding_holds():
+    """Compiled it is written otherwise than eager."""
+    compiled = torch.compile(CrossEntropy(GEOMETRY), fullgraph=True, backend="aot_eager")
+    scores = torch.tensor([1000.25, 0.5, -300.0, 2.0, 1.0]).expand(2, 1, 3, 5).clone()
+    scores[~VALID] = math.nan
+    scores.requires_grad_()
+    target = torch.tensor([[[0, 1, -12345]], [[2, 99, 99]]])
+    value = compiled(scores, target, VALID)
+    value[VALID].sum().backward()
+    reference = scores.detach().requires_grad_()
+    expected = F.cross_entropy(reference[VALID], target[VALID], reduction="none")
+    expected.sum().backward()
+    torch.testing.assert_close(value[VALID], expected)
+    torch.testing.assert_close(scores.grad[VALID], reference.grad[VALID])
+    assert scores.grad[~VALID].eq(0).all()
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")  # torch 2.11, of itself
+def test_compiled_cross_entropy_keeps_no_copy_of_the_logits():
+    logits = torch.randn(2, 1, 3, 4096, dtype=torch.bfloat16).requires_grad_()
+    loss = CrossEntropy(GEOMETRY)
+    # Decides what is kept as the default backend does, without its compiler.
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager_decomp_partition")
+    kept = {}
+
+    def keep(tensor):
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        compiled(logits, torch.zeros(2, 1, 3, dtype=torch.int64), VALID)
+    assert sum(kept.values()) < 1.1 * logits.nbytes
+
+
 def test_accuracy_counts_valid_positions_only():
     scores = F.one_hot(torch.tensor([[[1, 2, 0]], [[3, 4, 4]]]), 5).float()
     target = torch.tensor([[[1, 0, 0]], [[3, 4, 4]]])

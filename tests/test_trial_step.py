@@ -171,7 +171,7 @@ def test_loader_processes_hide_their_time_behind_a_gpu_but_not_behind_the_proces
     ("first", "later", "expected"),
     [
         (1.0, 0.25, 0.25),  # four at once after a second, then one every quarter of a second
-        (9.0, 0.25, 9.0),  # too slow to wait for a second round: more rather than less
+        (9.0, 0.25, 9.0 / 4),  # too slow to wait for a second round: more rather than less
     ],
 )
 def test_batches_that_were_prepared_while_waiting_do_not_count_as_speed(
@@ -183,6 +183,24 @@ def test_batches_that_were_prepared_while_waiting_do_not_count_as_speed(
             yield place
 
     assert trials._time_data(stream, 0, 4, CPU)[1] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 15])
+@pytest.mark.parametrize("seconds", [0.1, 3.0, 13.0])
+def test_processes_that_work_side_by_side_are_as_fast_as_all_of_them(now, workers, seconds):
+    """Simulated: each makes every so-manieth batch, in its own time; batches come in order."""
+
+    def stream(start, stop):
+        begun, ready = now[0], [now[0]] * workers
+        for place in range(stop - start):
+            ready[place % workers] += seconds
+            now[0] = max(now[0], ready[place % workers])
+            taken.append(now[0] - begun)
+            yield place
+
+    taken = []
+    assert trials._time_data(stream, 0, workers, CPU)[1] == pytest.approx(seconds / workers)
+    assert taken[-1] <= max(2 * seconds, 5 + seconds)
 
 
 def test_memory_is_read_with_the_optimizers_state_and_flops_are_counted_apart(costly, monkeypatch):

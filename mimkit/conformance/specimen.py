@@ -85,16 +85,25 @@ class Specimen:
         return self._construct(grid, 0)
 
     def _construct(self, grid: Grid, seed: int) -> Any:
+        # All that is found out once, and may draw, comes before the seed.
+        geometry, cls, options = self._geometry(grid), self.cls, self.options
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            if self.kind in ("maskers", "encoders"):
-                return self.cls(Geometry(grid), **self.options)
-            if self.kind == "targets":
-                return self.cls(Geometry(grid, embed_dim=_DIMS[0]), **self.options)
-            if self.kind == "losses":
-                return self.cls(self._loss_geometry(grid), **self.options)
-            geometry = dataclasses.replace(self.head_geometry, grid=grid)
-            return self.cls(geometry, **self.options)
+            return cls(geometry, **options)
+
+    def _geometry(self, grid: Grid) -> Geometry:
+        """What the part is told of the rest.
+
+        Raises: RecipeError if a head accepts no width and predictions.
+        """
+        if self.kind in ("maskers", "encoders"):
+            return Geometry(grid)
+        if self.kind == "targets":
+            return Geometry(grid, embed_dim=_DIMS[0])
+        if self.kind == "losses":
+            width = self.loss_width(self.loss_kind)
+            return Geometry(grid, embed_dim=_DIMS[0], outputs={"a": width})
+        return dataclasses.replace(self.head_geometry, grid=grid)
 
     @cached_property
     def head_geometry(self) -> Geometry:
@@ -108,16 +117,14 @@ class Specimen:
             for outputs in (both, {"a_vector": Width("vector", dim)}):
                 geometry = Geometry(SQUARE, embed_dim=dim, outputs=outputs)
                 try:
-                    self.cls(geometry, **self.options)
+                    with torch.random.fork_rng(devices=[]):
+                        self.cls(geometry, **self.options)
                 except RecipeError as error:
                     refused = refused or error
                 else:
                     return geometry
         assert refused is not None
         raise refused
-
-    def _loss_geometry(self, grid: Grid) -> Geometry:
-        return Geometry(grid, embed_dim=_DIMS[0], outputs={"a": self.loss_width(self.loss_kind)})
 
     @property
     def loss_kind(self) -> Literal["class", "vector"]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.counter import uniform
 from mimkit.data.cut import cut
+from mimkit.data.device import ahead, on_all, pinned
 from mimkit.data.views import EPOCH_STRIDE, Augment, draw, finish
 from mimkit.data.workers import leave_signals_to_parent, loaders
 from mimkit.errors import DataError, RecipeError
@@ -75,7 +76,7 @@ class Cut:
 
     def pin_memory(self) -> Cut:
         """Lets the copy to the GPU run beside computation; called by the loader."""
-        return replace(self, pixels={k: pixels.pin_memory() for k, pixels in self.pixels.items()})
+        return on_all(self, pinned)
 
 
 class Batches:
@@ -161,15 +162,14 @@ def stream(
         batch_size=None,
         sampler=range(start, stop),
         num_workers=min(workers, stop - start) if here else 0,
-        pin_memory=device.type == "cuda" and pixels is None,
+        pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_parent,
         generator=torch.Generator(),  # else starting the loader advances the global one
     )
-    for cut_batch in loader:
+    for cut_batch in ahead(loader, device):
         if isinstance(cut_batch, DataError):
             raise cut_batch
-        on_device = {name: p.to(device, non_blocking=True) for name, p in cut_batch.pixels.items()}
-        yield batches.finish(replace(cut_batch, pixels=on_device)).to(device)
+        yield batches.finish(cut_batch)
 
 
 def default_workers(section: DataSection, source: Source) -> int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from annotated_types import Interval
 from torch import Tensor
 
+from mimkit.data.device import send
 from mimkit.data.views import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
@@ -336,6 +337,7 @@ class _Table:
             cell=[*asdict(cell).values(), options.num_test_images],
             train=[options.total_steps, options.batch_size, options.warmup_steps],
             model=[options.num_heads, options.batch_norm],
+            **subject.rounding,
         )
         known = self.cells.get(key)
         if known is not None:
@@ -383,7 +385,7 @@ class _Table:
                 floor=0.0,
             )
             set_learning_rate(optimizer, lr)
-            loss = F.cross_entropy(classifier(tokens), labels[index.to(subject.device)])
+            loss = F.cross_entropy(classifier(tokens), labels[send(index, subject.device)])
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
@@ -408,8 +410,8 @@ class _Table:
         classifier.train(self.options.batch_norm == "batch")
         stream = frozen.stream(images, len(images))
         for place, (index, tokens) in zip(torch.split(places, size), stream, strict=True):
-            truth = labels[index].to(subject.device)
+            truth = send(labels[index], subject.device)
             logits = classifier(tokens)
-            correct[place.to(subject.device)] = are_right(logits, truth)
+            correct[send(place, subject.device)] = are_right(logits, truth)
             total_loss += F.cross_entropy(logits, truth, reduction="sum")
         return Score.of(correct, float(total_loss) / len(judged))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from mimkit.parts.base import Part
+from mimkit.train.loop import autocast, uses_bfloat16
 
 Plain = str | int | float | bool | None
 
@@ -49,6 +51,7 @@ class Subject:
             killed run does not repeat them.
         report: called with a line of text whenever there is progress to tell.
         workers: loader processes for sources that decode files.
+        precision: in which `autocast` computes features, as ``train.precision`` of a recipe.
     """
 
     pretrainer: Pretrainer
@@ -64,6 +67,16 @@ class Subject:
     workdir: Path
     report: Callable[[str], None] = print
     workers: int = 0
+    precision: str = "float32"
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Computes as the recipe trains: in bfloat16 where its precision means that, as on CUDA."""
+        return autocast(self.device, self.precision)
+
+    @property
+    def rounding(self) -> dict[str, str]:
+        """What features are computed in if not in float32; part of the key of a finished cell."""
+        return {"features": "bfloat16"} if uses_bfloat16(self.device, self.precision) else {}
 
     @property
     def view(self) -> View:

@@ -147,7 +147,7 @@ def score_classifier(
     total_loss = torch.zeros((), device=device)
     with evaluation_mode(network):
         for index, views in images.stream(len(images), workers=workers, device=device):
-            truth = labels[index].to(device)
+            truth = send(labels[index], device)
             with autocast(device, precision):
                 logits = network(_layout(views["image"])).float()
             correct.append(are_right(logits, truth))

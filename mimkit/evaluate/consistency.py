@@ -138,13 +138,13 @@ class KNNConsistency(Evaluator):
         stream = images.stream(len(images), workers=subject.workers, device=subject.device)
         if encoder is None:
             return torch.cat([flat_pixels(views[view.name]) for _, views in stream])
+        vectors = []
         with evaluation_mode(encoder):
-            return torch.cat(
-                [
-                    pooled(encoder.features(views[view.name]), self.pool).float()
-                    for _, views in stream
-                ]
-            )
+            for _, views in stream:
+                with subject.autocast():
+                    tokens = encoder.features(views[view.name])
+                vectors.append(pooled(tokens, self.pool))
+        return torch.cat(vectors)
 
 
 def shared_neighbours(one: Tensor, other: Tensor, k: int, seed: int) -> Tensor:

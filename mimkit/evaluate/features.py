@@ -1,9 +1,9 @@
 """Frozen features: one vector per image, from an encoder that nothing changes."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,15 @@ from mimkit.data.sources import Source
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.images import WholeImages
+from mimkit.evaluate.on_disk import OnDisk, refuse_full_disk
 from mimkit.parts.base import Encoder
 from mimkit.parts.records import Tokens, View
 
 Pool = Literal["mean", "cls"]
 FEATURE_BATCH = 256
+MEMORY_BYTES: Final = 8 * 2**30
+"""Features of all layers of a split that need more lie on disk, in half precision."""
+_FLOAT32_BYTES: Final = 4
 _PIXELS_SIDE = 32
 
 
@@ -33,14 +37,15 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
             child.training = training
 
 
+@torch.no_grad()
 def extract(
     encoder: Encoder, subject: Subject, source: Source, index: Tensor, pool: Pool
 ) -> Tensor:
-    """Encodes whole images in float32.
+    """Encodes whole images.
 
     Args:
         encoder: used in evaluation mode.
-        subject: view, device and loader processes.
+        subject: view, precision, device and loader processes.
         source: the split.
         index: (n,) int64, which images.
         pool: the mean of `Encoder.features`' patches, or its first prefix token.
@@ -48,8 +53,15 @@ def extract(
     Shape: (n, D) float32 on the subject's device.
     Raises: RecipeError if ``pool`` is "cls" and the encoder has no such token.
     """
-    (features,) = extract_layers(encoder, subject, source, index, (pool,), layers="last")
-    return features[pool].to(subject.device)
+
+    def vectors() -> Iterator[Tensor]:
+        for image in _whole(subject, source, index):
+            with subject.autocast():
+                tokens = encoder.features(image)
+            yield pooled(tokens, pool)
+
+    with evaluation_mode(encoder):
+        return _joined(vectors(), len(index))
 
 
 @torch.no_grad()
@@ -61,35 +73,50 @@ def extract_layers(
     pools: Sequence[Pool],
     *,
     layers: Literal["last", "all"],
-) -> list[dict[Pool, Tensor]]:
-    """Encodes whole images in float32, pooled in several ways, each image once for all of them.
+) -> list[dict[Pool, Tensor | OnDisk]]:
+    """Encodes whole images, pooled in several ways, each image once for all of them.
 
     Args:
         encoder: used in evaluation mode.
-        subject: view, device and loader processes.
+        subject: view, precision, device and loader processes.
         source: the split.
         index: (n,) int64, which images.
         pools: the mean of the patches, or the first prefix token.
         layers: "all": of `Encoder.layers`; "last": of `Encoder.features` alone.
 
-    Returns: for each layer, pool to (n, D) float32 in main memory: for all layers a device may
-        be too small.
-    Raises: RecipeError if "cls" is asked for and the encoder has no such token.
+    Returns: for each layer, pool to (n, D): float32 in main memory, since for all layers a device
+        may be too small; if they would need more than ``MEMORY_BYTES``, in the evaluator's folder.
+        Either way ``to(device)`` gives a tensor.
+    Raises: RecipeError if "cls" is asked for and the encoder has no such token; DataError if they
+        do not fit on the disk.
     """
-    kept: list[dict[Pool, Tensor]] = []
+    kept: list[dict[Pool, Tensor | OnDisk]] = []
     start = 0
     with evaluation_mode(encoder):
         for image in _whole(subject, source, index):
-            found = encoder.layers(image) if layers == "all" else (encoder.features(image),)
+            with subject.autocast():
+                found = encoder.layers(image) if layers == "all" else (encoder.features(image),)
             if not kept:
-                sizes = [(len(index), tokens.patches.shape[-1]) for tokens in found]
-                kept = [{pool: torch.empty(size) for pool in pools} for size in sizes]
+                widths = [tokens.patches.shape[-1] for tokens in found]
+                kept = _make_room(subject, len(index), widths, pools)
             rows = slice(start, start + len(image))
             start = rows.stop
             for vectors, tokens in zip(kept, found, strict=True):
                 for pool, features in vectors.items():
                     features[rows] = pooled(tokens, pool)
     return kept
+
+
+def _make_room(
+    subject: Subject, num_images: int, widths: Sequence[int], pools: Sequence[Pool]
+) -> list[dict[Pool, Tensor | OnDisk]]:
+    num_values = sum(widths) * len(pools)
+    if num_images * num_values * _FLOAT32_BYTES <= MEMORY_BYTES:
+        return [{pool: torch.empty(num_images, width) for pool in pools} for width in widths]
+    refuse_full_disk(subject.workdir, num_images, num_values)
+    return [
+        {pool: OnDisk(subject.workdir, num_images, width) for pool in pools} for width in widths
+    ]
 
 
 def check_pool(subject: Subject, pool: Pool) -> None:
@@ -103,7 +130,18 @@ def pixels(subject: Subject, source: Source, index: Tensor, side: int = _PIXELS_
     Shape: (n, C * height * width) float32 on the subject's device.
     """
     batches = _whole(subject, source, index)
-    return torch.cat([flat_pixels(image, side) for image in batches])
+    return _joined((flat_pixels(image, side) for image in batches), len(index))
+
+
+def _joined(pieces: Iterable[Tensor], num_rows: int) -> Tensor:
+    """Puts pieces (n, D) one below the other, without holding all of them twice."""
+    found, start = torch.empty(0), 0
+    for piece in pieces:
+        if not start:
+            found = piece.new_empty(num_rows, piece.shape[1])
+        found[start : start + len(piece)] = piece
+        start += len(piece)
+    return found
 
 
 def flat_pixels(image: Tensor, side: int = _PIXELS_SIDE) -> Tensor:
@@ -121,17 +159,17 @@ def pixels_width(view: View, side: int) -> int:
 
 
 def pooled(tokens: Tokens, pool: Pool) -> Tensor:
-    """Gives one vector an image, (B, D).
+    """Gives one vector an image, (B, D) float32.
 
     Raises: RecipeError if ``pool`` is "cls" and there is no such token.
     """
     if pool == "mean":
-        return tokens.patches.mean(dim=1)
+        return tokens.patches.float().mean(dim=1)
     if tokens.prefix.shape[1] == 0:
         raise RecipeError(
             "the pool 'cls' needs an encoder with a class token, but this one has none. Use 'mean'."
         )
-    return tokens.prefix[:, 0]
+    return tokens.prefix[:, 0].float()
 
 
 def _whole(subject: Subject, source: Source, index: Tensor) -> Iterator[Tensor]:

@@ -28,7 +28,7 @@ class FrozenTokens:
 
     Args:
         encoder: gives them.
-        subject: view, device and loader processes.
+        subject: view, precision, device and loader processes.
         source: the split.
         index: (n,) int64, ascending: the images that will be asked for.
         keep: compute them once and keep them.
@@ -67,7 +67,8 @@ class FrozenTokens:
     def _encode(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         subject = self.subject
         for index, views in images.stream(count, workers=subject.workers, device=subject.device):
-            tokens = self.encoder.features(views[subject.view.name])
+            with subject.autocast():
+                tokens = self.encoder.features(views[subject.view.name])
             yield index, standardise(torch.cat([tokens.prefix, tokens.patches], dim=1))
 
 

@@ -45,7 +45,8 @@ class HeldOut(Evaluator):
         num_images = 0
         with evaluation_mode(subject.pretrainer):
             for batch in self._batches(subject):
-                output = subject.pretrainer(batch)
+                with subject.autocast():
+                    output = subject.pretrainer(batch)
                 values = {f"loss/{name}": value for name, value in output.terms.items()}
                 values |= {f"metric/{name}": value for name, value in output.metrics.items()}
                 weight = batch.mask.valid.sum().cpu()

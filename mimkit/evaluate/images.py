@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.batches import positions
 from mimkit.data.cut import cut
+from mimkit.data.device import ahead
 from mimkit.data.sources import Source
 from mimkit.data.views import Augment, Draws, draw, finish
 from mimkit.data.workers import leave_signals_to_parent
@@ -87,16 +88,18 @@ class Images(Dataset[Piece | DataError], ABC):
             batch_size=None,
             sampler=range(count),
             num_workers=workers if self.laborious else 0,
-            pin_memory=self.laborious and device.type == "cuda",
+            pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else starting the loader advances the global one
         )
-        for piece in loader:
+        # As arrays the numbers stay on the CPU.
+        pieces = (p if isinstance(p, DataError) else (p[0].numpy(), *p[1:]) for p in loader)
+        for piece in ahead(pieces, device):
             if isinstance(piece, DataError):
                 raise piece
             index, pixels, color = piece
-            sent = {name: p.to(device, non_blocking=True) for name, p in pixels.items()}
-            yield index, {view.name: finish(sent[view.name], view, color) for view in self.views}
+            views = {view.name: finish(pixels[view.name], view, color) for view in self.views}
+            yield torch.from_numpy(index), views
 
 
 @dataclass(frozen=True)

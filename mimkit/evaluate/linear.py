@@ -23,6 +23,7 @@ from mimkit.evaluate.fractions import (
     tell_gaps,
 )
 from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
+from mimkit.evaluate.on_disk import OnDisk
 from mimkit.evaluate.score import Score
 from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import Count, Fraction, NonNegative
@@ -187,7 +188,7 @@ class LinearProbe(Evaluator):
         )
         return [result for seed in seeds for result in table.results(seed)]
 
-    def _layers(self, subject: Subject) -> list[dict[Pool, Tensor]]:
+    def _layers(self, subject: Subject) -> list[dict[Pool, Tensor | OnDisk]]:
         """Encodes one image: shows how many layers there are, and whether they can be pooled."""
         encoder, one = subject.pretrainer.encoder, torch.arange(1)
         return extract_layers(encoder, subject, subject.train, one, self.parts, layers=self.layers)
@@ -239,7 +240,7 @@ class _Encoded:
         self.weights = _PIXELS if encoder is None else digest(encoder)
 
     @cached_property
-    def layers(self) -> list[tuple[dict[Pool, Tensor], dict[Pool, Tensor]]]:
+    def layers(self) -> list[tuple[dict[Pool, Tensor | OnDisk], dict[Pool, Tensor | OnDisk]]]:
         """Encodes training and test images; for each layer both splits' features."""
         subject, options, encoder = self.subject, self.options, self.encoder
         assert encoder is not None  # pixels have no layers
@@ -260,11 +261,12 @@ class _Encoded:
 
     def split(self, layer: int, pool: Pooling | None) -> _Split:
         """Gives both splits' features of layer 1, 2, ...; without a pool their pixels."""
+        device = self.subject.device
         if pool is None:
             train, test = self.pixels
         else:
             train, test = (
-                torch.cat([vectors[part] for part in _PARTS[pool]], dim=1).to(self.subject.device)
+                torch.cat([vectors[part].to(device) for part in _PARTS[pool]], dim=1)
                 for vectors in self.layers[layer - 1]
             )
         labels = self.labels
@@ -360,6 +362,7 @@ class _Table:
             data=[subject.train.fingerprint, subject.test.fingerprint, asdict(subject.view)],
             cell=[*asdict(cell).values(), options.layers, options.num_test_images],
             weight_decays=options.weight_decays,
+            **subject.rounding,
         )
         known = self.cells.get(key)
         if known is not None:

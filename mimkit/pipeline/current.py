@@ -288,4 +288,5 @@ def subject(current: Run, number: int) -> Subject:
         workdir=current.folder.path / "evaluations" / name,
         report=current.console.print,
         workers=default_workers(recipe.data, train),
+        precision=recipe.train.precision,
     )

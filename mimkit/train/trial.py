@@ -24,6 +24,7 @@ _LOADER_BATCHES: Final = 8
 _LOADER_ROUNDS: Final = 3
 """Batches of each loader process; the first round comes all at once and is not timed."""
 _LOADER_SECONDS: Final = 5.0
+"""After so long the round that is under way is the last."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,10 @@ def _time_steps(step: _Step, number: int) -> tuple[float, int]:
 def _time_data(
     stream: Stream, start: int, workers: int, device: torch.device
 ) -> tuple[Batch, float]:
-    """Returns the batch of a step, and the seconds until the next one is there."""
+    """Returns the batch of a step, and the seconds until the next one is there.
+
+    Loader processes give theirs together, so that only whole rounds of all of them are counted.
+    """
     round_ = max(1, workers)
     number = _LOADER_ROUNDS * workers or _LOADER_BATCHES
     first: Batch | None = None
@@ -145,7 +149,8 @@ def _time_data(
         first = batch if first is None else first
         synchronize(device)
         arrived.append(time.perf_counter())
-        if arrived[-1] - arrived[0] > _LOADER_SECONDS:
+        whole = (len(arrived) - 1) % round_ == 0
+        if whole and arrived[-1] - arrived[0] > _LOADER_SECONDS:
             break
     assert first is not None
     after = round_ if len(arrived) > round_ + 1 else 0
