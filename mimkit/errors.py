@@ -124,7 +124,7 @@ def memory_is_full(error: BaseException) -> bool:
 def in_one_line(error: BaseException) -> str:
     """Returns what an error says, without its line breaks and what is far too long.
 
-    >>> in_one_line(ValueError("one\n  two"))
+    >>> in_one_line(ValueError("one   two"))
     'ValueError: one two'
     """
     words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
