@@ -135,7 +135,8 @@ def _fit(step: _Step, known: Choice | None) -> int:
     """
     loop, share = step.loop, step.batch.index.shape[0]
     said = loop.train.accumulate
-    if said == "auto" and loop.world.device.type == "cuda" and known is None:
+    measured = _counts_memory(loop.world.device)
+    if said == "auto" and measured and known is None:
         size = largest_piece(partial(_peak_of, step), share, _room(loop.world.device))
         loop.cut(share // (size or 1))
     while True:
@@ -153,11 +154,16 @@ def _fit(step: _Step, known: Choice | None) -> int:
                 ) from error
         loop.cut(finer)
     loop.cut(loop.world.largest(accumulate))
-    if said == "auto" and (loop.world.device.type == "cuda" or accumulate > 1):
+    if said == "auto" and (measured or accumulate > 1):
         pieces = loop.progress.choice.accumulate
         what = "the whole batch fits" if pieces == 1 else f"pieces of {share // pieces} images fit"
         loop.hooks.report(f"{what} into memory: train.accumulate = {pieces}")
     return flops
+
+
+def _counts_memory(device: torch.device) -> bool:
+    """Whether it is known how much memory a step needs, and how much there is."""
+    return device.type == "cuda"
 
 
 def _peak_of(step: _Step, size: int) -> int:
