@@ -80,6 +80,7 @@ _NO_MEMORY: Final = (
     "DefaultCPUAllocator: not enough",
 )
 _LONGEST_PATH: Final = 300
+_LONGEST_ERROR: Final = 300
 
 
 @contextmanager
@@ -100,16 +101,34 @@ def mendable() -> Iterator[None]:
     except OSError as error:
         raise DataError(_of_system(error)) from error
     except (MemoryError, RuntimeError) as error:
-        # By name, for a GPU's is torch's own and on the CPU torch raises a RuntimeError.
-        names = {cls.__name__ for cls in type(error).__mro__}
-        full = names & {"MemoryError", "OutOfMemoryError"}
-        if not full and not any(words in str(error) for words in _NO_MEMORY):
+        if not memory_is_full(error):
             raise
         raise TrainingError(
-            f"memory is full: {' '.join(str(error).split()) or 'nothing more can be had'}. Give a "
-            "smaller train.batch_size, more pieces in train.accumulate, or a smaller encoder; "
-            "mimkit check RECIPE counts its parameters."
+            f"memory is full: {in_one_line(error)}. Give a smaller train.batch_size, more pieces "
+            "in train.accumulate, or a smaller encoder; mimkit check RECIPE counts its parameters."
         ) from error
+
+
+def memory_is_full(error: BaseException) -> bool:
+    """Whether an error says that no more memory can be had, of a GPU or of the machine.
+
+    >>> memory_is_full(MemoryError())
+    True
+    """
+    # By name, for a GPU's is torch's own and on the CPU torch raises a RuntimeError.
+    names = {cls.__name__ for cls in type(error).__mro__}
+    full = bool(names & {"MemoryError", "OutOfMemoryError"})
+    return full or any(words in str(error) for words in _NO_MEMORY)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Returns what an error says, without its line breaks and what is far too long.
+
+    >>> in_one_line(ValueError("one   two"))
+    'ValueError: one two'
+    """
+    words = " ".join(f"{type(error).__name__}: {error}".split()).rstrip(".:")
+    return words if len(words) <= _LONGEST_ERROR else f"{words[:_LONGEST_ERROR]}..."
 
 
 def _of_system(error: OSError) -> str:

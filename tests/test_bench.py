@@ -66,7 +66,7 @@ def test_a_bench_runs_the_loops_own_steps(tiny, monkeypatch):
         monkeypatch.setattr(cls, method, call)
 
     count(Loop, "advance", "advance")
-    count(Loop, "step", "step")
+    count(Loop, "step", "gradients")
     count(Pretrainer, "after_step", "after_step")
     count(Pretrainer, "piece", "forward")
     recipe = load(str(tiny), overrides=["train.accumulate=4"])

@@ -22,7 +22,8 @@ from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
 from mimkit.train.distributed import World, join
 from mimkit.train.guard import Guard
-from mimkit.train.loop import Means, autocast
+from mimkit.train.loop import autocast
+from mimkit.train.means import Means
 from mimkit.train.optim import guard, make_optimizer
 from mimkit.train.step import Pretrainer
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from mimkit import Mask, Masker
+from mimkit.evaluate import heldout
 from mimkit.evaluate.heldout import HeldOut
 
 
@@ -46,6 +47,22 @@ def test_a_smaller_last_batch_counts_by_its_images(subject, geometry, losses):
         {"loss/pixels": expected, "metric/pixels/name": 10 * expected}
     )
     assert [len(batch.index) for batch in seen] == [8, 4]
+
+
+def test_large_batches_are_judged_in_pieces_with_the_same_masks_and_numbers(
+    subject, geometry, monkeypatch
+):
+    large = dataclasses.replace(subject, batch_size=20)
+    whole = values(HeldOut(geometry).run(large))
+    forward, seen = subject.pretrainer.forward, []
+    monkeypatch.setattr(
+        subject.pretrainer, "forward", lambda batch: seen.append(batch) or forward(batch)
+    )
+    monkeypatch.setattr(heldout, "_PIECE", 6)
+    assert values(HeldOut(geometry).run(large)) == pytest.approx(whole, rel=1e-5)
+    assert [len(batch.index) for batch in seen] == [6, 6, 6, 2, 6, 6, 6, 2]
+    mask = subject.masker.sample(20, torch.Generator().manual_seed(0))
+    assert torch.equal(torch.cat([batch.mask.target for batch in seen[:4]]), mask.target)
 
 
 class Growing(Masker):

@@ -60,7 +60,7 @@ def miniature(path, *, images=12, evaluate=()):
         str(path),
         fixed={
             "data": {"name": "shapes", "num_images": images, "num_test_images": 4, "workers": 0},
-            "train": {**TRAIN, "accumulate": min(2, whole.train.accumulate)},
+            "train": TRAIN,
             "targets": {name: options for name, options in targets.items() if options},
             "evaluate": list(evaluate),
             **small,

@@ -267,12 +267,12 @@ if where == "log":
 elif where == "save":
     dying(Loop, "save", lambda self: self.progress.step)
 else:
-    dying(Loop, "step", lambda self, step, batch: step + 1)
-step = Loop.step
+    dying(Loop, "advance", lambda self, step, *_: step + 1)
+advance = Loop.advance
 def slow(self, *arguments):
     time.sleep(0.1)
-    return step(self, *arguments)
-Loop.step = slow
+    return advance(self, *arguments)
+Loop.advance = slow
 from mimkit.cli import main
 sys.argv = ["mimkit", *sys.argv[3:]]
 main()

@@ -14,7 +14,8 @@ from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials
 from mimkit.train.distributed import World
 from mimkit.train.guard import Guard
-from mimkit.train.loop import Loop, Means
+from mimkit.train.loop import Loop
+from mimkit.train.means import Means
 
 CPU = torch.device("cpu")
 SMALL = {

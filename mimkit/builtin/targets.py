@@ -28,6 +28,7 @@ class Pixels(Target):
     """
 
     ragged = True
+    needs_encoder = False
 
     def __init__(self, geometry: Geometry, *, normalize: bool = True) -> None:
         super().__init__()

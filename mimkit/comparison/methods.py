@@ -192,13 +192,15 @@ def fitted_batch(
     if batch_size == train.batch_size:
         return {}, []
     factor = math.sqrt(batch_size / train.batch_size)
-    piece = train.batch_size // train.accumulate
     tables = {
         "batch_size": batch_size,
-        "accumulate": max(1, batch_size // piece) if batch_size % piece == 0 else 1,
         "lr": train.lr * factor,
         "min_lr": train.min_lr * factor,
     }
+    if train.accumulate != "auto":
+        piece = train.batch_size // train.accumulate
+        whole = batch_size % piece == 0
+        tables["accumulate"] = max(1, batch_size // piece) if whole else 1
     steps = int(images / batch_size)
     if num_images < images / _MIN_STEPS:
         why = f"as there are {num_images:,} training images"

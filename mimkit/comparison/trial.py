@@ -43,7 +43,7 @@ def measure(recipe: Path, device: str | None, console: Console) -> dict[str, obj
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
         current = open_run(load(str(recipe)), folder, world, console)
         train = current.recipe.train
-        steps = current.try_out(current.loop())
+        steps = current.try_out(current.loop(), processes=train.processes)
         image = current.batches()[0].to(world.device).image[:_IMAGES]
         encode_seconds, has_cls = _encode(current, image)
         prepared = current.prepared.values()

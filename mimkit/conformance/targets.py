@@ -92,6 +92,31 @@ def padding_is_harmless_if_declared(specimen: Specimen) -> None:
 
 
 @check("targets")
+@torch.no_grad()
+def needs_no_encoder_if_declared(specimen: Specimen) -> None:
+    """It is computed before the encoder: other random numbers, and so another training."""
+    target = specimen.make()
+    if target.needs_encoder:
+        raise NotApplicableError("needs_encoder is True")
+    batch = specimen.batch(target, specimen.mask(hides=False))
+    one, other = specimen.encoder(), specimen.encoder()
+    for parameter in other.parameters():
+        parameter.add_(1)
+    target.train()
+    before = torch.get_rng_state()
+    require(
+        same([target(batch, one)], [target(batch, other)]),
+        "needs_encoder is False, but with another encoder it gives other targets",
+        "Set needs_encoder = True.",
+    )
+    require(
+        torch.equal(before, torch.get_rng_state()),
+        "needs_encoder is False, but in training it draws random numbers",
+        "Set needs_encoder = True, or draw nothing.",
+    )
+
+
+@check("targets")
 def trains_nothing_of_its_own(specimen: Specimen) -> None:
     """The optimizer gets weights without a gradient, and the target may flee the prediction."""
     target, mask = specimen.make(), specimen.mask(hides=False)

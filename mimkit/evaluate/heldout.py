@@ -1,6 +1,7 @@
 """The pre-training task itself, on held-out images: does it generalise, or learn by heart?"""
 
 from collections.abc import Iterator
+from typing import Final
 
 import torch
 
@@ -10,14 +11,18 @@ from mimkit.evaluate.images import WholeImages, evenly_spaced
 from mimkit.parts.bounds import AnyCount, Count
 from mimkit.parts.records import Batch, Geometry
 
-_MASK_SEED = 0
+_MASK_SEED: Final = 0
+_PIECE: Final = 128
+"""So many images at once: a fixed number, so that figures of a whole piece, such as its most
+frequent class, are the same on every device."""
 
 
 class HeldOut(Evaluator):
     """Losses and metrics of every term on whole test images, in evaluation mode.
 
     Whole, because what augmentation adds may give a task away: black padding tells border
-    patches their place. Images and masks are the same at every call and for every seed.
+    patches their place. Images and masks are the same at every call and for every seed. They are
+    judged in batches as in pre-training, or, where these are larger, in pieces of 128 images.
 
     Args:
         geometry: not needed.
@@ -67,4 +72,6 @@ class HeldOut(Evaluator):
             len(images), workers=subject.workers, device=subject.device
         ):
             mask = subject.masker.sample(len(numbers), generator)
-            yield Batch(views, mask, None, numbers).to(subject.device)
+            whole = Batch(views, mask, None, numbers).to(subject.device)
+            for start in range(0, len(numbers), _PIECE):
+                yield whole.rows(start, start + _PIECE)

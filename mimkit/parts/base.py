@@ -321,11 +321,14 @@ class Target(Part, Module):
         width: kind and size of one target, which a head must match.
         views: renderings it needs beside the encoder's ``"image"``.
         ragged: True if padded positions do not disturb the others.
+        needs_encoder: False if it follows from the batch alone, without a random number. It is
+            then computed before the encoder, when nothing is held in memory for the gradient yet.
     """
 
     width: Width
     views: tuple[View, ...] = ()
     ragged: bool = False
+    needs_encoder: bool = True
 
     def bind(self, encoder: Encoder) -> None:
         """Is called once, when the parts of a recipe meet and before any checkpoint is loaded.

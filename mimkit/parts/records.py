@@ -231,15 +231,16 @@ class Batch:
         if pieces == 1:
             return [self]
         size = self.index.shape[0] // pieces
-        return [
-            Batch(
-                views={name: view[start : start + size] for name, view in self.views.items()},
-                mask=self.mask.rows(start, start + size),
-                labels=None if self.labels is None else self.labels[start : start + size],
-                index=self.index[start : start + size],
-            )
-            for start in range(0, size * pieces, size)
-        ]
+        return [self.rows(start, start + size) for start in range(0, size * pieces, size)]
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Returns images ``start`` to ``stop`` of the batch, which share its memory."""
+        return Batch(
+            views={name: view[start:stop] for name, view in self.views.items()},
+            mask=self.mask.rows(start, stop),
+            labels=None if self.labels is None else self.labels[start:stop],
+            index=self.index[start:stop],
+        )
 
 
 @dataclass(frozen=True)

@@ -54,11 +54,14 @@ def adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> R
             raise
     else:
         if recipe.same_as(held):  # an import leaves open what its first run settles
-            if resolved(settled) != resolved(held):  # nor does it matter where the data lie
+            # Nor does it matter where the data lie, or how a step is computed.
+            if resolved(settled) != resolved(held):
                 write_text(folder.recipe, resolved(settled))
             return settled
         as_before = settle_as(recipe, settled, held)
         if as_before.same_as(held):
+            if resolved(as_before) != resolved(held):
+                write_text(folder.recipe, resolved(as_before))
             return as_before
         if _is_in_the_way(folder):
             raise _another(folder, differences(held, as_before))

@@ -48,6 +48,7 @@ class Run:
         prepared: what each target did before training, by its name.
         labelled: both splits of ``data.labelled``, for evaluators that need labels; None where
             the recipe names none.
+        pieces: into which each process cuts its share of a batch; None until that is known.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: dict[str, Preparation] = field(default_factory=dict)
     labelled: tuple[Source, Source] | None = None
+    pieces: int | None = None
 
     @contextmanager
     def spends(self, phase: str) -> Iterator[None]:
@@ -99,8 +101,12 @@ class Run:
                 markup=False,
             )
 
-    def batches(self) -> Batches:
-        """This process's share of the training batches."""
+    def batches(self, processes: int = 1) -> Batches:
+        """This process's share of the training batches.
+
+        Args:
+            processes: share them among at least so many, whether they are there or not.
+        """
         return Batches(
             self.train,
             views=self.parts.views,
@@ -109,7 +115,7 @@ class Run:
             batch_size=self.recipe.train.batch_size,
             seed=self.recipe.seed,
             rank=self.world.rank,
-            world_size=self.world.size,
+            world_size=max(self.world.size, processes),
         )
 
     @property
@@ -123,7 +129,7 @@ class Run:
 
     def loop(self, hooks: Hooks = Hooks()) -> Loop:  # noqa: B008 -- it is frozen
         """The loop of pre-training, at its first step."""
-        return Loop(
+        loop = Loop(
             self.pretrainer,
             train=self.recipe.train,
             num_images=len(self.train),
@@ -132,11 +138,26 @@ class Run:
             folder=self.folder.checkpoints,
             hooks=hooks,
         )
+        if self.pieces is not None:
+            loop.cut(self.pieces)
+        return loop
 
-    def try_out(self, loop: Loop) -> Trial:
-        """Measures the next step of pre-training, and decides how it will be computed."""
-        loop.forward = self.world.wrap(self.pretrainer)
-        return try_out(loop, self.stream, workers=self.workers)
+    def try_out(self, loop: Loop, *, processes: int = 1) -> Trial:
+        """Measures the next step of pre-training, and decides how it will be computed.
+
+        Args:
+            loop: about to run, on the device of this run.
+            processes: measure what one of so many will do, where they are not there yet.
+        """
+        loop.eager = loop.forward = self.world.wrap(self.pretrainer)
+        shares = self.batches(processes)
+
+        def batches(start: int, stop: int) -> Iterator[Batch]:
+            return stream(shares, start, stop, workers=self.workers, device=self.world.device)
+
+        trial = try_out(loop, batches, workers=self.workers)
+        self.pieces = loop.progress.choice.accumulate
+        return trial
 
 
 def assemble(
@@ -220,8 +241,9 @@ def _refuse_uneven(train: TrainSection, world: World) -> None:
     A comparison asks in one process what its runs will do in several.
     """
     processes = world.size if world.size > 1 else train.processes
-    if train.batch_size % (processes * train.accumulate):
-        pieces = f", each with {train.accumulate} pieces (accumulate)," * (train.accumulate > 1)
+    accumulate = 1 if train.accumulate == "auto" else train.accumulate
+    if train.batch_size % (processes * accumulate):
+        pieces = f", each with {accumulate} pieces (accumulate)," * (accumulate > 1)
         raise RecipeError(
             f"[train] batch_size: must be a multiple of the {processes} processes{pieces} but is "
             f"{train.batch_size}."

@@ -25,8 +25,8 @@ from mimkit.report.folder import RunFolder
 from mimkit.report.ownership import refuse_foreign
 from mimkit.train import checkpoint
 from mimkit.train.encoder_file import save_encoder
-from mimkit.train.loop import Progress
 from mimkit.train.optim import make_optimizer
+from mimkit.train.progress import Progress
 from mimkit.train.step import Pretrainer
 
 

@@ -17,7 +17,8 @@ from mimkit.data.sources import Source
 from mimkit.memory import peak_bytes
 from mimkit.parts.records import Geometry, Preparation
 from mimkit.recipe.schema import TrainSection
-from mimkit.train.loop import Progress, uses_bfloat16
+from mimkit.train.loop import uses_bfloat16
+from mimkit.train.progress import Progress
 from mimkit.train.step import Pretrainer
 from mimkit.train.trial import Trial
 
@@ -57,7 +58,9 @@ def ledger(
         "git_commit": source_commit(_SOURCE),
         "device": device_name(device),
         "precision": "bfloat16" if uses_bfloat16(device, train.precision) else "float32",
-        "compiled": trial.compiled if trial else earlier.get("compiled", False),
+        "accumulate": progress.choice.accumulate,
+        "compiled": progress.choice.compiled,
+        "compile_failure": progress.choice.compile_failure,
         "dataset": _dataset(training, test),
         **({} if labelled is None else {"labelled": _dataset(*labelled)}),
         "grid": f"{grid.rows} x {grid.cols} patches of {grid.patch_size} px",

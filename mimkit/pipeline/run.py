@@ -7,7 +7,8 @@ from pathlib import Path
 from rich.console import Console
 
 from mimkit.console import headed, make_console
-from mimkit.evaluate.base import Result
+from mimkit.errors import TrainingError, in_one_line, memory_is_full
+from mimkit.evaluate.base import Evaluator, Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
 from mimkit.pipeline.adopt import adopt, refuse_another
@@ -29,7 +30,7 @@ from mimkit.report.progress import Progress
 from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
-from mimkit.train.loop import Progress as TrainingProgress
+from mimkit.train.progress import Progress as TrainingProgress
 from mimkit.train.signals import listen
 from mimkit.train.trial import Trial, duration
 
@@ -127,8 +128,7 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
             return
         if world.leads:
             for number in due:
-                with current.spends("evaluating"):
-                    results = evaluators[number].run(subject(current, number))
+                results = _judge(current, number, evaluators[number])
                 prefix = recipe.evaluate[number].name
                 folder.log(
                     step,
@@ -150,8 +150,11 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
         trial = current.try_out(loop)
         _announce(current, trial, loop)
     _write_ledger(current, trial, loop.progress)  # what was spent is known if this is killed
-    if start == 0:
-        evaluate(0)
+    if not loop.progress.evaluated:  # at step 0, or where memory was full
+        evaluate(start)
+        loop.progress.evaluated = True
+        if start:
+            loop.save()
     with (
         listen() as request,
         Progress(loop.total, start, current.console) as bar,
@@ -177,8 +180,7 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
         if number:
             write_report(folder)
         current.console.print(headed("evaluate", recipe.evaluate[number].name))
-        with current.spends("evaluating"):
-            results += evaluator.run(subject(current, number))
+        results += _judge(current, number, evaluator)
         # Rewritten after each, as the report is: whatever happens later, what is known can be read.
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
         _write_ledger(current, trial, progress)
@@ -186,6 +188,25 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     current.say_unread()
     _write_ledger(current, trial, progress)
     current.console.print(headed("report", write_report(folder)))
+
+
+def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:
+    """Runs one evaluation.
+
+    Raises: TrainingError that says what to do if memory is full.
+    """
+    try:
+        with current.spends("evaluating"):
+            return evaluator.run(subject(current, number))
+    except (RuntimeError, MemoryError) as error:
+        if not memory_is_full(error):
+            raise
+        raise TrainingError(
+            f"evaluation '{current.recipe.evaluate[number].name}': memory is full "
+            f"({in_one_line(error)}). What was trained and evaluated before is kept: the same "
+            "command goes on from there, with more memory on another --device (cpu is one), or "
+            "once other programs have left this one."
+        ) from error
 
 
 def _write_ledger(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from mimkit.recipe.resolve import resolved
-from mimkit.recipe.tables import Recipe, last_of
+from mimkit.recipe.tables import MEANS, Recipe, last_of
 
 _SHOWN: Final = 8
 _MISSING: Final = object()
@@ -38,7 +38,7 @@ class Difference:
 
 
 def differences(held: Recipe, asked: Recipe) -> list[Difference]:
-    """Compares two recipes, every default written out, but not where the data lie."""
+    """Compares two recipes, every default written out; not where the data lie, nor `MEANS`."""
     one, other = dict(_flat(held)), dict(_flat(asked))
     return [
         Difference(key, _words(one.get(key, _MISSING)), _words(other.get(key, _MISSING)))
@@ -48,7 +48,7 @@ def differences(held: Recipe, asked: Recipe) -> list[Difference]:
 
 
 def _placeless(key: str, value: Any) -> Any:
-    if key == "data.path":
+    if key == "data.path" or key in [f"train.{name}" for name in MEANS]:
         return _MISSING
     places = ("data.name", "data.labelled")
     return last_of(value) if key in places and isinstance(value, str) else value

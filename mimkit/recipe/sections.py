@@ -171,10 +171,11 @@ class TrainSection(Strict):
     clip_norm: Positive | None = Field(
         None, description="largest norm of the gradient; default: unlimited"
     )
-    accumulate: Count = Field(
-        1,
+    accumulate: Literal["auto"] | Count = Field(
+        "auto",
         description="pieces into which a batch is split to save memory; must divide batch_size; "
-        "each counts the same, and the last is logged",
+        "each counts the same, and the last is logged; 'auto' takes as few as fit a GPU, measured "
+        "before the run",
     )
     processes: Annotated[int, Interval(ge=1, le=65_536)] = Field(
         1, description="processes of one run, under torchrun; one for each GPU"
@@ -185,7 +186,9 @@ class TrainSection(Strict):
         "auto", description="'auto' is bfloat16 autocast on CUDA, float32 elsewhere"
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="torch.compile the step; 'auto' keeps it where a trial is faster"
+        "auto",
+        description="torch.compile the step; 'auto' does on a GPU where a trial works and is "
+        "faster; 'on' insists",
     )
 
     @field_validator("total_epochs")
@@ -209,9 +212,11 @@ class TrainSection(Strict):
 
     @field_validator("accumulate")
     @classmethod
-    def _divides_batch_size(cls, accumulate: int, info: ValidationInfo) -> int:
+    def _divides_batch_size(
+        cls, accumulate: Literal["auto"] | int, info: ValidationInfo
+    ) -> Literal["auto"] | int:
         batch_size = info.data.get("batch_size", 0)
-        if batch_size % accumulate:
+        if accumulate != "auto" and batch_size % accumulate:
             raise ValueError(f"must divide batch_size ({batch_size}), but is {accumulate}")
         return accumulate
 

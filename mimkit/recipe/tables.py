@@ -1,11 +1,14 @@
 """A recipe as it is after reading: validated, with every default written out."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import Field
 
 from mimkit.recipe.sections import AugmentSection, DataSection, Strict, TrainSection
+
+MEANS: Final = ("accumulate", "compile")
+"""Keys of ``[train]`` that say how a step is computed, not what: a run may go on with others."""
 
 
 class PartTable(Strict):
@@ -92,7 +95,8 @@ class Recipe(Strict):
     def same_as(self, other: "Recipe") -> bool:
         """Whether both ask for the same run, wherever they were read from and the data lie.
 
-        That the data are the same is told by what they hold, once they are opened.
+        That the data are the same is told by what they hold, once they are opened. How a step is
+        computed may change from call to call, as where memory was full.
         """
         return self._nowhere() == other._nowhere()
 
@@ -104,7 +108,14 @@ class Recipe(Strict):
                 "labelled": last_of(self.data.labelled),
             }
         )
-        nowhere: dict[str, object] = {"source": None, "places": {}, "notes": (), "data": data}
+        train = self.train.model_copy(update=dict.fromkeys(MEANS, "auto"))
+        nowhere: dict[str, object] = {
+            "source": None,
+            "places": {},
+            "notes": (),
+            "data": data,
+            "train": train,
+        }
         return self.model_copy(update=nowhere)
 
 

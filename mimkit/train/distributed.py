@@ -67,6 +67,14 @@ class World:
         dist.all_reduce(value, op=dist.ReduceOp.MAX)
         return bool(value)
 
+    def largest(self, value: int) -> int:
+        """Gives every process the largest of their values."""
+        if self.size == 1:
+            return value
+        held = torch.tensor(value, device=self.device)
+        dist.all_reduce(held, op=dist.ReduceOp.MAX)
+        return int(held)
+
     def share(self, make: Callable[[], T]) -> T:
         """Gives every process what ``make`` returns in the leading one, where alone it is called.
 

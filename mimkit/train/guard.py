@@ -57,6 +57,11 @@ class Guard:
         if self.buffers:
             torch._foreach_copy_(self.saved, self.buffers)
 
+    def restore(self) -> None:
+        """Puts the buffers back as they were at `before`."""
+        if self.buffers:
+            torch._foreach_copy_(self.buffers, self.saved)
+
     def after(self, step: int, index: Tensor, finite: Tensor) -> None:
         """Notes the step's flag () bool, and undoes what a skipped step did to the buffers."""
         for buffer, saved in zip(self.buffers, self.saved, strict=True):

@@ -3,19 +3,23 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mimkit.errors import MimkitError, TrainingError, in_one_line, memory_is_full
 from mimkit.parts.records import Batch, StepOutput
 from mimkit.recipe.schema import TrainSection
 from mimkit.train import checkpoint
 from mimkit.train.distributed import World
 from mimkit.train.guard import Guard, SkippedStep
+from mimkit.train.means import Means
 from mimkit.train.optim import guard, learning_rate, make_optimizer, set_learning_rate
+from mimkit.train.pieces import no_memory
+from mimkit.train.progress import Choice, Progress, place
 from mimkit.train.signals import Interrupted, Request
 from mimkit.train.step import Pretrainer
 
@@ -41,25 +45,6 @@ class Hooks:
     evaluate: Callable[[int], None] = _nothing
     report: Callable[[str], None] = _nothing
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext
-
-
-@dataclass
-class Progress:
-    """What a run has behind it; part of every checkpoint.
-
-    Args:
-        step: finished optimizer steps.
-        seconds: time spent in them, of all processes that one after the other trained this run.
-        skipped: steps that were skipped because they were not finite.
-    """
-
-    step: int
-    seconds: float
-    skipped: list[SkippedStep]
-
-    def state(self) -> dict[str, object]:
-        """Returns plain data for the checkpoint."""
-        return {"seconds": self.seconds, "skipped": [asdict(item) for item in self.skipped]}
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
@@ -116,7 +101,8 @@ class Loop:
         hooks: Hooks,
     ) -> None:
         self.pretrainer = pretrainer
-        # What computes a step from a batch; may be set to the module compiled or wrapped.
+        # What computes a step from a batch: the module, maybe wrapped; and maybe compiled.
+        self.eager: nn.Module = pretrainer
         self.forward: nn.Module = pretrainer
         self.train = train
         self.total = total_steps(train, num_images)
@@ -127,6 +113,9 @@ class Loop:
         self.hooks = hooks
         self.optimizer = make_optimizer(pretrainer, train)
         self.progress = Progress(0, 0.0, [])
+        self._settle(Choice())
+        # Whether weights, optimizer and targets are those that `progress` tells of.
+        self.intact = True
         self.means = Means(world)
 
     def resume(self) -> None:
@@ -138,10 +127,18 @@ class Loop:
         if found is not None:
             checkpoint.restore(found, self.pretrainer, self.optimizer)
             state: dict[str, Any] = found.state
-            skipped = [SkippedStep(**item) for item in state["skipped"]]
-            self.progress = Progress(found.step, float(state["seconds"]), skipped)
+            self.progress = Progress.from_state(found.step, state)
+            self._settle(self.progress.choice)
             if "interval" in state:  # not in an import
                 self.means.restore(state["interval"], found.part("extra."))
+
+    def _settle(self, choice: Choice) -> None:
+        """Takes over what was chosen on the same device; what the recipe says comes first."""
+        if choice.where and choice.where != place(self.world):
+            choice = Choice()
+        if self.train.accumulate != "auto":
+            choice = replace(choice, accumulate=self.train.accumulate)
+        self.progress.choice = choice
 
     def run(self, batches: Iterator[Batch], request: Request) -> None:
         """Trains to the last step.
@@ -150,7 +147,8 @@ class Loop:
             batches: from the step that `resume` found on.
             request: set by a signal; the loop then checkpoints and leaves.
 
-        Raises: Interrupted after a signal; TrainingError if steps in a row are not finite.
+        Raises: Interrupted after a signal; TrainingError if steps in a row are not finite, or
+            memory is full. Whatever ends it, a checkpoint is written of what can be kept.
         """
         self.pretrainer.train()
         guard_ = Guard(self.pretrainer, self.progress.skipped, self.progress.step)
@@ -158,12 +156,22 @@ class Loop:
         # On the CPU reading a flag costs nothing; elsewhere it waits for the device.
         read_every = 1 if self.world.device.type == "cpu" else self.train.log_every_steps
         clock = time.perf_counter()
-        for step in range(self.progress.step, self.total):
-            batch = next(batches)
-            lr = self.advance(step, batch, guard_, means)
+        start = self.progress.step
+        for step in range(start, self.total):
+            try:
+                batch = next(batches)
+                lr = self.advance(step, batch, guard_, means)
+            except Exception as error:
+                kept = self.intact and step > start
+                if kept:
+                    self._tell(guard_.read())
+                    self.save(alone=True)
+                if memory_is_full(error):
+                    raise self._no_memory(error, kept) from error
+                raise
 
             done = step + 1
-            self.progress.step = done
+            self.progress.step, self.progress.evaluated = done, False
             last = done == self.total
             saves = last or done % self.train.checkpoint_every_steps == 0
             if saves or done % read_every == 0:
@@ -179,7 +187,13 @@ class Loop:
                 means.reset()
                 self.hooks.log(done, values)
             # Evaluated before it is saved: what a checkpoint has behind it is complete.
-            self.hooks.evaluate(done)
+            try:
+                self.hooks.evaluate(done)
+            except Exception:
+                self._tell(guard_.read())
+                self.save(alone=True)
+                raise
+            self.progress.evaluated = True
             self.pretrainer.train()
             stop = self.asked_to_stop(done, request)
             if saves or stop:
@@ -191,7 +205,7 @@ class Loop:
         if self.asked_to_stop(self.total, request):  # while the last checkpoint was written
             raise Interrupted(request.number or 0, f"after step {self.total}")
 
-    def advance(self, step: int, batch: Batch, guard_: Guard, means: "Means") -> float:
+    def advance(self, step: int, batch: Batch, guard_: Guard, means: Means) -> float:
         """Does all of a step but fetching its batch; returns the learning rate."""
         lr = learning_rate(
             step,
@@ -202,32 +216,116 @@ class Loop:
         )
         set_learning_rate(self.optimizer, lr)
         guard_.before()
-        output, grad_norm, finite = self.step(step, batch)
+        output = self._gradients_somehow(step, batch, guard_)
+        self.intact = False
+        grad_norm, finite = self._update(output)
         guard_.after(step, batch.index, finite)
         with self.hooks.phase("target"):
             self.pretrainer.after_step((step + 1) / self.total)
         means.add(output, grad_norm, finite)
+        self.intact = True
         return lr
 
-    def step(self, step: int, batch: Batch) -> tuple[StepOutput, Tensor, Tensor]:
-        """One optimizer step; returns its output, gradient norm () and whether it counted ()."""
+    def gradients(self, step: int, batch: Batch, *, alone: bool = False) -> StepOutput:
+        """Passes a batch forwards and backwards, piece by piece; returns the last one's output.
+
+        Args:
+            step: which one it is.
+            batch: this process's share of it.
+            alone: leave the gradients as they are in this process.
+        """
         # Dropout and its like follow from (seed, step, rank), so a checkpoint needs no such state.
         torch.manual_seed(hash((self.seed, step, self.world.rank)) % 2**63)
         self.optimizer.zero_grad()
-        outputs = []
-        for piece in batch.split(self.train.accumulate):
-            with autocast(self.world.device, self.train.precision):
-                output: StepOutput = self.forward(piece)
-            with self.hooks.phase("backward"):
-                torch.autograd.backward(output.loss / self.train.accumulate)
-            outputs.append(output)
+        pieces = batch.split(self.progress.choice.accumulate)
+        # Only with the last piece are gradients averaged over processes.
+        silent = getattr(self.forward, "no_sync", nullcontext)
+        for number, piece in enumerate(pieces, start=1):
+            with silent() if alone or number < len(pieces) else nullcontext():
+                with autocast(self.world.device, self.train.precision):
+                    output: StepOutput = self.forward(piece)
+                with self.hooks.phase("backward"):
+                    torch.autograd.backward(output.loss / len(pieces))
+        return output
+
+    def _gradients_somehow(self, step: int, batch: Batch, guard_: Guard) -> StepOutput:
+        """Computes the gradients, eagerly where the compiled step fails."""
+        try:
+            return self.gradients(step, batch)
+        except Exception as error:
+            guard_.restore()
+            if not self.progress.choice.compiled or isinstance(error, MimkitError):
+                raise
+            failure = in_one_line(error)
+        # Here, where the error is gone, and with it what it held in memory.
+        if self.world.size > 1:
+            raise self._cannot_compile(failure, "no process can go on without it alone")
+        compiled, self.forward = self.forward, self.eager
+        try:
+            output = self.gradients(step, batch)
+        except Exception:  # the fault is not the compiler's
+            self.forward = compiled
+            guard_.restore()
+            raise
+        if self.train.compile == "on":
+            guard_.restore()
+        self.give_up_compiling(failure)
+        return output
+
+    def cut(self, pieces: int) -> None:
+        """Cuts each batch into so many pieces from now on."""
+        self.progress.choice = replace(self.progress.choice, accumulate=pieces)
+
+    def compile(self) -> None:
+        """Computes steps compiled from now on."""
+        # Every recipe compiles the same `forward`; in one process that hits torch's limit.
+        torch.compiler.reset()
+        self.forward = torch.compile(self.eager)  # type: ignore[assignment]
+        self.progress.choice = replace(self.progress.choice, compiled=True, compile_failure=None)
+
+    def run_eagerly(self, failure: str | None = None) -> None:
+        """Computes steps as they stand from now on; ``failure``: why they cannot be compiled."""
+        self.forward = self.eager
+        self.progress.choice = replace(
+            self.progress.choice, compiled=False, compile_failure=failure
+        )
+
+    def give_up_compiling(self, failure: str) -> None:
+        """Goes on eagerly, and says why.
+
+        Raises: TrainingError if the recipe insists on a compiled step.
+        """
+        if self.train.compile == "on":
+            raise self._cannot_compile(failure, 'train.compile is "on"')
+        self.run_eagerly(failure)
+        self.hooks.report(f"the step cannot be compiled here, so it runs as it is: {failure}")
+
+    @staticmethod
+    def _cannot_compile(failure: str, why: str) -> TrainingError:
+        return TrainingError(
+            f"the step cannot be compiled here ({failure}), and {why}. Set train.compile=off; "
+            "a run that was begun goes on with it."
+        )
+
+    def _no_memory(self, error: Exception, kept: bool) -> TrainingError:
+        step, share = self.progress.step, self.train.batch_size // self.world.size
+        return no_memory(
+            f"step {step:,}",
+            error,
+            share=share,
+            accumulate=self.progress.choice.accumulate,
+            after=f"The same command then goes on at step {step:,}." if kept else "",
+        )
+
+    def _update(self, output: StepOutput) -> tuple[Tensor, Tensor]:
+        """Lets the optimizer use the gradients; returns their norm () and if they count ()."""
         limit = self.train.clip_norm if self.train.clip_norm is not None else float("inf")
         with self.hooks.phase("optimizer"):
             grad_norm = nn.utils.clip_grad_norm_(self.pretrainer.parameters(), limit)
-            finite = torch.isfinite(grad_norm) & torch.isfinite(outputs[-1].loss)
+            finite = torch.isfinite(grad_norm) & torch.isfinite(output.loss)
             guard(self.optimizer, finite)
             self.optimizer.step()
-        return outputs[-1], grad_norm, finite
+        return grad_norm, finite
 
     def _tell(self, skipped: list[SkippedStep]) -> None:
         for one in skipped:
@@ -241,9 +339,9 @@ class Loop:
             return False
         return self.world.any(request.number is not None)
 
-    def save(self) -> None:
-        """Writes a checkpoint, from the leading process."""
-        interval, sums = self.means.state()
+    def save(self, *, alone: bool = False) -> None:
+        """Writes a checkpoint, from the leading process; ``alone``: without asking the others."""
+        interval, sums = self.means.state(alone=alone)
         if self.world.leads:
             checkpoint.save(
                 self.folder,
@@ -253,60 +351,5 @@ class Loop:
                 {**self.progress.state(), "interval": interval},
                 extra=sums,
             )
-        self.world.wait()
-
-
-class Means:
-    """Running sums of every logged number, kept on the device until they are read.
-
-    The interval that is open when a run stops goes on when the run does: its sums, steps and
-    seconds belong to the checkpoint.
-    """
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.reset()
-
-    def reset(self) -> None:
-        """Starts a new interval."""
-        self.names: list[str] = []
-        self.sums: Tensor | None = None
-        self.steps = 0
-        self.seconds = 0.0
-
-    def add(self, output: StepOutput, grad_norm: Tensor, finite: Tensor) -> None:
-        """Adds one step's numbers; a skipped step counts nothing."""
-        values = {"loss/total": output.loss.detach()}
-        values |= {f"loss/{name}": value.detach() for name, value in output.terms.items()}
-        values |= {f"metric/{name}": value for name, value in output.metrics.items()}
-        values |= {"grad_norm": grad_norm, "counted": torch.ones_like(grad_norm)}
-        stacked = torch.stack([value.float() for value in values.values()])
-        stacked = torch.where(finite, stacked, 0.0)
-        self.names = list(values)
-        self.sums = stacked if self.sums is None else self.sums + stacked
-        self.steps += 1
-
-    def read(self) -> dict[str, float]:
-        """Returns the means of the interval over steps and processes."""
-        if self.sums is None:
-            return {}
-        *sums, counted = self.world.mean(self.sums).tolist()
-        return {
-            name: value / counted if counted else float("nan")
-            for name, value in zip(self.names[:-1], sums, strict=True)
-        }
-
-    def state(self) -> tuple[dict[str, object], dict[str, Tensor]]:
-        """Returns the open interval for a checkpoint; every process must ask for it at once.
-
-        Returns: plain data, and the sums, which become the means over processes in all of them:
-            what is read in the end is the same.
-        """
-        data = {"names": self.names, "steps": self.steps, "seconds": self.seconds}
-        return data, {} if self.sums is None else {"sums": self.world.mean(self.sums)}
-
-    def restore(self, data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Goes on with an interval that `state` gave."""
-        self.names, self.steps = list(data["names"]), int(data["steps"])
-        self.seconds = float(data["seconds"])
-        self.sums = tensors["sums"].to(self.world.device) if "sums" in tensors else None
+        if not alone:
+            self.world.wait()

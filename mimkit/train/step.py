@@ -56,6 +56,9 @@ class Pretrainer(Module):
         """
         mask = batch.mask
         axes = Axes(B=mask.context.shape[0], G=mask.target.shape[1], M=mask.target.shape[2])
+        # First what needs no encoder: while a tokenizer runs, nothing yet waits for a gradient.
+        with torch.no_grad():
+            targets = self._targets(batch, needs_encoder=False)
         if self.head.only_targets:
             wanted = mask.target.flatten(1)
             tokens = self.encoder.at(batch.image, mask.context, mask.hidden, wanted)
@@ -68,9 +71,7 @@ class Pretrainer(Module):
         axes.check("the encoder's index", tokens.index, "B S", torch.int64)
 
         predictions: dict[str, Tensor] = self.head(tokens, mask)
-        targets: dict[str, Tensor] = {
-            name: target(batch, self.encoder) for name, target in self.targets.items()
-        }
+        targets |= self._targets(batch, needs_encoder=True)
         for name, width in self.outputs.items():
             axes.sizes["K"] = width.size
             axes.check(f"the head's prediction '{name}'", predictions.get(name), "B G M K")
@@ -83,6 +84,13 @@ class Pretrainer(Module):
             else:
                 axes.check(where, targets[term.target], "B G M K")
         return predictions, targets
+
+    def _targets(self, batch: Batch, *, needs_encoder: bool) -> dict[str, Tensor]:
+        return {
+            name: target(batch, self.encoder)
+            for name, target in self.targets.items()
+            if cast(Target, target).needs_encoder is needs_encoder
+        }
 
     def after_step(self, progress: float) -> None:
         """Lets every target follow the encoder, once per optimizer step."""

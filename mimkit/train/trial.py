@@ -1,19 +1,25 @@
-"""Short measured trials before a run: its time, memory and FLOPs, and whether compiling pays."""
+"""Short measured trials before a run: its time, memory and FLOPs, and how to compute its steps."""
 
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor, nn
 
+from mimkit.errors import in_one_line, memory_is_full
 from mimkit.memory import peak_bytes
 from mimkit.parts.flops import count_flops
 from mimkit.parts.records import Batch
+from mimkit.recipe.schema import TrainSection
 from mimkit.train.guard import Guard
-from mimkit.train.loop import Loop, Means
+from mimkit.train.loop import Loop
+from mimkit.train.means import Means
+from mimkit.train.pieces import largest_piece, more_pieces, no_memory
+from mimkit.train.progress import Choice, place
 
 Stream = Callable[[int, int], Iterator[Batch]]
 
@@ -66,42 +72,44 @@ class Trial:
 
 
 def try_out(loop: Loop, stream: Stream, *, workers: int) -> Trial:
-    """Measures the loop's next step, and compiles it where that is asked for or shows faster.
+    """Measures the loop's next step, and settles in how many pieces it runs, and if compiled.
 
     What is measured is the loop's own step, optimizer included; then all is put back as it was,
-    but for ``loop.forward``, which may be compiled.
+    but for ``loop.forward``, which may be compiled, and the loop's choice. A run that goes on
+    on the same device keeps the choice that it has, as long as it works.
 
     Args:
         loop: about to run. ``train.compile`` "auto" tries on CUDA only, since on CPUs compiling
-            rarely pays.
+            rarely pays; so does the search for the largest piece, since a CPU's memory has no
+            bound that could be measured: there a batch is cut only if it cannot be had whole.
         stream: gives the batches from one step to another, as the run will get them.
         workers: loader processes of it.
+
+    Raises: TrainingError if memory is full, or the recipe insists on compiling, which fails.
     """
     batch, load_seconds = _time_data(stream, loop.progress.step, workers, loop.world.device)
-    device = loop.world.device
-    wrapped = loop.forward
+    device, train = loop.world.device, loop.train
+    known = loop.progress.choice if loop.progress.choice.where else None  # the run goes on
     with untouched(loop.pretrainer, loop.optimizer):
         step = _Step(loop, batch)
         loop.forward = loop.pretrainer  # DDP would wait for other processes
-        flops = count_flops(step)
-        loop.forward = wrapped
-        seconds, memory, compiled = *_time_steps(step, _STEPS), False
-        if loop.train.compile == "on" or (loop.train.compile == "auto" and device.type == "cuda"):
-            # Every recipe compiles the same `forward`; in one process that hits torch's limit.
-            torch.compiler.reset()
-            loop.forward = torch.compile(wrapped)  # type: ignore[assignment]
+        flops = _fit(step, known)
+        loop.run_eagerly(known.compile_failure if known else None)
+        seconds, memory = _time_steps(step, _STEPS)
+        if _tries_to_compile(train, device, known) and _compiles(step):
             fast, its_memory = _time_steps(step, _STEPS_TO_CHOOSE)
-            if loop.train.compile == "on" or fast < seconds:
-                seconds, memory, compiled = fast, its_memory, True
+            if train.compile == "auto" and not known and fast >= seconds:
+                loop.run_eagerly(loop.progress.choice.compile_failure)
             else:
-                loop.forward = wrapped
+                seconds, memory = fast, its_memory
     _forget_peak(device)
+    loop.progress.choice = replace(loop.progress.choice, where=place(loop.world))
     return Trial(
         step_seconds=seconds,
         load_seconds=load_seconds,
         peak_memory_bytes=memory,
         flops_per_image=flops / batch.index.shape[0],
-        compiled=compiled,
+        compiled=loop.progress.choice.compiled,
         overlaps=workers > 0 and device.type != "cpu",
     )
 
@@ -114,10 +122,99 @@ class _Step:
         self.batch = batch
         self.guard = Guard(loop.pretrainer, [])
         self.means = Means(loop.world)
-        loop.pretrainer.train()
 
     def __call__(self) -> None:
+        self.loop.pretrainer.train()  # an error may have left a part in the other mode
         self.loop.advance(self.loop.progress.step, self.batch, self.guard, self.means)
+
+
+def _fit(step: _Step, known: Choice | None) -> int:
+    """Cuts the batch into as few pieces as memory allows, in all processes alike.
+
+    Returns: the FLOPs of the step.
+    Raises: TrainingError if the recipe's own number of pieces, or single images, do not fit.
+    """
+    loop, share = step.loop, step.batch.index.shape[0]
+    said = loop.train.accumulate
+    measured = _counts_memory(loop.world.device)
+    if said == "auto" and measured and known is None:
+        size = largest_piece(partial(_peak_of, step), share, _room(loop.world.device))
+        loop.cut(share // (size or 1))
+    while True:
+        accumulate = loop.progress.choice.accumulate
+        try:
+            flops = count_flops(step)
+            break
+        except (RuntimeError, MemoryError) as error:
+            finer = more_pieces(share, accumulate) if said == "auto" else None
+            if not memory_is_full(error):
+                raise
+            if finer is None:
+                raise no_memory(
+                    "before the first step", error, share=share, accumulate=accumulate
+                ) from error
+        loop.cut(finer)
+    loop.cut(loop.world.largest(accumulate))
+    if said == "auto" and (measured or accumulate > 1):
+        pieces = loop.progress.choice.accumulate
+        what = "the whole batch fits" if pieces == 1 else f"pieces of {share // pieces} images fit"
+        loop.hooks.report(f"{what} into memory: train.accumulate = {pieces}")
+    return flops
+
+
+def _counts_memory(device: torch.device) -> bool:
+    """Whether it is known how much memory a step needs, and how much there is."""
+    return device.type == "cuda"
+
+
+def _peak_of(step: _Step, size: int) -> int:
+    """Does the step on one or two pieces of a size; returns the most bytes in use meanwhile."""
+    batch, device = step.batch, step.loop.world.device
+    # With two, gradients lie beside what the second piece keeps, as they do with many.
+    pieces = min(2, batch.index.shape[0] // size)
+    step.batch = batch.rows(0, pieces * size)
+    step.loop.cut(pieces)
+    torch.cuda.empty_cache()
+    try:
+        if not step.loop.optimizer.state:
+            step()
+        _forget_peak(device)
+        step()
+    finally:
+        step.batch = batch
+    synchronize(device)
+    return _peak_memory(device)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that a step may use: of what nobody else has, all but a tenth, as blocks leave gaps."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return int(0.9 * (free + torch.cuda.memory_reserved(device)))
+
+
+def _tries_to_compile(train: TrainSection, device: torch.device, known: Choice | None) -> bool:
+    if train.compile == "auto":
+        return known.compiled if known else device.type == "cuda"
+    return train.compile == "on"
+
+
+def _compiles(step: _Step) -> bool:
+    """Compiles the loop's step if that works in every process.
+
+    Raises: TrainingError if it does not, but the recipe insists on it.
+    """
+    loop = step.loop
+    failure = None
+    try:
+        loop.compile()
+        # Without the exchange of gradients, in which a process where it works would wait.
+        loop.gradients(loop.progress.step, step.batch, alone=True)
+    except Exception as error:  # the same step has just run eagerly, so it is the compiler's fault
+        failure = in_one_line(error)
+    if loop.world.any(failure is not None):
+        loop.give_up_compiling(failure or "it failed in another process")
+        return False
+    return True
 
 
 def _time_steps(step: _Step, number: int) -> tuple[float, int]:

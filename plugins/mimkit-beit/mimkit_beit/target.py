@@ -85,6 +85,7 @@ class DVAETokens(Target):
     """
 
     ragged = True
+    needs_encoder = False
     miniature: ClassVar[Mapping[str, Any]] = {
         "weights": "train",
         "codebook_size": 8,

@@ -39,6 +39,7 @@ class HOG(Target):
     """
 
     ragged = True
+    needs_encoder = False
 
     def __init__(self, geometry: Geometry, *, cell_size: Size = 8) -> None:
         super().__init__()
