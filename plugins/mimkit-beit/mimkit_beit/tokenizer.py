@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
 from dall_e import Decoder, Encoder
 from einops import rearrange
 from torch import Tensor, nn
+
+from mimkit import take
 
 Network = Literal["encoder", "decoder"]
 
@@ -18,6 +20,13 @@ STRIDE: Final = 8
 PIXEL_MEAN: Final = -0.125
 PIXEL_STD: Final = 1.25
 """(x + 0.125) / 1.25 = 0.8 x + 0.1, the `map_pixels` of DALL·E: never near 0 or 1."""
+
+_ALIGNED_CHANNELS: Final = 8
+"""16 bytes of float16, which tensor cores read at once; an image has half as many or fewer."""
+_SCORES_AT_ONCE: Final = 2**26
+"""256 MiB of them: those of 8,192 tokens with the published codebook."""
+_SUMS_TO_FLOAT32: Final = hasattr(torch.ops.aten.mm, "dtype")
+"""Whether torch multiplies float16 into float32, which before 2.8 it could not."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +100,48 @@ class Tokenizer(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def forward(self, view: Tensor) -> Tensor:
-        """Gives the id of the best code of every token, row by row.
+    def forward(self, view: Tensor, at: Tensor | None = None) -> Tensor:
+        """Gives the id of the best code of every token, row by row, or only of those at ``at``.
 
-        On CUDA all convolutions but the last compute in float16.
+        On CUDA factors are rounded to float16, but scores are summed and compared in float32.
 
-        Shape: view (B, C, 8 * rows, 8 * cols) in the token view's normalisation; (B, N) int64.
+        Shape: view (B, C, 8 * rows, 8 * cols) in the token view's normalisation; at (B, ...)
+        int64; result (B, N), or the shape of ``at``, int64.
         """
         # The classes of DALL·E choose their precision themselves, and take float32 only;
         # autocast to bfloat16 would round the scores far more coarsely.
         with torch.autocast(view.device.type, enabled=False):
-            scores: Tensor = self.encoder(view.float())  # (B, K, rows, cols)
-        return scores.float().argmax(dim=1).flatten(1)
+            features = self._features(view.float())  # (B, N, E)
+            # The last layer looks at one token alone: what nobody asks for is not scored.
+            if at is not None and at[0].numel() < features.shape[1]:
+                return self._best(take(features, at))
+            ids = self._best(features)
+        return ids if at is None else take(ids, at)
+
+    def _features(self, view: Tensor) -> Tensor:
+        """Gives what the codes are scored by, (B, N, E); E is 8 times ``hidden_dim``."""
+        first, *groups, last = self.encoder.get_submodule("blocks").children()
+        on_cuda = view.device.type == "cuda"
+        x = widened(first, view, torch.float16) if on_cuda else first(view)
+        for group in groups:
+            x = group(x)
+        return rearrange(last.get_submodule("relu")(x), "b e rows cols -> b (rows cols) e")
+
+    def _best(self, features: Tensor) -> Tensor:
+        """Gives the best code of each token, (..., E) to (...); the first of several alike."""
+        conv: Any = self.encoder.get_submodule("blocks.output.conv")
+        weight, bias = conv.w.flatten(1), conv.b  # (K, E), (K,)
+        halves = _SUMS_TO_FLOAT32 and features.dtype == torch.float16
+        weight = weight.half() if halves else weight
+        best = []
+        # With all their scores at once a batch would need more memory than in any other layer.
+        for part in features.flatten(0, -2).split(max(1, _SCORES_AT_ONCE // len(weight))):
+            if halves:
+                scores = torch.mm(part, weight.T, out_dtype=torch.float32).add_(bias)
+            else:
+                scores = F.linear(part.float(), weight, bias)
+            best.append(scores.argmax(dim=1))
+        return torch.cat(best).view(features.shape[:-1])
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:
@@ -118,6 +157,22 @@ class Tokenizer(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward
+
+
+def widened(conv: Any, view: Tensor, dtype: torch.dtype) -> Tensor:
+    """Applies the first convolution in ``dtype``, with zeros as further channels of the image.
+
+    Of three channels tensor cores can read none at once; of the zeros nothing enters a sum.
+
+    Shape: (B, C, H, W) to (B, hidden_dim, H, W).
+    """
+    weight, bias = (parameter.to(dtype) for parameter in (conv.w, conv.b))
+    missing = (0, 0, 0, 0, 0, -view.shape[1] % _ALIGNED_CHANNELS)
+    image, weight = (
+        F.pad(tensor, missing).contiguous(memory_format=torch.channels_last)
+        for tensor in (view.to(dtype), weight)
+    )
+    return F.conv2d(image, weight, bias, padding="same")
 
 
 def picture(output: Tensor) -> Tensor:
