@@ -98,5 +98,7 @@ def _scaled(x: Tensor, linear: nn.Linear, factors: Tensor | None) -> Tensor:
 
 
 def _sum(x: Tensor, branch: Tensor, drop_path: nn.Module) -> Tensor:
-    """Adds a branch, which ``drop_path`` leaves out for some images."""
-    return torch.addcmul(x, branch, drop_path(x.new_ones(x.shape[0], 1, 1)))
+    """Adds a branch, which ``drop_path`` leaves out for some images; its type is that of ``x``."""
+    # A factor of 1 / 0.9 in bfloat16 would be wrong by 0.2 %, for every image alike.
+    ones = x.new_ones(x.shape[0], 1, 1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return torch.addcmul(x, branch, drop_path(ones)).to(x.dtype)
