@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mimkit import take
+from mimkit_beit.convolution import aligned_convolution
 
 Network = Literal["encoder", "decoder"]
 
@@ -21,8 +22,6 @@ PIXEL_MEAN: Final = -0.125
 PIXEL_STD: Final = 1.25
 """(x + 0.125) / 1.25 = 0.8 x + 0.1, the `map_pixels` of DALL·E: never near 0 or 1."""
 
-_ALIGNED_CHANNELS: Final = 8
-"""16 bytes of float16, which tensor cores read at once; an image has half as many or fewer."""
 _SCORES_AT_ONCE: Final = 2**26
 """256 MiB of them: those of 8,192 tokens with the published codebook."""
 _SUMS_TO_FLOAT32: Final = hasattr(torch.ops.aten.mm, "dtype")
@@ -120,12 +119,17 @@ class Tokenizer(nn.Module):
 
     def _features(self, view: Tensor) -> Tensor:
         """Gives what the codes are scored by, (B, N, E); E is 8 times ``hidden_dim``."""
-        first, *groups, last = self.encoder.get_submodule("blocks").children()
-        on_cuda = view.device.type == "cuda"
-        x = widened(first, view, torch.float16) if on_cuda else first(view)
+        blocks: Any = self.encoder.get_submodule("blocks")
+        first, *groups, last = blocks.children()
+        if view.device.type == "cuda":
+            weight, bias = first.w.half(), first.b.half()
+            x = aligned_convolution(view.half(), weight) + bias[:, None, None]
+        else:
+            x = first(view)
         for group in groups:
             x = group(x)
-        return rearrange(last.get_submodule("relu")(x), "b e rows cols -> b (rows cols) e")
+        features: Tensor = last.relu(x)
+        return rearrange(features, "b e rows cols -> b (rows cols) e")
 
     def _best(self, features: Tensor) -> Tensor:
         """Gives the best code of each token, (..., E) to (...); the first of several alike."""
@@ -135,7 +139,8 @@ class Tokenizer(nn.Module):
         weight = weight.half() if halves else weight
         best = []
         # With all their scores at once a batch would need more memory than in any other layer.
-        for part in features.flatten(0, -2).split(max(1, _SCORES_AT_ONCE // len(weight))):
+        rows = max(1, _SCORES_AT_ONCE // len(weight))
+        for part in torch.split(features.flatten(0, -2), rows):
             if halves:
                 scores = torch.mm(part, weight.T, out_dtype=torch.float32).add_(bias)
             else:
@@ -157,22 +162,6 @@ class Tokenizer(nn.Module):
 
     if TYPE_CHECKING:
         __call__ = forward
-
-
-def widened(conv: Any, view: Tensor, dtype: torch.dtype) -> Tensor:
-    """Applies the first convolution in ``dtype``, with zeros as further channels of the image.
-
-    Of three channels tensor cores can read none at once; of the zeros nothing enters a sum.
-
-    Shape: (B, C, H, W) to (B, hidden_dim, H, W).
-    """
-    weight, bias = (parameter.to(dtype) for parameter in (conv.w, conv.b))
-    missing = (0, 0, 0, 0, 0, -view.shape[1] % _ALIGNED_CHANNELS)
-    image, weight = (
-        F.pad(tensor, missing).contiguous(memory_format=torch.channels_last)
-        for tensor in (view.to(dtype), weight)
-    )
-    return F.conv2d(image, weight, bias, padding="same")
 
 
 def picture(output: Tensor) -> Tensor:

@@ -6,12 +6,12 @@ from dall_e import Encoder
 from dall_e.encoder import EncoderBlock
 from dall_e.utils import Conv2d
 from mimkit_beit import tokenizer as module
-from mimkit_beit.tokenizer import Size, Tokenizer, make_network, widened
+from mimkit_beit.tokenizer import Size, Tokenizer, make_network
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from mimkit import freeze
+from mimkit import count_flops, freeze
 
 CODES, ROWS, COLS = 512, 4, 6
 SIZE = Size(CODES, hidden_dim=8, num_blocks=2)
@@ -82,20 +82,22 @@ def test_of_several_best_codes_the_first_is_taken(encoder):
     assert Tokenizer(SIZE, tied, None)(view()).max() < CODES // 2
 
 
-def test_further_channels_of_zeros_change_no_value(encoder):
-    first = encoder.blocks.input
-    torch.testing.assert_close(widened(first, view(), torch.float32), first(view()))
-
-
 @pytest.mark.skipif(not module._SUMS_TO_FLOAT32, reason="torch has no such product")
-def test_on_a_fake_gpu_factors_are_float16_and_scores_float32():
+def test_on_a_fake_gpu_factors_are_float16_and_scores_float32_for_the_same_work():
     tokenizer = freeze(Tokenizer(SIZE, make_network("encoder", SIZE).state_dict(), None))
+    work = {}
     with FakeTensorMode(allow_non_fake_inputs=True), Watch() as watch:
-        tokenizer.to_empty(device="cuda")
-        images = torch.empty(6, 3, 8 * ROWS, 8 * COLS, device="cuda")
-        ids = tokenizer(images, torch.zeros(6, 5, dtype=torch.int64, device="cuda"))
-    assert (ids.shape, ids.dtype, ids.device.type) == ((6, 5), torch.int64, "cuda")
-    assert watch.seen == [((30, CODES), torch.float32, torch.float16)]
+        for device in ("cpu", "cuda"):
+            tokenizer.to_empty(device=device)
+            images = torch.empty(6, 3, 8 * ROWS, 8 * COLS, device=device)
+            at = torch.zeros(6, 5, dtype=torch.int64, device=device)
+            ids = tokenizer(images, at)
+            assert (ids.shape, ids.dtype, ids.device.type) == ((6, 5), torch.int64, device)
+            work[device] = count_flops(lambda images=images, at=at: tokenizer(images, at))
+    scored = ((30, CODES), torch.float32)
+    assert watch.seen[:2] == [(*scored, torch.float32)] * 2
+    assert watch.seen[2:] == [(*scored, torch.float16)] * 2
+    assert work["cuda"] == work["cpu"]
 
 
 @torch.no_grad()
