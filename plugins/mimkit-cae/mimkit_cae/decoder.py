@@ -32,7 +32,7 @@ class Decoder(nn.Module):
         mlp_ratio: float,
         layer_scale: float | None,
         drop_path: float,
-        stream: Stream,
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
         self.stream = stream
