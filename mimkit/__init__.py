@@ -77,6 +77,7 @@ _HOMES = {
         "Width",
     ),
     "mimkit.parts.state_dicts": ("Checkpoint", "unwrap"),
+    "mimkit.parts.stream": ("Stream", "as_stream"),
     "mimkit.train.resumable": ("Resumable",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -119,6 +120,7 @@ __all__ = [
     "Resumable",
     "Size",
     "StepOutput",
+    "Stream",
     "Subject",
     "Target",
     "Term",
@@ -128,6 +130,7 @@ __all__ = [
     "View",
     "Width",
     "Work",
+    "as_stream",
     "compare",
     "count_blocks",
     "count_flops",
@@ -220,6 +223,7 @@ if TYPE_CHECKING:
         Width,
     )
     from mimkit.parts.state_dicts import Checkpoint, unwrap
+    from mimkit.parts.stream import Stream, as_stream
     from mimkit.train.resumable import Resumable
 
 

@@ -144,6 +144,7 @@ def test_all_but_the_gradients_of_a_shipped_recipe_stays_on_the_gpu(file, monkey
 )
 def test_a_process_takes_a_gpu_that_has_a_number(monkeypatch, device, rank, expected):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
     current = []
     # The driver's half alone is missing: what torch checks before it stays.
     monkeypatch.setattr(torch._C, "_cuda_setDevice", current.append, raising=False)
@@ -152,3 +153,4 @@ def test_a_process_takes_a_gpu_that_has_a_number(monkeypatch, device, rank, expe
     with FakeTensorMode(), join(device) as world:
         assert world.device == torch.device("cuda", expected)
     assert current == [expected]
+    assert torch.backends.cudnn.benchmark

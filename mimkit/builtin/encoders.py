@@ -20,6 +20,7 @@ from mimkit.parts.bounds import Depth, Multiple, Rate, Ratio, Size
 from mimkit.parts.depth import set_drop_path
 from mimkit.parts.patches import take
 from mimkit.parts.records import Geometry, Grid, TimmModel, Tokens
+from mimkit.parts.stream import Stream, as_stream
 
 
 class ViT(Encoder):
@@ -42,6 +43,7 @@ class ViT(Encoder):
         pool: what the backbone gives: the mean of the patches, or the class token.
         final_norm: "tokens": after the last block; "pooled": on the mean of the patches, as in
             fine-tuned checkpoints. Only the backbone pools, so tokens then stay unnormalised.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
 
     Raises: RecipeError if the widths do not divide, the class token to pool is missing, or it
         should be pooled with a norm of the mean.
@@ -64,6 +66,7 @@ class ViT(Encoder):
         drop_path: Rate = 0.0,
         pool: Literal["mean", "cls"] = "mean",
         final_norm: Literal["tokens", "pooled"] = "tokens",
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -87,6 +90,7 @@ class ViT(Encoder):
         self.num_heads = num_heads
         self.mlp_ratio = mlp_ratio
         self.layer_scale = layer_scale
+        self.stream = stream
         self.num_prefix = int(class_token)
         self.patch_embed = PatchEmbed(
             grid.image_size, grid.patch_size, geometry.channels, embed_dim
@@ -124,7 +128,7 @@ class ViT(Encoder):
         """
         x, index = self._embed(image, context, hidden)
         for block in self.blocks:
-            x = block(x)
+            x = as_stream(block(x), self.stream)
         return self._tokens(x if self.norm_pools else self.norm(x), index)
 
     def layers(self, image: Tensor) -> tuple[Tokens, ...]:
@@ -133,7 +137,7 @@ class ViT(Encoder):
         Shape: ``depth`` times patches (B, N, D).
         """
         x, index = self._embed(image, None, None)
-        outputs = [x := block(x) for block in self.blocks]
+        outputs = [x := as_stream(block(x), self.stream) for block in self.blocks]
         outputs[-1] = x if self.norm_pools else self.norm(x)
         return tuple(self._tokens(output, index) for output in outputs)
 
@@ -144,7 +148,7 @@ class ViT(Encoder):
         """
         x, _ = self._embed(image, None, None)
         for block in self.blocks[:-1]:
-            x = block(x)
+            x = as_stream(block(x), self.stream)
         last: Any = self.blocks[-1]
         joined = last.attn.qkv(last.norm1(x))  # (B, T, 3 D)
         query, key, _ = rearrange(
@@ -168,7 +172,7 @@ class ViT(Encoder):
         if self.cls_token is not None:
             cls_token = self.cls_token + self.pos_embed[:, :1]
             x = torch.cat([cls_token.expand(batch_size, -1, -1), x], dim=1)  # (B, 1 + S, D)
-        return x, context
+        return as_stream(x, self.stream), context
 
     def _tokens(self, x: Tensor, index: Tensor) -> Tokens:
         return Tokens(patches=x[:, self.num_prefix :], prefix=x[:, : self.num_prefix], index=index)

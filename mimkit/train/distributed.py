@@ -127,6 +127,8 @@ def join(device: str | None) -> Iterator[World]:
         ) from error
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
+        # Shapes hardly change in a run: the fastest convolution for each is searched once.
+        torch.backends.cudnn.benchmark = True
     if size == 1:
         yield World(0, 1, chosen)
         return

@@ -26,8 +26,10 @@ from mimkit import (
     Ratio,
     RecipeError,
     Size,
+    Stream,
     TimmModel,
     Tokens,
+    as_stream,
     patch_attention,
     take,
 )
@@ -61,6 +63,7 @@ class BEiTViT(Encoder):
             fine-tuned checkpoints. Only the backbone pools, so tokens then stay unnormalised.
         num_classes: width of a fine-tuned classifier that is kept for export; 0 for none. It
             reads the normalised mean, or with final_norm = "tokens" the class token.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
 
     Raises: RecipeError if ``num_heads`` does not divide ``embed_dim``.
     Source: BEiT, arXiv 2106.08254, section 2 and appendix. The defaults are the paper's plain
@@ -86,6 +89,7 @@ class BEiTViT(Encoder):
         mask_token: bool = True,
         final_norm: Literal["tokens", "pooled"] = "tokens",
         num_classes: Annotated[int, Interval(ge=0, le=65_536)] = 0,
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -101,6 +105,7 @@ class BEiTViT(Encoder):
         self.layer_scale = layer_scale
         self.drop_path = drop_path
         self.num_classes = num_classes
+        self.stream = stream
         self.takes_hidden = mask_token
         window = (grid.rows, grid.cols)
         self.patch_embed = PatchEmbed(
@@ -205,6 +210,7 @@ class BEiTViT(Encoder):
                 drop_path=self.drop_path,
                 mask_token=False,
                 final_norm="pooled",
+                stream=self.stream,
             )
         own = vit.state_dict()
         moved = to_grid(self.state_dict(), self.grid, grid, len(self.blocks))
@@ -256,7 +262,7 @@ class BEiTViT(Encoder):
         if hidden is not None and self.mask_token is not None:
             x = torch.where(hidden[..., None], self.mask_token, x)
         x = torch.cat([self.cls_token.expand(batch_size, -1, -1), x], dim=1)  # (B, 1 + S, D)
-        return x if places is None else x + places, bias, index
+        return as_stream(x if places is None else x + places, self.stream), bias, index
 
     def _positions_at(self, context: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Gives the bias and the added positions of a part of the grid."""

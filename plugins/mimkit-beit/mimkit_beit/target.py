@@ -30,7 +30,6 @@ from mimkit import (
     Width,
     freeze,
     scatter,
-    take,
 )
 from mimkit_beit import published
 from mimkit_beit.fit import Plan
@@ -242,7 +241,7 @@ class DVAETokens(Target):
         Shape: (B, G, M) int64.
         Raises: MimkitError before `prepare`.
         """
-        return take(self._prepared()(batch.views["tokens"]), batch.mask.target)
+        return self._prepared()(batch.views["tokens"], batch.mask.target)
 
     def render(self, prediction: Tensor, batch: Batch) -> tuple[Picture, ...]:
         """Decodes the tokens, once with the predicted ones at the targets; nothing if it cannot."""

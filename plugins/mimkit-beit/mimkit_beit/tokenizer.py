@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
 from dall_e import Decoder, Encoder
 from einops import rearrange
 from torch import Tensor, nn
+
+from mimkit import take
+from mimkit_beit.convolution import aligned_convolution
 
 Network = Literal["encoder", "decoder"]
 
@@ -18,6 +21,11 @@ STRIDE: Final = 8
 PIXEL_MEAN: Final = -0.125
 PIXEL_STD: Final = 1.25
 """(x + 0.125) / 1.25 = 0.8 x + 0.1, the `map_pixels` of DALL·E: never near 0 or 1."""
+
+_SCORES_AT_ONCE: Final = 2**26
+"""256 MiB of them: those of 8,192 tokens with the published codebook."""
+_SUMS_TO_FLOAT32: Final = hasattr(torch.ops.aten.mm, "dtype")
+"""Whether torch multiplies float16 into float32, which before 2.8 it could not."""
 
 
 @dataclass(frozen=True)
@@ -91,18 +99,54 @@ class Tokenizer(nn.Module):
         self.to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def forward(self, view: Tensor) -> Tensor:
-        """Gives the id of the best code of every token, row by row.
+    def forward(self, view: Tensor, at: Tensor | None = None) -> Tensor:
+        """Gives the id of the best code of every token, row by row, or only of those at ``at``.
 
-        On CUDA all convolutions but the last compute in float16.
+        On CUDA factors are rounded to float16, but scores are summed and compared in float32.
 
-        Shape: view (B, C, 8 * rows, 8 * cols) in the token view's normalisation; (B, N) int64.
+        Shape: view (B, C, 8 * rows, 8 * cols) in the token view's normalisation; at (B, ...)
+        int64; result (B, N), or the shape of ``at``, int64.
         """
         # The classes of DALL·E choose their precision themselves, and take float32 only;
         # autocast to bfloat16 would round the scores far more coarsely.
         with torch.autocast(view.device.type, enabled=False):
-            scores: Tensor = self.encoder(view.float())  # (B, K, rows, cols)
-        return scores.float().argmax(dim=1).flatten(1)
+            features = self._features(view.float())  # (B, N, E)
+            # The last layer looks at one token alone: what nobody asks for is not scored.
+            if at is not None and at[0].numel() < features.shape[1]:
+                return self._best(take(features, at))
+            ids = self._best(features)
+        return ids if at is None else take(ids, at)
+
+    def _features(self, view: Tensor) -> Tensor:
+        """Gives what the codes are scored by, (B, N, E); E is 8 times ``hidden_dim``."""
+        blocks: Any = self.encoder.get_submodule("blocks")
+        first, *groups, last = blocks.children()
+        if view.device.type == "cuda":
+            weight, bias = first.w.half(), first.b.half()
+            x = aligned_convolution(view.half(), weight) + bias[:, None, None]
+        else:
+            x = first(view)
+        for group in groups:
+            x = group(x)
+        features: Tensor = last.relu(x)
+        return rearrange(features, "b e rows cols -> b (rows cols) e")
+
+    def _best(self, features: Tensor) -> Tensor:
+        """Gives the best code of each token, (..., E) to (...); the first of several alike."""
+        conv: Any = self.encoder.get_submodule("blocks.output.conv")
+        weight, bias = conv.w.flatten(1), conv.b  # (K, E), (K,)
+        halves = _SUMS_TO_FLOAT32 and features.dtype == torch.float16
+        weight = weight.half() if halves else weight
+        best = []
+        # With all their scores at once a batch would need more memory than in any other layer.
+        rows = max(1, _SCORES_AT_ONCE // len(weight))
+        for part in torch.split(features.flatten(0, -2), rows):
+            if halves:
+                scores = torch.mm(part, weight.T, out_dtype=torch.float32).add_(bias)
+            else:
+                scores = F.linear(part.float(), weight, bias)
+            best.append(scores.argmax(dim=1))
+        return torch.cat(best).view(features.shape[:-1])
 
     @torch.no_grad()
     def decode(self, ids: Tensor) -> Tensor:

@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from mimkit_beit.block import Block
+from mimkit_beit.block import Block, _rows
 from timm.models import beit as timm_beit
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from mimkit import take
 
@@ -125,3 +127,27 @@ def test_every_row_of_the_bias_begins_where_a_fused_kernel_can_read_it(
     assert mask.shape[-1] == TOKENS
     assert mask.stride(-1) == 1
     assert all(stride % 8 == 0 for stride in mask.stride()[:-1])
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor holds that is made."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.numbers = max(self.numbers, made.untyped_storage().nbytes() // made.itemsize)
+        return made
+
+
+def test_a_part_of_a_shared_bias_costs_no_copy_of_the_whole_for_each_image():
+    batch, heads, tokens, part = 16, 12, 197, 75
+    with FakeTensorMode(), Largest() as largest:
+        bias = torch.empty(1, heads, tokens, tokens, requires_grad=True)
+        rows = _rows(bias, torch.zeros(batch, part, dtype=torch.int64))
+        assert rows.shape == (batch, heads, part, tokens)
+        rows.backward(torch.empty_like(rows))
+    assert largest.numbers == rows.numel()

@@ -35,8 +35,9 @@ def add_branch(x: Tensor, branch: Tensor, factors: Tensor | None, drop_path: nn.
         factors: (D,), what each feature of the branch is multiplied by; None for 1.
         drop_path: stochastic depth, which leaves the branch out for some images.
 
-    Shape: (B, T, D).
+    Shape: (B, T, D), of the type of ``x``.
     """
-    ones = x.new_ones(x.shape[0], 1, 1)
+    ones = x.new_ones(x.shape[0], 1, 1, dtype=torch.promote_types(x.dtype, torch.float32))
     # What multiplies the branch is combined first, while it is still one row an image.
-    return torch.addcmul(x, branch, drop_path(ones if factors is None else factors * ones))
+    scaled = drop_path(ones if factors is None else factors * ones)
+    return torch.addcmul(x, branch, scaled).to(x.dtype)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
+from mimkit import Stream, as_stream
 from mimkit_cae.block import Block
 
 
@@ -19,6 +20,7 @@ class Decoder(nn.Module):
         layer_scale: initial value of the factors on each residual branch; None or 0 for no
             factors.
         drop_path: rate of stochastic depth of the last block; rises linearly from 0.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
     """
 
     def __init__(
@@ -30,8 +32,10 @@ class Decoder(nn.Module):
         mlp_ratio: float,
         layer_scale: float | None,
         drop_path: float,
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
+        self.stream = stream
         self.blocks = nn.ModuleList(
             Block(
                 embed_dim,
@@ -50,7 +54,7 @@ class Decoder(nn.Module):
 
         Shape: latent and positions (B, M, D); result (B, M, D).
         """
-        x = latent + positions
+        x = as_stream(latent + positions, self.stream)
         for block in self.blocks:
             x = block(x)
         decoded: Tensor = self.norm(x)

@@ -20,8 +20,10 @@ from mimkit import (
     Ratio,
     RecipeError,
     Size,
+    Stream,
     TimmModel,
     Tokens,
+    as_stream,
     patch_attention,
     sincos,
     take,
@@ -47,6 +49,7 @@ class CAEViT(Encoder):
             factors. The paper's large model has 1e-5.
         drop_path: rate of stochastic depth of the last block; rises linearly from 0.
         init: start values, "xavier" as the base model or "beit" with rescaled branches.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
 
     Raises: RecipeError if ``num_heads`` does not divide ``embed_dim``, or 4 does not.
     Source: CAE, arXiv 2202.03026, section 3.1 and appendix; start values as in the released code,
@@ -66,6 +69,7 @@ class CAEViT(Encoder):
         layer_scale: Ratio | None = 0.1,
         drop_path: Rate = 0.1,
         init: Init = "xavier",
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -84,6 +88,7 @@ class CAEViT(Encoder):
         self.mlp_ratio = mlp_ratio
         self.layer_scale = layer_scale
         self.drop_path = drop_path
+        self.stream = stream
         self.patch_embed = PatchEmbedding(geometry, embed_dim)
         self.cls_token = special_token(embed_dim)
         self.register_buffer("pos_embed", positions(geometry.grid, embed_dim))
@@ -180,7 +185,8 @@ class CAEViT(Encoder):
             context = torch.arange(x.shape[1], device=x.device).expand(x.shape[:2])
         # The class token stands nowhere: its position is zero.
         x = x + F.embedding(context, self.pos_embed[0, 1:])
-        return torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1), context
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return as_stream(x, self.stream), context
 
     def attention(self, image: Tensor) -> Tensor:
         """Gives what the last block's class token looks at.

@@ -18,6 +18,7 @@ from mimkit import (
     Ratio,
     RecipeError,
     Size,
+    Stream,
     Tokens,
     sincos,
 )
@@ -43,6 +44,7 @@ class CAEHead(Head):
             factors. The paper's large model has 1e-5.
         drop_path: rate of stochastic depth of the last block of either; rises linearly from 0.
         init: start values, "xavier" as the base model or "beit" with rescaled branches.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
         latent: name of the prediction that is the regressor's output; it need not be asked for.
             None: all are decoded, so that a target of the encoder's width may be decoded too.
 
@@ -66,6 +68,7 @@ class CAEHead(Head):
         layer_scale: Ratio | None = 0.1,
         drop_path: Rate = 0.1,
         init: Init = "xavier",
+        stream: Stream = "float32",
         latent: str | None = "latent",
     ) -> None:
         super().__init__()
@@ -91,6 +94,7 @@ class CAEHead(Head):
             mlp_ratio=mlp_ratio,
             layer_scale=layer_scale,
             drop_path=drop_path,
+            stream=stream,
         )
         self.decoder: Decoder | None = None
         if decoded and depth_decoder:
@@ -101,6 +105,7 @@ class CAEHead(Head):
                 mlp_ratio=mlp_ratio,
                 layer_scale=layer_scale,
                 drop_path=drop_path,
+                stream=stream,
             )
         self.predictors = nn.ModuleDict(
             {name: nn.Linear(embed_dim, width.size) for name, width in decoded.items()}

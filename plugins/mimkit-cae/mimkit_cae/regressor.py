@@ -10,6 +10,7 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
+from mimkit import Stream, as_stream
 from mimkit_cae.block import add_branch
 from mimkit_cae.initialisation import special_token
 
@@ -25,6 +26,7 @@ class Regressor(nn.Module):
         layer_scale: initial value of the factors on each residual branch; None or 0 for no
             factors.
         drop_path: rate of stochastic depth of the last block; rises linearly from 0.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
     """
 
     def __init__(
@@ -36,8 +38,10 @@ class Regressor(nn.Module):
         mlp_ratio: float,
         layer_scale: float | None,
         drop_path: float,
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
+        self.stream = stream
         self.mask_token = special_token(embed_dim)
         self.blocks = nn.ModuleList(
             RegressorBlock(
@@ -61,8 +65,15 @@ class Regressor(nn.Module):
 
         Shape: (B, M, D).
         """
-        x = self.mask_token.expand_as(positions)
-        placed = visible + visible_positions
+        x, visible, placed, positions = (
+            as_stream(tokens, self.stream)
+            for tokens in (
+                self.mask_token.expand_as(positions),
+                visible,
+                visible + visible_positions,
+                positions,
+            )
+        )
         for block in self.blocks:
             x = block(x, positions, visible, placed)
         latent: Tensor = self.norm(x)
@@ -124,7 +135,8 @@ class RegressorBlock(nn.Module):
             self.norm1_k(torch.cat([placed, query], dim=1)),  # (B, S + M, D)
             self.norm1_v(torch.cat([visible, x], dim=1)),  # (B, S + M, D)
         )
-        x = self.norm2_cross(add_branch(x, attended, self.gamma_1_cross, self.drop_path))
+        x = add_branch(x, attended, self.gamma_1_cross, self.drop_path)
+        x = self.norm2_cross(x).to(x.dtype)
         return add_branch(x, self.mlp_cross(x), self.gamma_2_cross, self.drop_path)
 
     if TYPE_CHECKING:

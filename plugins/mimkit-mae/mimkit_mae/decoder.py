@@ -16,7 +16,9 @@ from mimkit import (
     Multiple,
     RecipeError,
     Size,
+    Stream,
     Tokens,
+    as_stream,
     scatter,
     sincos,
     take,
@@ -39,6 +41,7 @@ class MAEDecoder(Head):
         num_heads: attention heads per block.
         mlp_ratio: width of a block's MLP, as a multiple of ``embed_dim``.
         order: whose waves come first in the fixed positions, the row's or the column's.
+        stream: what blocks hand on under autocast to bfloat16 (`mimkit.as_stream`).
 
     Raises: RecipeError if ``num_heads`` or 4 does not divide ``embed_dim``.
     Source: MAE, arXiv 2111.06377, section 3 and appendix A.1. Class token, epsilon 1e-6 of the
@@ -61,6 +64,7 @@ class MAEDecoder(Head):
         num_heads: Size = 16,
         mlp_ratio: Multiple = 4.0,
         order: Literal["rows", "cols"] = "rows",
+        stream: Stream = "float32",
     ) -> None:
         super().__init__()
         if embed_dim % 4:
@@ -73,6 +77,7 @@ class MAEDecoder(Head):
                 f"head 'mae_decoder', num_heads: must divide embed_dim = {embed_dim}, "
                 f"but is {num_heads}."
             )
+        self.stream = stream
         self.embed = nn.Linear(geometry.embed_dim, embed_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
         self.register_buffer("positions", sincos(geometry.grid, embed_dim, order))
@@ -102,7 +107,7 @@ class MAEDecoder(Head):
         empty = self.mask_token.to(seen.dtype).expand(seen.shape[0], mask.grid.num_patches, -1)
         patches = scatter(empty, tokens.index, seen) + self.positions  # (B, N, E)
         prefix = self.embed(tokens.prefix).to(patches.dtype)  # (B, R, E)
-        x = torch.cat([prefix, patches], dim=1)
+        x = as_stream(torch.cat([prefix, patches], dim=1), self.stream)
         for block in self.blocks:
             x = block(x)
         at_targets = self.norm(take(x[:, prefix.shape[1] :], mask.target))  # (B, G, M, E)
