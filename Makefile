@@ -7,7 +7,11 @@ BIN := $(VENV)/bin
 PLUGINS := $(wildcard plugins/*)
 PROJECTS := pyproject.toml $(wildcard plugins/*/pyproject.toml)
 
-.PHONY: install demo test check slow format docs
+# For `gpu`, which runs where nothing is installed yet.
+DEVICE ?= cuda
+OUT ?= build/gpu-results
+
+.PHONY: install demo test test-oldest check slow format docs gpu gpu-wheels
 .DEFAULT_GOAL := install
 
 $(VENV)/.installed: $(PROJECTS)
@@ -39,3 +43,9 @@ docs: install  ## the documentation, in build/site
 format: install  ## what `check` asks for, done
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+gpu-wheels: install  ## all that `gpu` needs and a machine without network lacks, in build/gpu
+	PYTHONPATH=tests $(BIN)/python -m on_gpu.wheels
+
+gpu:  ## everything that only a GPU can tell, in 9 minutes; DEVICE=cpu rehearses it
+	PYTHONPATH=tests $(PYTHON) -m on_gpu --device $(DEVICE) --out $(OUT)
