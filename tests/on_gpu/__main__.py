@@ -8,14 +8,14 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from on_gpu.plan import PLAN, TOTAL_SECONDS, Stage, sizes
 from on_gpu.record import Record, Row
 from on_gpu.watch import watch
-from on_gpu.work import Work, read_figures
+from on_gpu.work import SITE, read_figures
 
 BUNDLE: Final = Path("build/gpu")
 _LEAST_SECONDS: Final = 10.0
@@ -24,30 +24,30 @@ _LEAST_SECONDS: Final = 10.0
 
 def follow(
     plan: Sequence[Stage],
-    work: Work,
-    out: Path,
+    record: Record,
+    scratch: Path,
     *,
+    command: Callable[[Stage, Path], Sequence[str]],
+    environment: Mapping[str, str],
     patience: float,
     total_seconds: float,
-    environment: Mapping[str, str],
     least_seconds: float = _LEAST_SECONDS,
-) -> Record:
+) -> None:
     """Runs stage after stage; none can keep the others from running.
 
     Args:
         plan: the stages.
-        work: what they share; each gets a file of figures of its own.
-        out: the folder of the record.
+        record: of what they tell.
+        scratch: folder of what they print and tell.
+        command: that runs a stage, which tells its figures in a file.
+        environment: variables of their processes.
         patience: factor of the stages' limits.
         total_seconds: for all of them.
-        environment: variables of their processes.
         least_seconds: a stage that has less left is not begun.
     """
     end = time.monotonic() + total_seconds
-    record = Record(out, f"mimkit on {work.device}, {time.strftime('%Y-%m-%d')}")
     for number, stage in enumerate(plan):
-        figures = work.scratch / f"figures-{number}.jsonl"
-        log = work.scratch / f"log-{number}.txt"
+        figures, log = scratch / f"figures-{number}.jsonl", scratch / f"log-{number}.txt"
         row = Row(stage.name)
         record.rows.append(row)
         left = end - time.monotonic()
@@ -64,9 +64,7 @@ def follow(
 
         record.write()
         row.outcome, row.seconds = watch(
-            [sys.executable, "-m", "on_gpu.stage", stage.module, work.device]
-            + [str(path) for path in (work.bundle, work.scratch, figures)]
-            + list(stage.arguments),
+            command(stage, figures),
             limit_seconds=min(stage.limit_seconds * patience, left),
             log=log,
             environment=environment,
@@ -76,10 +74,9 @@ def follow(
         record.write()
         record.add_log(stage.name, log)
         print(f"{stage.name}: {row.outcome} after {row.seconds:.0f} s", flush=True)
-    return record
 
 
-def variables(work: Work, tests: Path) -> dict[str, str]:
+def variables(bundle: Path, scratch: Path) -> dict[str, str]:
     """Returns the environment of the stages: their code, their data, their caches, no network."""
     caches = {
         "MIMKIT_CACHE": "cache",
@@ -87,13 +84,15 @@ def variables(work: Work, tests: Path) -> dict[str, str]:
         "TRITON_CACHE_DIR": "triton",
         "XDG_CACHE_HOME": "xdg",
     }
+    code = [scratch / SITE, Path(__file__).parents[1]]
     return {
         **os.environ,
-        **{name: str(work.scratch / folder) for name, folder in caches.items()},
-        "PYTHONPATH": os.pathsep.join([str(work.site), str(tests)]),
+        **{name: str(scratch / folder) for name, folder in caches.items()},
+        "PYTHONPATH": os.pathsep.join(map(str, code)),
+        "PYTHONSAFEPATH": "1",  # else the tree would hide what is installed
         "PYTHONUNBUFFERED": "1",
         "COLUMNS": "120",
-        "MIMKIT_DATA": str(work.bundle / "data"),
+        "MIMKIT_DATA": str(bundle / "data"),
         "HF_HUB_OFFLINE": "1",
     }
 
@@ -112,15 +111,22 @@ def main() -> int:
     asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "log.txt").unlink(missing_ok=True)
     patience = sizes(asked.device).patience
-    with tempfile.TemporaryDirectory(prefix="mimkit-gpu-", ignore_cleanup_errors=True) as scratch:
-        work = Work(asked.device, bundle, Path(scratch), Path(scratch) / "figures.jsonl")
-        record = follow(
+    record = Record(asked.out, f"mimkit on {asked.device}, {time.strftime('%Y-%m-%d')}")
+    with tempfile.TemporaryDirectory(prefix="mimkit-gpu-", ignore_cleanup_errors=True) as name:
+        scratch = Path(name)
+
+        def command(stage: Stage, figures: Path) -> list[str]:
+            words = [stage.module, asked.device, str(bundle), str(scratch), str(figures)]
+            return [sys.executable, "-m", "on_gpu.stage", *words, *stage.arguments]
+
+        follow(
             PLAN,
-            work,
-            asked.out,
+            record,
+            scratch,
+            command=command,
+            environment=variables(bundle, scratch),
             patience=patience,
             total_seconds=TOTAL_SECONDS * patience,
-            environment=variables(work, Path(__file__).parents[1]),
         )
     print(record.markdown())
     return 0 if all(row.outcome == "done" for row in record.rows) else 1

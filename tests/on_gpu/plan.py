@@ -118,7 +118,7 @@ GPU: Final = Sizes(
 )
 
 MINIATURE: Final = Sizes(
-    patience=6,
+    patience=10,
     codebook_size=64,
     hidden_dim=16,
     num_photos=24,

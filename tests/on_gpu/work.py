@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Final
 
 from on_gpu.plan import Sizes, sizes
+
+SITE: Final = "site"
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,7 @@ class Work:
     @property
     def site(self) -> Path:
         """Where the wheels are installed."""
-        return self.scratch / "site"
+        return self.scratch / SITE
 
     @property
     def photos(self) -> Path:

@@ -26,11 +26,15 @@ def run(work: Work) -> None:
                 _tell(work, each)
             told = len(known)
 
-    options = work.sizes.finetune
-    tables = [f'{{part = "finetune", label_fractions = [{f}], {options}}}' for f in _FRACTIONS]
     words = ["run", _RECIPE, "--device", work.device, "--out", str(out)]
-    words += settings([*work.sizes.labels, f"evaluate=[{', '.join(tables)}]"])
+    words += settings([*work.sizes.labels, setting(work.sizes.finetune)])
     sys.exit(work.mimkit(*words, heard=hear))
+
+
+def setting(options: str) -> str:
+    """Returns the setting that fine-tunes at one fraction after the other."""
+    tables = [f'{{part = "finetune", label_fractions = [{f}], {options}}}' for f in _FRACTIONS]
+    return f"evaluate=[{', '.join(tables)}]"
 
 
 def _tell(work: Work, summary: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from on_gpu.work import Work, timed
 
 _HEIGHT, _WIDTH = 375, 500
-_QUALITY: Final = 92
+_QUALITY: Final = 90
 """Such pictures then take about 110 kB, as ImageNet's do in the mean."""
 _CLASSES: Final = 4
 _HELD_OUT: Final = 8

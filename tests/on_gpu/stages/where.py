@@ -77,13 +77,14 @@ def _tell(work: Work, kernels: list[tuple[str, float]], spent: float) -> None:
     work.tell("of it kernels run", 100 * busy / spent, "%")
     kinds = dict.fromkeys([*_KINDS, "others"], 0.0)
     for name, seconds in kernels:
-        kinds[_kind(name)] += seconds
+        kinds[kind_of(name)] += seconds
     for name, seconds in kinds.items():
         work.tell(name, 100 * seconds / busy, "%")
     for name, seconds in kernels[:_SHOWN]:
         work.tell(f"`{name[:70]}`", 100 * seconds / busy, "%")
 
 
-def _kind(kernel: str) -> str:
+def kind_of(kernel: str) -> str:
+    """Tells the kind of a kernel by its name."""
     found = (kind for kind, words in _KINDS.items() if re.search(words, kernel, re.IGNORECASE))
     return next(found, "others")
