@@ -143,6 +143,7 @@ MINIATURE: Final = Sizes(
         "train.batch_size=16",
         "train.warmup_epochs=0",
         "encoder.depth=2",
+        "encoder.embed_dim=48",
         "data.num_images=500",
         "data.num_test_images=100",
     ),
@@ -158,10 +159,11 @@ MINIATURE: Final = Sizes(
         "heldout": "num_images = 50",
         "knn": "",
         "knn_consistency": "num_images = 50",
-        "linear_probe": "",
-        "attentive_probe": "num_heads = 3, total_steps = 4, batch_size = 16, warmup_steps = 1",
-        "finetune": "label_fractions = [0.1], seeds = 1, total_steps = 4, "
+        "linear_probe": "weight_decays = [1e-3]",
+        "attentive_probe": "num_heads = 3, total_steps = 4, lrs = [0.1], "
         "batch_size = 16, warmup_steps = 1",
+        "finetune": "label_fractions = [0.1], seeds = 1, total_steps = 4, "
+        "batch_size = 16, warmup_steps = 1, lrs = [0.1]",
     },
     finetune="seeds = 1, total_steps = 4, batch_size = 16, warmup_steps = 1, lrs = [0.1]",
     tests="not gpu and not slow and not download and not browser",
