@@ -67,4 +67,4 @@ gpu-wheels: install  ## all that `gpu` needs and a machine without network lacks
 	PYTHONPATH=tests $(BIN)/python -m on_gpu.wheels
 
 gpu:  ## everything that only a GPU can tell, in 9 minutes; DEVICE=cpu rehearses it
-	PYTHONPATH=tests $(PYTHON) -m on_gpu --device $(DEVICE) --out $(OUT)
+	PYTHONPATH=tests $(PYTHON) -m on_gpu --device $(DEVICE) --out $(OUT) $(addprefix --only ,$(ONLY))

@@ -14,7 +14,7 @@ import torch
 from on_gpu import wheels
 from on_gpu.__main__ import follow, main
 from on_gpu.needs import needs
-from on_gpu.plan import GPU, MINIATURE, PLAN, TOTAL_SECONDS, Stage
+from on_gpu.plan import GPU, MINIATURE, PLAN, TOTAL_SECONDS, Stage, chosen
 from on_gpu.recipes import ROOT, at_224, evaluations
 from on_gpu.record import Record, Row
 from on_gpu.stages import labels, suite, where
@@ -148,6 +148,15 @@ def test_everything_ends_within_nine_minutes():
 @pytest.mark.parametrize("stage", PLAN, ids=lambda stage: stage.name)
 def test_every_stage_can_be_run(stage):
     assert callable(importlib.import_module(f"on_gpu.stages.{stage.module}").run)
+
+
+def test_stages_are_chosen_by_words_in_their_names(tmp_path, monkeypatch, capsys):
+    names = [stage.name for stage in chosen(["cae", "loader"])]
+    assert names == ["install", "prepare", "cae", "cae-where-it-goes", "loader"]
+    assert chosen([]) == list(PLAN)
+    monkeypatch.setattr(sys, "argv", ["on_gpu", "--out", str(tmp_path), "--only", "celfie"])
+    assert main() == 2
+    assert "selfie-labels" in capsys.readouterr().out
 
 
 @pytest.fixture(params=["cuda", "cpu"])

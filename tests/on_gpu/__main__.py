@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from on_gpu.plan import PLAN, TOTAL_SECONDS, Stage, sizes
+from on_gpu.plan import TOTAL_SECONDS, Stage, chosen, sizes
 from on_gpu.record import Record, Row
 from on_gpu.watch import watch
 from on_gpu.work import SITE, read_figures
@@ -103,7 +103,15 @@ def main() -> int:
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a rehearsal")
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--bundle", type=Path, default=BUNDLE, help="that `make gpu-wheels` filled")
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="WORD", help="stages with this in their name"
+    )
     asked = parser.parse_args()
+    try:
+        plan = chosen(asked.only)
+    except ValueError as error:
+        print(error)
+        return 2
     bundle = asked.bundle.resolve()
     if not list(bundle.glob("wheels/*.whl")):
         print(f"{bundle}: holds no wheels. Where there is a network, run: make gpu-wheels")
@@ -120,7 +128,7 @@ def main() -> int:
             return [sys.executable, "-m", "on_gpu.stage", *words, *stage.arguments]
 
         follow(
-            PLAN,
+            plan,
             record,
             scratch,
             command=command,

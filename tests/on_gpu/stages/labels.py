@@ -40,4 +40,4 @@ def setting(options: str) -> str:
 def _tell(work: Work, summary: dict[str, Any]) -> None:
     share = 100 * summary["protocol"]["label_fraction"]
     name = f"{summary['metric']} at {share:g} % of the labels, {summary['init']}"
-    work.tell(name, 100 * summary["mean"], f"%, {len(summary['seeds'])} seeds")
+    work.tell(name, 100 * summary["mean"], f"%, n = {len(summary['seeds'])}")

@@ -31,6 +31,7 @@ def _tell(work: Work, measured: Bench, peak: float) -> None:
     work.tell("images/s", measured.rate)
     work.tell("a step", 1000 * trial.step_seconds, "ms")
     work.tell("images a step", measured.batch_size)
+    work.tell("images/s of its loader", measured.loader_rate)
     work.tell("compiled", str(trial.compiled))
     work.tell("peak memory", trial.peak_memory_bytes / 2**30, "GiB")
     work.tell("an image", trial.flops_per_image / 1e9, "GFLOP")
