@@ -70,7 +70,7 @@ TOTAL_SECONDS: Final = 530.0
 PLAN: Final = (
     Stage("install", "install", 40),
     Stage("prepare", "prepare", 60),
-    Stage("gpu-tests", "suite", 60),
+    Stage("gpu-tests", "suite", 90),
     Stage("beit", "steps", 150, ("beit_in224",)),
     Stage("cae", "steps", 150, ("cae_in224",)),
     Stage("selfie-killed-and-resumed", "killed", 90),
