@@ -18,8 +18,9 @@ from mimkit.recipe.schema import Recipe
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.guard import Guard
-from mimkit.train.loop import Hooks, uses_bfloat16
+from mimkit.train.loop import Hooks
 from mimkit.train.means import Means
+from mimkit.train.precision import uses_bfloat16
 from mimkit.train.trial import Trial, synchronize, untouched
 
 PHASES = ("data", "target", "encoder", "head", "loss", "backward", "optimizer", "core")

@@ -1,7 +1,6 @@
 """In how many pieces a step runs: what fits is found before the run, and kept."""
 
 import contextlib
-import io
 import itertools
 import json
 import math
@@ -9,8 +8,8 @@ import signal
 
 import pytest
 import torch
+from pretraining import assert_same_weights, here, ledger
 from rich.console import Console
-from safetensors.torch import load_file
 
 from mimkit.errors import TrainingError
 from mimkit.evaluate.heldout import HeldOut
@@ -26,7 +25,6 @@ from mimkit.train.signals import Interrupted
 from mimkit.train.step import Pretrainer
 
 FULL = "CUDA out of memory. Tried to allocate 20.00 GiB"
-LAST = "checkpoints/step_00000012.safetensors"
 
 
 # ----------------------------------------------------------------------------- the search alone
@@ -117,39 +115,18 @@ def limited(monkeypatch):
     return limit
 
 
-def here(recipe, folder, settings=()):
-    """Pre-trains, without what comes after it; gives what was said."""
-    said = Console(record=True, width=10_000, file=io.StringIO())
-    loaded = load(str(recipe), overrides=["evaluate=[]", *settings])
-    with RunFolder(folder, writable=True, say=said.print) as opened:
-        current = open_run(loaded, opened, World(0, 1, torch.device("cpu")), said)
-        pretrain(current)
-    return said.export_text()
-
-
-def ledger(folder):
-    return json.loads((folder / "ledger.json").read_text())
-
-
-def assert_same_weights(one, other):
-    a, b = load_file(one / LAST), load_file(other / LAST)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
-
-
 def test_on_the_cpu_a_batch_is_whole_as_long_as_it_can_be_had(tiny, tmp_path, limited):
     seen = limited(8)
     said = here(tiny, tmp_path / "a")
     assert set(seen) == {8}
     assert ledger(tmp_path / "a")["accumulate"] == 1
     assert "accumulate" not in said
-    here(tiny, tmp_path / "b", ["train.accumulate=1"])
+    here(tiny, tmp_path / "b", "train.accumulate=1")
     assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
 def test_full_memory_in_the_trial_cuts_the_batch_and_says_so(tiny, tmp_path, limited):
-    here(tiny, tmp_path / "given", ["train.accumulate=4"])
+    here(tiny, tmp_path / "given", "train.accumulate=4")
     seen = limited(3)
     said = here(tiny, tmp_path / "found")
     assert seen[:3] == [8, 4, 2]
@@ -162,7 +139,7 @@ def test_full_memory_in_the_trial_cuts_the_batch_and_says_so(tiny, tmp_path, lim
 def test_a_number_of_pieces_that_is_too_small_is_told_with_one_that_may_do(tiny, tmp_path, limited):
     limited(3)
     with pytest.raises(TrainingError, match=r"accumulate=2, pieces of 4 .* set train.accumulate=4"):
-        here(tiny, tmp_path / "run", ["train.accumulate=2"])
+        here(tiny, tmp_path / "run", "train.accumulate=2")
 
 
 def test_single_images_that_do_not_fit_are_told(tiny, tmp_path, limited):
@@ -255,14 +232,14 @@ def log_of(folder):
 def test_full_memory_in_a_step_keeps_all_steps_before_it(tiny, tmp_path, limited, trial):
     limited(3, after=trial + 5)
     with pytest.raises(TrainingError) as told:
-        here(tiny, tmp_path / "full", [RARELY])
+        here(tiny, tmp_path / "full", RARELY)
     message = str(told.value)
     assert message.startswith("step 5: memory is full with train.accumulate=1, pieces of 8 images")
     assert FULL in message
     assert "set train.accumulate=2" in message
     assert message.endswith("The same command then goes on at step 5.")
     seen = limited(8)
-    said = here(tiny, tmp_path / "full", [RARELY])
+    said = here(tiny, tmp_path / "full", RARELY)
     assert len(seen) - trial == 12 - 5
     assert "going on at step 5" in said
     assert_same_weights(tmp_path / "full", tmp_path / "counted")
@@ -284,7 +261,7 @@ def test_the_number_that_the_message_names_mends_it(tiny, tmp_path, limited, tri
 
 def test_full_memory_in_an_evaluation_keeps_all_steps_before_it(tiny, tmp_path, monkeypatch):
     settings = [RARELY, 'evaluate=[{part="heldout", every_steps=6}]']
-    here(tiny, tmp_path / "whole", settings)
+    here(tiny, tmp_path / "whole", *settings)
     judge, calls = HeldOut.run, []
 
     def full(self, subject):
@@ -295,8 +272,8 @@ def test_full_memory_in_an_evaluation_keeps_all_steps_before_it(tiny, tmp_path, 
 
     monkeypatch.setattr(HeldOut, "run", full)
     with pytest.raises(TrainingError, match="evaluation 'heldout': memory is full"):
-        here(tiny, tmp_path / "full", settings)
-    assert "going on at step 6" in here(tiny, tmp_path / "full", settings)
+        here(tiny, tmp_path / "full", *settings)
+    assert "going on at step 6" in here(tiny, tmp_path / "full", *settings)
     assert_same_weights(tmp_path / "full", tmp_path / "whole")
     assert log_of(tmp_path / "full") == log_of(tmp_path / "whole")
 

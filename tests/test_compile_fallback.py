@@ -1,20 +1,18 @@
 """Compiled steps, and what happens where a compiler fails: the run goes on without it."""
 
-import io
-import json
 import signal
 import subprocess
 import sys
 
 import pytest
 import torch
+from pretraining import LAST, assert_same_weights, here, ledger
 from rich.console import Console
 from safetensors.torch import load_file
 from torch import nn
 
 from mimkit.errors import TrainingError
 from mimkit.pipeline.current import open_run
-from mimkit.pipeline.run import pretrain
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials
@@ -24,7 +22,6 @@ from mimkit.train.signals import Interrupted
 from mimkit.train.step import Pretrainer
 
 CPU = torch.device("cpu")
-LAST = "checkpoints/step_00000012.safetensors"
 REASON = "backend='inductor' raised: CalledProcessError: no C compiler"
 
 
@@ -76,27 +73,6 @@ def compiler(monkeypatch):
         return made
 
     return make
-
-
-def here(recipe, folder, *settings):
-    """Pre-trains, without what comes after it; gives what was said."""
-    said = Console(record=True, width=10_000, file=io.StringIO())
-    loaded = load(str(recipe), overrides=["evaluate=[]", *settings])
-    with RunFolder(folder, writable=True, say=said.print) as opened:
-        current = open_run(loaded, opened, World(0, 1, CPU), said)
-        pretrain(current)
-    return said.export_text()
-
-
-def ledger(folder):
-    return json.loads((folder / "ledger.json").read_text())
-
-
-def assert_same_weights(one, other):
-    a, b = load_file(one / LAST), load_file(other / LAST)
-    assert a.keys() == b.keys()
-    for name, value in a.items():
-        assert torch.equal(value, b[name]), name
 
 
 @pytest.fixture

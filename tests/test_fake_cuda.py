@@ -22,9 +22,9 @@ from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
 from mimkit.train.distributed import World, join
 from mimkit.train.guard import Guard
-from mimkit.train.loop import autocast
 from mimkit.train.means import Means
 from mimkit.train.optim import guard, make_optimizer
+from mimkit.train.precision import autocast
 from mimkit.train.step import Pretrainer
 
 ROOT = Path(__file__).parent.parent / "recipes"

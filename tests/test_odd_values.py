@@ -106,7 +106,11 @@ def geometry_of(entry):
 
 
 def tried(document, key, value):
-    return outcome(document.overlay(nested(tuple(map(str, key)), value)))
+    try:
+        changed = document.overlay(nested(tuple(map(str, key)), value))
+    except MimkitError as error:  # as an item of an array that has none of this number
+        return str(error)
+    return outcome(changed)
 
 
 def tried_alone(entry, option, value):

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from mimkit import Batch, Mask, freeze
 from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
-from mimkit.train.loop import autocast
+from mimkit.train.precision import autocast
 from mimkit.train.step import Pretrainer
 
 RECIPES = Path(__file__).parent.parent / "recipes"

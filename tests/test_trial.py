@@ -5,8 +5,9 @@ from torch import nn
 from mimkit.parts.records import StepOutput
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.distributed import World
-from mimkit.train.loop import total_steps, uses_bfloat16, warmup_steps
+from mimkit.train.loop import total_steps, warmup_steps
 from mimkit.train.means import Means
+from mimkit.train.precision import uses_bfloat16
 from mimkit.train.trial import Trial, duration, untouched
 
 

@@ -25,7 +25,7 @@ from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
-from mimkit.train.loop import autocast
+from mimkit.train.precision import autocast
 from mimkit.train.signals import Interrupted
 from mimkit.train.trial import synchronize, untouched
 

@@ -205,7 +205,10 @@ class Crew:
 
 
 class _Process:
-    """One of a crew's processes, which gets calls and gives answers by pipes."""
+    """One of a crew's processes, which gets calls and gives answers by pipes.
+
+    What is unpickled at either end was pickled by this run itself: no other program has the pipes.
+    """
 
     def __init__(self, first: bytes) -> None:
         self.first = first

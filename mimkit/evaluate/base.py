@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 
 from mimkit.parts.base import Part
-from mimkit.train.loop import autocast, uses_bfloat16
+from mimkit.train.precision import autocast, uses_bfloat16
 
 Plain = str | int | float | bool | None
 

@@ -18,8 +18,8 @@ from mimkit.evaluate.score import Score, are_right
 from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.records import Grid
 from mimkit.recipe.sections import TrainSection
-from mimkit.train.loop import autocast
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate
+from mimkit.train.precision import autocast
 from mimkit.train.step import Pretrainer
 
 

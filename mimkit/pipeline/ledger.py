@@ -17,7 +17,7 @@ from mimkit.data.sources import Source
 from mimkit.memory import peak_bytes
 from mimkit.parts.records import Geometry, Preparation
 from mimkit.recipe.schema import TrainSection
-from mimkit.train.loop import uses_bfloat16
+from mimkit.train.precision import uses_bfloat16
 from mimkit.train.progress import Progress
 from mimkit.train.step import Pretrainer
 from mimkit.train.trial import Trial

@@ -19,6 +19,7 @@ from mimkit.train.guard import Guard, SkippedStep
 from mimkit.train.means import Means
 from mimkit.train.optim import guard, learning_rate, make_optimizer, set_learning_rate
 from mimkit.train.pieces import no_memory
+from mimkit.train.precision import autocast
 from mimkit.train.progress import Choice, Progress, place
 from mimkit.train.signals import Interrupted, Request
 from mimkit.train.step import Pretrainer
@@ -45,20 +46,6 @@ class Hooks:
     evaluate: Callable[[int], None] = _nothing
     report: Callable[[str], None] = _nothing
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext
-
-
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Computes in bfloat16 where `uses_bfloat16` says so."""
-    enabled = uses_bfloat16(device, precision)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def uses_bfloat16(device: torch.device, precision: str) -> bool:
-    """Whether the recipe's precision means bfloat16 on this device: "auto" does on CUDA only.
-
-    On CPUs without matrix units bfloat16 is far slower than float32, so it is never a default.
-    """
-    return precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
 
 
 def total_steps(train: TrainSection, num_images: int) -> int:

@@ -84,6 +84,7 @@ PLAN: Final = (
         120,
         ("beit_in224", 'encoder.positions="relative"', "encoder.layer_scale=0.1"),
     ),
+    Stage("beit-bfloat16-stream", "steps", 90, ("beit_in224", 'encoder.stream="bfloat16"')),
     Stage("selfie-labels", "labels", 240),
 )
 """The most important first: what the time does not suffice for is left out at the end."""
