@@ -87,9 +87,10 @@ def test_the_first_is_done_here_the_others_in_processes_and_answers_keep_their_o
             os.kill(process, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("piece", "words"),
-    [(FULL, "does not fit"), pytest.param(DIES, "has ended", marks=pytest.mark.slow)],
+    [(FULL, "does not fit"), (DIES, "has ended")],
 )
 def test_what_fails_beside_the_others_is_done_again_alone(monkeypatch, piece, words):
     found, said = do(["0", "1", piece, "3", "4"], monkeypatch)

@@ -84,6 +84,7 @@ def test_half_precision_changes_hardly_a_probability(tmp_path):
     assert (one - other).abs().max() < 2e-3
 
 
+@pytest.mark.slow
 def test_a_probe_of_features_on_disk_finds_what_one_in_memory_finds(
     subject, geometry, monkeypatch, tmp_path
 ):

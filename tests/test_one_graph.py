@@ -16,7 +16,7 @@ from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
 from mimkit.train.step import Pretrainer
 
-QUICK = ("selfie_shapes", "cae_shapes")  # a convolutional encoder, and what has most parts
+QUICK = ("cae_shapes",)  # what has most parts
 CASES = [
     pytest.param(path, id=path.stem, marks=[] if path.stem in QUICK else [pytest.mark.slow])
     for path in sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml"))
