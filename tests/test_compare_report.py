@@ -572,16 +572,15 @@ def test_before_any_run_has_finished_the_plan_speaks(tmp_path):
     Elements((tmp_path / "report.html").read_text(encoding="utf-8"))
 
 
-def test_one_seed_has_no_intervals(tmp_path):
-    page = write_report(one_seed(tmp_path)).read_text(encoding="utf-8")
-    text = text_of(page)
+def test_one_seed_has_no_intervals(page_of_one_seed):
+    text = text_of(page_of_one_seed)
     assert "pointer − codes +" in text
     assert "– – one seed: no interval –" in text
     assert "(n = 1)" not in text
 
 
-def test_a_baseline_that_all_methods_share_is_drawn_once(tmp_path):
-    page = write_report(one_seed(tmp_path)).read_text(encoding="utf-8")
+def test_a_baseline_that_all_methods_share_is_drawn_once(page_of_one_seed):
+    page = page_of_one_seed
     (text,) = titled(page, "Linear probe accuracy by layer (1 % of the labels, pool mean)")
     assert ". random weights: 31.0 % at layer 1, 25.0 % at layer 4" in text
     assert "pointer random weights" not in text
@@ -589,8 +588,11 @@ def test_a_baseline_that_all_methods_share_is_drawn_once(tmp_path):
     assert ". random weights: 33.0 % at 0, on the front" in text
 
 
-def one_seed(folder):
-    return write_comparison(folder, make_plan(("pointer", "codes"), seeds=(5,)))
+@pytest.fixture(scope="module")
+def page_of_one_seed(tmp_path_factory):
+    plan = make_plan(("pointer", "codes"), seeds=(5,))
+    comparison = write_comparison(tmp_path_factory.mktemp("one"), plan)
+    return write_report(comparison).read_text(encoding="utf-8")
 
 
 @pytest.mark.slow

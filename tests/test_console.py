@@ -60,7 +60,7 @@ def test_what_a_code_page_lacks_becomes_a_question_mark(encoding):
         assert ("花.txt ? é" if encoding == "utf-8" else "?.txt ?") in stream.decode(encoding)
 
 
-@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+@pytest.mark.parametrize("encoding", ["cp1252", pytest.param("ascii", marks=pytest.mark.slow)])
 def test_help_and_errors_are_told_on_any_code_page(encoding):
     for arguments, code in ((["--help"], 0), (["check", "花.toml"], 2), (["list", "花"], 2)):
         done = subprocess.run(

@@ -108,7 +108,8 @@ def test_accumulation_and_workers_do_not_change_what_is_seen(tiny, tmp_path):
         torch.testing.assert_close(value, b[name], atol=2e-4, rtol=1e-3, msg=name)
 
 
-@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
 def test_killed_at_a_random_step_it_ends_with_the_same_weights(tiny, tmp_path, workers):
     settings = [f"data.workers={workers}"]
     whole = here(tiny, tmp_path / "whole", overrides=settings)

@@ -131,6 +131,7 @@ def test_colours_do_not_tell_the_class():
     assert accuracy(model, statistics(test_images), test_labels) < 0.25
 
 
+@pytest.mark.slow
 def test_linear_probe_on_pixels_stays_under_40_percent():
     images, labels = load("train", 5000)
     test_images, test_labels = load("test", 2000)
