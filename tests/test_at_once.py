@@ -91,6 +91,7 @@ def test_the_first_is_done_here_the_others_in_processes_and_answers_keep_their_o
 @pytest.mark.parametrize(
     ("piece", "words"),
     [(FULL, "does not fit"), (DIES, "has ended")],
+    ids=["no room", "died"],  # the code itself holds a process number, and workers must agree
 )
 def test_what_fails_beside_the_others_is_done_again_alone(monkeypatch, piece, words):
     found, said = do(["0", "1", piece, "3", "4"], monkeypatch)
