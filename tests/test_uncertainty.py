@@ -125,9 +125,11 @@ def test_the_interval_holds_the_truth_in_every_situation(seeds, images):
                 if both[0] + 3 * deviation < 1
             ]
         )
+        # No kind of error may cost more than two of the 95 in a hundred. So few comparisons tell
+        # that of one situation only roughly, of all of them together well.
         noise = 3.5 * math.sqrt(0.05 * 0.95 / count)
-        assert found[:, 0].min() >= 0.945 - noise, errors
-        assert found[:, 0].mean() >= 0.945, errors
+        assert found[:, 0].min() >= 0.93 - noise, errors
+        assert found[:, 0].mean() >= 0.93, errors
 
 
 @pytest.mark.parametrize("errors", ERRORS)
