@@ -11,7 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mimkit.data.shapes import CLASSES, draw, split
+from mimkit.data.drawing import split
+from mimkit.data.shapes import SHAPES
+
+CLASSES, draw = SHAPES.classes, SHAPES.draw
 
 
 def load(name, count, seed=0):

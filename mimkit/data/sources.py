@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimkit.data import shapes
 from mimkit.data.cache import Wish, met, surveyed
 from mimkit.data.cache import folder as cache_folder
+from mimkit.data.drawing import split as numbers_of
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing, Skipped
 from mimkit.data.readers import Files, MeetingReader, Pictures, Reader
@@ -226,7 +226,7 @@ def _labelled(section: DataSection) -> DataSection | None:
 
 def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
     dataset = registered(section.name)
-    if dataset is not None and dataset.hub is None:
+    if dataset is not None and dataset.drawing is not None:
         return None
     # What says which labels to take speaks of the labelled set, if there is one.
     elsewhere = section.labelled is not None
@@ -307,28 +307,30 @@ def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
 
 
 def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> Source:
+    drawing = dataset.drawing
+    assert drawing is not None
     image_size = max(section.image_size)
-    if image_size < shapes.MIN_IMAGE_SIZE:
+    if image_size < drawing.min_image_size:
         raise DataError(
-            f"data.image_size: must be at least {shapes.MIN_IMAGE_SIZE} for '{dataset.name}', but "
+            f"data.image_size: must be at least {drawing.min_image_size} for '{dataset.name}', but "
             f"is {image_size}."
         )
-    numbers = shapes.split(split, count)
+    numbers = numbers_of(split, count)
     resident = image_size <= RESIDENT_SIZE
     # Labels do not depend on the size, so large pictures are drawn small to learn them.
-    drawn_size = image_size if resident else shapes.MIN_IMAGE_SIZE
-    images, labels = shapes.draw(numbers, image_size=drawn_size)
+    drawn_size = image_size if resident else drawing.min_image_size
+    images, labels = drawing.draw(numbers, image_size=drawn_size)
     fingerprint = hashlib.sha256(f"{image_size}\0".encode() + images.tobytes() + labels.tobytes())
     return Source(
         name=section.name,
         split=split,
         origin="drawn",
-        classes=shapes.CLASSES,
+        classes=drawing.classes,
         labels=torch.from_numpy(labels),
         mean=dataset.mean,
         std=dataset.std,
         fingerprint=fingerprint.hexdigest(),
         sizes=torch.full((count, 2), image_size, dtype=torch.int32),
         pixels=torch.from_numpy(images) if resident else None,
-        reader=None if resident else Pictures(numbers, image_size),
+        reader=None if resident else Pictures(drawing, numbers, image_size),
     )
