@@ -209,19 +209,6 @@ def run(
 
 
 @app.command()
-def demo(
-    *,
-    device: DeviceOption = None,
-    out: Annotated[Path, typer.Option(help="The run lies in OUT/demo/<seed>.")] = Path("runs"),
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Start anew, removing what that run wrote.")
-    ] = False,
-) -> None:
-    """Run the recipe `demo`: a few minutes on a CPU, with pictures that need no download."""
-    run("demo", device=device, out=out, fresh=fresh)
-
-
-@app.command()
 def bench(
     recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="One or several.")],
     *,
