@@ -13,9 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 import mimkit
-from mimkit.comparison.answer import STARTS, called, is_layer
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Comparison, Interval, Pair, Row, Verdicts
+from mimkit.comparison.wording import STARTS, called, is_layer
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
 from mimkit.report import words
