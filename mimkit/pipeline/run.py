@@ -46,6 +46,7 @@ def run(
     device: str | None = None,
     fresh: bool = False,
     command: str = "",
+    verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Pre-trains, evaluates and reports; goes on where an interrupted run stopped.
@@ -57,6 +58,7 @@ def run(
         device: see `mimkit.train.distributed.join`.
         fresh: start anew, removing what an earlier run wrote into the folder.
         command: what the user typed, for the report.
+        verbose: also tell what searches find on development images.
         console: where to talk; None makes one.
 
     Returns: the run folder.
@@ -70,7 +72,7 @@ def run(
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
             if world.leads:
                 refuse_another(run_folder, recipe, fresh)
-            current = assemble(recipe, run_folder, world, console, command)
+            current = assemble(recipe, run_folder, world, console, command, verbose=verbose)
             if world.leads:
                 data = splits(current.train, current.test, current.labelled)
                 if not fresh:
