@@ -111,6 +111,12 @@ class Source:
 
     def describe(self) -> str:
         """Says what was opened, in one line and one more for each oddity."""
+        first = f"{self.name} {self.split}: {len(self):,} images {self.kind}"
+        return "\n".join((first, *self.oddities))
+
+    @property
+    def kind(self) -> str:
+        """Size, classes and origin of the images, in words."""
         if self.sizes is None:
             size = "not looked at before they are met (data.survey = false)"
         else:
@@ -122,14 +128,33 @@ class Source:
             classes = "no labels"
         elif self.labels is not None and bool((self.labels < 0).any()):
             classes += f", {int((self.labels < 0).sum()):,} images without a label"
-        lines = [f"{self.name} {self.split}: {len(self):,} images {size}, {classes}, {self.origin}"]
-        if self.note:
-            lines.append(f"  {self.note}")
+        return f"{size}, {classes}, {self.origin}"
+
+    @property
+    def oddities(self) -> list[str]:
+        """What else is worth a line: how files were read, which were not."""
+        lines = [f"  {self.note}"] if self.note else []
         unread = self.unread()
         if unread:
             lines.append(f"  {len(unread):,} skipped, all listed in the ledger; the first:")
             lines += [f"    {item.path} {item.reason}" for item in unread[:3]]
-        return "\n".join(lines)
+        return lines
+
+
+def described(*sources: Source) -> list[str]:
+    """Says what was opened, each data set once: its splits share a line where they are alike."""
+    by_kind: dict[tuple[str, str], list[Source]] = {}
+    for source in sources:
+        by_kind.setdefault((source.name, source.kind), []).append(source)
+    found = []
+    for (name, kind), alike in by_kind.items():
+        if len(alike) == 1:
+            found += alike[0].describe().split("\n")
+            continue
+        counts = " and ".join(f"{len(one):,} {one.split}" for one in alike)
+        oddities = dict.fromkeys(line for one in alike for line in one.oddities)
+        found += [f"{name}: {counts} images {kind}", *oddities]
+    return found
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def test_the_pictures_are_those_of_the_health_card(kept):
 def test_progress_is_told(kept):
     _, _, _, lines = kept
     assert lines[0] == "dvae: training a tokenizer of 32 codes on 58 images"
-    assert len(lines) == 11
+    assert 2 <= len(lines) <= 11  # at most one in ten seconds
     assert lines[-1].startswith("dvae: step 240 of 240, mean absolute error 0.")
 
 
