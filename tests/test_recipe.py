@@ -522,6 +522,12 @@ def test_a_registered_recipe_needs_no_path(register, tmp_path, monkeypatch):
         load("recipes/tiny_shape.toml")
 
 
+def test_a_folder_of_the_same_name_does_not_hide_a_registered_recipe(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert load("demo").name == "demo"
+
+
 def test_a_file_that_is_not_text_is_refused(tmp_path):
     (tmp_path / "x.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(RecipeError, match="is in UTF-16"):
