@@ -5,14 +5,14 @@ Every operation is one that IEEE 754 rounds exactly (no sine): the same bytes ev
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.counter import uniform
 
-Plane = NDArray[np.float32]
+Plane = NDArray[np.floating[Any]]
 """(n, 1, 1) for one value a picture, (n, H, W) for one a pixel."""
 Images = NDArray[np.uint8]
 Numbers = NDArray[np.int64]

@@ -92,7 +92,7 @@ def annotate(index: Numbers, *, image_size: int, seed: int = 0) -> Annotation:
         parts[here] = np.where(distance < 0, place + 1, 0)
     shown = parts[:, None] == np.arange(1, _SIDE**2 + 1)[:, None, None]  # (n, 9, H, W)
     shown = np.concatenate([shown, shown.any(axis=1, keepdims=True)], axis=1)
-    sides = [_ends(shown.any(axis=axis)) for axis in (2, 3)]
+    sides = [_ends(np.any(shown, axis=axis)) for axis in (2, 3)]
     boxes = np.stack([ends[side] for side in (0, 1) for ends in sides], axis=2)
     return Annotation(parts, kinds + 1, boxes)
 
@@ -231,7 +231,8 @@ def _saltire(u: Plane, v: Plane) -> Plane:
 
 
 def _bars(u: Plane, v: Plane) -> Plane:
-    return np.maximum(np.abs(u) - 0.85, np.abs(np.abs(v) - 0.55) - 0.28)
+    bars: Plane = np.maximum(np.abs(u) - 0.85, np.abs(np.abs(v) - 0.55) - 0.28)
+    return bars
 
 
 def _pillars(u: Plane, v: Plane) -> Plane:
@@ -239,11 +240,13 @@ def _pillars(u: Plane, v: Plane) -> Plane:
 
 
 def _triangle(u: Plane, v: Plane) -> Plane:
-    return np.maximum(v - 0.7, (2 * np.abs(u) - v - 0.9) * _ROOT_FIFTH)
+    triangle: Plane = np.maximum(v - 0.7, (2 * np.abs(u) - v - 0.9) * _ROOT_FIFTH)
+    return triangle
 
 
 def _diamond(u: Plane, v: Plane) -> Plane:
-    return (np.abs(u) + np.abs(v) - 0.95) * _ROOT_HALF
+    diamond: Plane = (np.abs(u) + np.abs(v) - 0.95) * _ROOT_HALF
+    return diamond
 
 
 _ROOT_HALF: Final = np.sqrt(np.float32(0.5))
