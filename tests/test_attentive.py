@@ -339,7 +339,7 @@ def test_a_killed_run_repeats_nothing_that_was_finished(subject, geometry, monke
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluator.run(dataclasses.replace(subject, report=killed))
+        evaluator.run(dataclasses.replace(subject, report=killed, detail=killed))
     assert len(cells(subject)) == 3
     fresh = AttentiveClassifier.__init__
 
