@@ -36,8 +36,8 @@ $(VENV)/.installed: $(PROJECTS)
 
 install: $(VENV)/.installed  ## everything needed to run and to develop
 
-demo: install  ## Selfie on embedded data, about 2 minutes on 2 cores; ends with a report
-	$(BIN)/mimkit run recipes/selfie_cifar.toml --preset demo --out runs/demo --fresh
+demo: install  ## recipes/demo.toml on embedded pictures, minutes on 2 cores; ends with a report
+	$(BIN)/mimkit demo
 
 test: install  ## the quick suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m '$(QUICK)'

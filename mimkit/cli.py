@@ -8,7 +8,7 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -16,6 +16,9 @@ from typer.core import TyperGroup
 from mimkit.console import headed, make_console
 from mimkit.errors import mendable
 from mimkit.train.signals import Interrupted
+
+if TYPE_CHECKING:
+    from mimkit.recipe.schema import Recipe
 
 
 class _Program(TyperGroup):
@@ -171,9 +174,12 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, removing what that run wrote.")
     ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option("--verbose", "-v", help="Also what searches find on development images."),
+    ] = False,
 ) -> None:
     """Pre-train, evaluate, report; an interrupted run goes on where it stopped."""
-    from mimkit.pipeline import run as pipeline
     from mimkit.recipe.schema import load
     from mimkit.report import ownership
     from mimkit.train.distributed import torchrun
@@ -200,12 +206,35 @@ def run(
     if folder is None and held.is_file():
         lies = out / chosen.name / str(chosen.seed)
         make_console().print(f"{held}: read as a recipe; its run lies in {lies}", soft_wrap=True)
-    command = shlex.join(["mimkit", *sys.argv[1:]])
+    again = shlex.join(word for word in ["mimkit", *sys.argv[1:]] if word != "--fresh")
+    options = {"out": out, "folder": folder, "device": device, "fresh": fresh}
+    _start(chosen, again, verbose=verbose, **options)
+
+
+def _start(chosen: "Recipe", again: str, **options: Any) -> None:
+    """Runs a recipe; ``again`` is the command that goes on if it is interrupted."""
+    from mimkit.pipeline.run import run
+
     try:
-        pipeline.run(chosen, out=out, folder=folder, device=device, fresh=fresh, command=command)
+        run(chosen, command=shlex.join(["mimkit", *sys.argv[1:]]), **options)
     except Interrupted as error:
-        make_console(stderr=True).print(f"{error}. To go on: {command.replace(' --fresh', '')}")
+        make_console(stderr=True).print(f"{error}. To go on: {again}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
+
+
+@app.command()
+def demo(
+    *,
+    seed: Annotated[int | None, typer.Option(help="Of everything random; default: 0.")] = None,
+    device: DeviceOption = None,
+    out: Annotated[Path, typer.Option(help="The run lies in OUT/demo/<seed>.")] = Path("runs"),
+) -> None:
+    """Run the registered recipe 'demo' anew: minutes on embedded images, ends with a report."""
+    from mimkit.recipe.schema import load
+
+    words = ["--seed", str(seed)] * (seed is not None) + ["--device", str(device)] * bool(device)
+    again = shlex.join(["mimkit", "run", "demo", *words, "--out", str(out)])
+    _start(load("demo", seed=seed), again, out=out, device=device, fresh=True)
 
 
 @app.command()
@@ -297,7 +326,7 @@ def compare(
     try:
         conduct(question, folder, chosen, dry_run=dry_run, console=make_console())
     except Interrupted as error:
-        make_console(stderr=True).print(f"{error}. To go on: {command}")
+        make_console(stderr=True).print(f"{error}. To go on: {command}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from error
 
 

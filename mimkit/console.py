@@ -1,15 +1,19 @@
 """Where text for people goes: consoles that print what they are given.
 
 File names, class names and what plugins say come from outside, so square brackets are no markup
-here, and what a terminal's code page lacks becomes a question mark instead of an error.
+here, and what a terminal's code page lacks becomes a question mark instead of an error. A file or
+a pipe has no width, so there a line is as long as what it says.
 """
 
-from typing import IO, Any, cast
+from typing import IO, Any, Final, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleDimensions
 from rich.text import Text
 
 __all__ = ["headed", "make_console"]
+
+_NO_WIDTH: Final = 10_000
+"""Columns of what is no terminal: more than a line has."""
 
 
 class _AnyText:
@@ -35,6 +39,18 @@ class _Console(Console):
     @file.setter
     def file(self, new: IO[str]) -> None:
         self._file = new
+
+    @property
+    def size(self) -> ConsoleDimensions:
+        """Of the terminal; of a file or a pipe no width, unless COLUMNS gives one."""
+        found = super().size
+        if self.is_terminal or self._width is not None:
+            return found
+        return ConsoleDimensions(_NO_WIDTH, found.height)
+
+    @size.setter
+    def size(self, new: tuple[int, int]) -> None:
+        self._width, self._height = new
 
 
 def make_console(*, stderr: bool = False, quiet: bool = False) -> Console:

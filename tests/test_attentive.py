@@ -339,7 +339,7 @@ def test_a_killed_run_repeats_nothing_that_was_finished(subject, geometry, monke
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluator.run(dataclasses.replace(subject, report=killed))
+        evaluator.run(dataclasses.replace(subject, report=killed, detail=killed))
     assert len(cells(subject)) == 3
     fresh = AttentiveClassifier.__init__
 
@@ -393,11 +393,13 @@ def test_the_subject_and_the_random_state_stay_as_they_were(subject, geometry):
 
 
 def test_a_diverged_training_is_said_and_never_chosen(subject, geometry):
-    said = []
+    said, details = [], []
     evaluator = AttentiveProbe(geometry, lrs=(1e30, 0.01), **QUICK)
-    ours, *_ = evaluator.run(dataclasses.replace(subject, report=said.append))
+    told = dataclasses.replace(subject, report=said.append, detail=details.append)
+    ours, *_ = evaluator.run(told)
     assert ours.chosen["lr"] == 0.01
-    assert [line.endswith("(diverged)") for line in said[:3]] == [True, False, False]
+    assert [line.endswith("(diverged)") for line in details[:2]] == [True, False]
+    assert all("test images" in line for line in said)
 
 
 # -------------------------------------------------------------------------------------- refusals

@@ -4,6 +4,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.board import makespan
+from mimkit.comparison.board import Board, Shown, makespan
 from mimkit.comparison.cause import ended_by, last_words
 from mimkit.comparison.execute import claim, execute
 from mimkit.comparison.folder import cell_command, failure_file, is_finished, log_file, run_folder
@@ -672,3 +673,32 @@ def test_without_submitit_the_launcher_says_what_to_install(tmp_path, monkeypatc
     monkeypatch.setitem(sys.modules, "submitit", None)
     with pytest.raises(RecipeError, match=r"pip install 'mimkit\[slurm\]'"):
         SlurmLauncher(tmp_path, {})
+
+
+def test_the_live_table_shows_state_step_loss_and_what_waits(tmp_path):
+    script = (
+        "import json, pathlib, time; p = pathlib.Path(folder); p.mkdir(parents=True)\n"
+        "rows = [{'step': 1, 'loss/total': 0.5}, {'step': 2, 'loss/total': 0.25}]\n"
+        "text = ''.join(json.dumps(row) + '\\n' for row in rows) + '{\"step\": 3, \"lo'\n"
+        "(p / 'metrics.jsonl').write_text(text); print('word ' * 60, flush=True); "
+        "time.sleep(1.5); FINISH"
+    )
+    live = io.StringIO()
+    plan = make_plan(tmp_path, "a", "b")
+    terminal = Console(file=live, width=60, height=20, force_terminal=True, color_system=None)
+    go(plan, tmp_path, Scripts(tmp_path, a=script, b="FINISH"), jobs=1, console=terminal)
+    text = live.getvalue()
+    assert all(head in text for head in ("run", "state", "step", "loss", "left"))
+    assert re.search(r"a, seed 0 +trains +2/3 +0\.250", text)
+    assert re.search(r"b, seed 0 +waits", text)
+
+
+def test_rows_for_which_the_terminal_has_no_room_are_counted():
+    file = io.StringIO()
+    console = Console(file=file, width=60, height=10, force_terminal=True, color_system=None)
+    with Board(9, console) as board:
+        runs = [Shown(f"a, seed {n}", "waits") for n in range(9)]
+        board.show(runs, finished=0, failed=0, left=None)
+    assert "a, seed 4" in file.getvalue()
+    assert "a, seed 5" not in file.getvalue()
+    assert "and 4 more" in file.getvalue()

@@ -355,9 +355,9 @@ def test_no_best_is_named_where_methods_cannot_be_told_apart(tmp_path):
     assert say(tmp_path, shares, scratch=[0.47, 0.46, 0.47]) == (
         "At 800 images seen, in fine-tuning accuracy at 10 % of the labels, cae and beit cannot be "
         "told apart: cae is ahead of beit by 2.0 points (95 % interval -6.6 to +10.6, n = 3 "
-        "seeds), and to show a difference of this size about 26 seeds are needed; training from "
-        "scratch is as good at this budget, as far as n = 3 seeds tell (beit -0.7 points, cae +1.3 "
-        "points; all intervals hold zero)."
+        "seeds), and to show a difference of this size about 26 seeds are needed; none of them can "
+        "be told from training from scratch (beit -0.7 points, cae +1.3 points; n = 3 seeds, all "
+        "intervals hold zero)."
     )
 
 
@@ -412,7 +412,7 @@ def test_equal_methods_show_no_difference(tmp_path):
     ("scratch", "said"),
     [
         ([0.7, 0.7, 0.71], "training from scratch is better than cae (-10.0 points"),
-        ([0.66, 0.56, 0.61], "training from scratch is as good as cae at this budget"),
+        ([0.66, 0.56, 0.61], "cae cannot be told from training from scratch (-0.7 points"),
     ],
 )
 def test_a_best_method_that_is_no_better_than_from_scratch_is_called_that(tmp_path, scratch, said):
@@ -443,6 +443,59 @@ def test_a_run_that_was_measured_in_another_way_is_not_called_failed(tmp_path):
     write_all(tmp_path, plan, lambda label, _: [tuned(0.5, label_fraction=len(label) / 10)])
     assert gather(plan, tmp_path).answer.endswith(
         "Not in it: selfie, seed 0 (measured in another way)."
+    )
+
+
+def say_with_knn(tmp_path, shares, tuned_scratch, random, knn):
+    """Fine-tuning speaks; k-NN says what ``knn`` gives by method, over ``random``."""
+    plan = make_plan(*shares)
+
+    def results(label, seed):
+        return [
+            tuned(shares[label][seed]),
+            tuned(tuned_scratch[seed], "scratch"),
+            result(knn[label][seed], "knn"),
+            result(random[seed], "knn", "random"),
+        ]
+
+    write_all(tmp_path, plan, results)
+    return gather(plan, tmp_path).answer.replace("\u202f", " ").replace("\u2212", "-")
+
+
+ALIKE = {"beit": [0.50, 0.46, 0.42], "cae": [0.48, 0.50, 0.46]}
+
+
+def test_gains_that_fine_tuning_does_not_show_are_in_the_first_sentence(tmp_path):
+    gained = [0.10, 0.12, 0.11]
+    difference = [a - b for a, b in zip(SHARES["cae"], gained, strict=True)]
+    low, high = stats.t.interval(0.95, 2, sum(difference) / 3, stats.sem(difference))
+    knn = {"beit": [0.11, 0.09, 0.12], "cae": SHARES["cae"]}
+    said = say_with_knn(tmp_path, ALIKE, [0.47, 0.46, 0.47], gained, knn)
+    assert said.count(". ") == 0
+    assert "none of them can be told from training from scratch" in said
+    assert (
+        "in other evaluations pre-training is better in 1 of 2 comparisons with a baseline (cae in "
+        f"k-NN accuracy: +49.3 points, 95 % interval +{100 * low:.1f} to +{100 * high:.1f}, n = 3 "
+        "seeds, over frozen random weights) and worse in 0; methods are told apart there in 1 pair "
+        "(cae over beit in k-NN accuracy: +49.7 points)."
+    ) in said
+    assert "as good" not in said
+
+
+def test_losses_elsewhere_are_told_beside_a_gain_of_fine_tuning(tmp_path):
+    knn = {"beit": SHARES["beit"], "cae": [0.2, 0.21, 0.2]}
+    said = say_with_knn(tmp_path, SHARES, SCRATCH, [0.5, 0.5, 0.51], knn | {"selfie": [0.5] * 3})
+    assert "cae is better than training from scratch" in said
+    assert "and worse in 1 (cae in k-NN accuracy: -30.0 points, 95 % interval" in said
+
+
+def test_what_other_evaluations_say_alike_is_only_counted(tmp_path):
+    knn = {"beit": SHARES["beit"], "cae": SHARES["cae"]}
+    shares = {"beit": SHARES["beit"], "cae": SHARES["cae"]}
+    said = say_with_knn(tmp_path, shares, SCRATCH, SCRATCH, knn)
+    assert said.endswith(
+        "in other evaluations pre-training is better in 2 of 2 comparisons with a baseline and "
+        "worse in 0."
     )
 
 

@@ -1,11 +1,9 @@
 import csv
-import io
 import json
 import math
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
 import mimkit
 from mimkit.comparison.records import (
@@ -19,7 +17,7 @@ from mimkit.comparison.records import (
     Trial,
 )
 from mimkit.comparison.statistics import compare, judge, spread
-from mimkit.comparison.tables import lines, markdown, table, write_csv, write_json
+from mimkit.comparison.tables import lines, markdown, write_csv, write_json
 from mimkit.evaluate.uncertainty import Measured
 
 LAYER = "chosen on development images"
@@ -147,26 +145,6 @@ def test_the_pre_training_task_comes_last_without_a_ranking_or_what_guesses_reac
     heads = [head for head, title in found if not title]
     assert heads == ["k-NN accuracy", "its own task: metric/x/accuracy", "its own task: loss/x"]
     assert found["its own task: metric/x/accuracy", ""][1] == ""
-
-
-def test_the_terminal_shows_every_method_and_number():
-    console = Console(width=160, record=True, file=io.StringIO())
-    console.print(table(comparison(row(label_fraction=0.1), row("knn"))))
-    text = plain(console.export_text())
-    for word in ("selfie", "beit", "cae", TITLE, "k-NN accuracy", "cae > beit > selfie"):
-        assert word in text
-    for number in ("60.3 %", "[58.9, 61.8]", "+15.3 ▲", "[+14.6, +16.1]"):
-        assert number in text
-    assert "Holm" in text
-
-
-def test_a_narrow_terminal_loses_nothing_but_lines():
-    console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table(comparison(row(label_fraction=0.1))))
-    text = plain(console.export_text())
-    assert max(map(len, text.splitlines())) <= 80
-    assert all(word in text for word in ("selfie", "beit", "cae", "60.3 %", "[58.9, 61.8]"))
-    assert "…" not in text
 
 
 def test_markdown_holds_answer_table_failures_and_the_command():

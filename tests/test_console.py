@@ -71,3 +71,18 @@ def test_help_and_errors_are_told_on_any_code_page(encoding):
         )
         assert done.returncode == code, done.stderr
         assert b"Traceback" not in done.stderr
+
+
+def test_without_a_terminal_nothing_is_wrapped_and_with_columns_it_is(capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    sentence = "word " * 60
+    make_console().print(sentence)
+    table = Table("a", "b")
+    table.add_row(sentence, sentence)
+    make_console().print(table)
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == sentence
+    assert len(out.splitlines()) == 6
+    monkeypatch.setenv("COLUMNS", "40")
+    make_console().print(sentence)
+    assert max(map(len, capsys.readouterr().out.splitlines())) <= 40

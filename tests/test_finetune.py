@@ -231,14 +231,17 @@ def test_two_rates_alike_on_development_images_are_told_apart_by_the_loss(
 
 
 def test_a_diverged_training_is_said_and_never_chosen(subject, geometry):
-    said = []
+    said, details = [], []
     options = {**QUICK, "optimizer": "sgd", "total_steps": 6}
     evaluator = FineTune(
         geometry, label_fractions=(1.0,), seeds=1, lrs=(1e30, 0.01), baseline=False, **options
     )
-    (result,) = evaluator.run(dataclasses.replace(subject, report=said.append))
+    told = dataclasses.replace(subject, report=said.append, detail=details.append)
+    (result,) = evaluator.run(told)
     assert result.chosen == {"lr": 0.01}
-    assert [line.endswith("(diverged)") for line in said] == [True, False, False]
+    assert [line.endswith("(diverged)") for line in details] == [True, False]
+    assert all(line.endswith("development images") for line in details[1:])
+    assert [line.endswith("test images") for line in said] == [True]
 
 
 @pytest.mark.parametrize("rand_augment", [None, "rand-m9-p1"])

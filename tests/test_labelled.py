@@ -87,7 +87,7 @@ def test_evaluators_that_need_labels_get_the_labelled_images(tiny, tmp_path, unl
         assert free.train.labels is None
     assert knn.views == heldout.views
     said = console.export_text()
-    assert f"{labelled} train: 54 images of 16 x 16 px, 3 classes" in said
+    assert f"{labelled}: 54 train and 6 test images of 16 x 16 px, 3 classes" in said
     assert "no test part: 6 of 60 images, chosen by path, are held out" in said
 
 

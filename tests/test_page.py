@@ -290,10 +290,10 @@ def test_a_single_seed_gives_no_interval():
     )
 
 
-def test_all_label_fractions_are_counted():
+def test_all_evaluations_are_counted():
     assert tally(tables(finetune_results())) == (
-        "Over all 4 comparisons at label fractions: better in 1, worse in 1, "
-        "not distinguishable in 2."
+        "Over all 6 comparisons with a baseline: better in 1, worse in 1, not distinguishable in "
+        "2, without an interval 2."
     )
 
 

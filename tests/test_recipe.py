@@ -520,6 +520,8 @@ def test_a_registered_recipe_needs_no_path(register, tmp_path, monkeypatch):
         load("tiny_shape")
     with pytest.raises(RecipeError, match="Did you mean 'tiny_shapes'"):
         load("recipes/tiny_shape.toml")
+    (tmp_path / "tiny_shapes").mkdir()  # a folder of that name does not hide it
+    assert load("tiny_shapes").name == "tiny"
 
 
 def test_a_file_that_is_not_text_is_refused(tmp_path):

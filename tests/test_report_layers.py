@@ -93,7 +93,7 @@ def test_single_layers_are_not_counted_as_comparisons():
             *all_layers(2, init="random", fraction=fraction, seed=seed),
         )
     ]
-    assert tally(tables(in_file(results))).startswith("Over all 2 comparisons at label fractions")
+    assert tally(tables(in_file(results))).startswith("Over all 2 comparisons with a baseline")
 
 
 def test_a_probe_of_the_last_layer_alone_is_a_table_and_no_curve():

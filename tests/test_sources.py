@@ -17,7 +17,7 @@ from PIL import Image
 
 from mimkit.data import registered, survey
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.sources import open_source
+from mimkit.data.sources import described, open_source, open_sources
 from mimkit.data.views import Augment, draw, render
 from mimkit.errors import DataError
 from mimkit.parts.base import Images
@@ -631,3 +631,14 @@ def test_the_statistics_of_cifar10_are_those_of_its_pixels():
     pixels = source.pixels.double() / 255
     assert torch.allclose(pixels.mean((0, 2, 3)), torch.tensor(source.mean).double(), atol=0.01)
     assert torch.allclose(pixels.std((0, 2, 3)), torch.tensor(source.std).double(), atol=0.01)
+
+
+def test_splits_that_are_alike_share_a_line_and_others_do_not():
+    section = DataSection(name="shapes", image_size=16, patch_size=4, num_images=20)
+    train, test = open_sources(section)
+    (line,) = described(train, test)
+    assert line.startswith(
+        f"shapes: 20 train and {len(test):,} test images of 16 x 16 px, 10 classes"
+    )
+    lines = described(train, dataclasses.replace(test, name="others"))
+    assert lines == [train.describe(), dataclasses.replace(test, name="others").describe()]

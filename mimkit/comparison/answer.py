@@ -6,25 +6,14 @@ from itertools import combinations
 from typing import Final
 
 from mimkit.comparison.budget import describe
+from mimkit.comparison.elsewhere import elsewhere
 from mimkit.comparison.records import Cell, Interval, Pair, Plan, Row, Verdicts
 from mimkit.comparison.statistics import differs
+from mimkit.comparison.wording import baseline_of, called, is_layer, listed, points, sure
 from mimkit.evaluate.statistics import no_interval
-from mimkit.report import words
 
 MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")
 """Evaluators that speak for a comparison: the first of these that was measured."""
-CALLED: Final = {
-    "finetune": "fine-tuning",
-    "attentive_probe": "attentive probe",
-    "linear_probe": "linear probe",
-    "knn": "k-NN",
-    "knn_consistency": "k-NN",
-}
-STARTS: Final = {
-    "scratch": "training from scratch",
-    "random": "frozen random weights",
-    "pixels": "raw pixels",
-}
 _FEW: Final = 3
 _SHOWS: Final = 2.8
 """Standard errors that a difference must have to be seen at 5 % with 80 % chance."""
@@ -55,26 +44,11 @@ def main_row(verdicts: Sequence[Verdicts]) -> Verdicts | None:
     return min(speaking, key=order, default=None)
 
 
-def is_layer(row: Row) -> bool:
-    """True for what a probe found in one layer, whichever it be."""
-    return isinstance(row.protocol.get("layer"), int)
-
-
-def called(row: Row) -> str:
-    """What a row measures, in words: evaluator, metric and label fraction."""
-    evaluator = CALLED.get(row.evaluator, row.evaluator.replace("_", " "))
-    name = f"{evaluator} {row.metric.rpartition('/')[2].replace('_', ' ')}"
-    fraction = row.protocol.get("label_fraction")
-    if not isinstance(fraction, int | float):
-        return name
-    return f"{name} at {words.share(fraction)} of the labels"
-
-
 def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
     """Says what was found in one sentence, with how sure it is; in another what is missing.
 
-    It speaks of `main_row`. A method is called the best only where the ranking has it alone in
-    first place.
+    It speaks of `main_row`, and then counts what all other evaluations say (`elsewhere`). A method
+    is called the best only where the ranking has it alone in first place.
     """
     found = main_row(verdicts)
     if found is None:
@@ -85,11 +59,24 @@ def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
     finding = _order(found, labels)
     top = found.ranking[0] if found.ranking else labels
     gains = [gain for gain in found.gains if gain.first in top]
-    clauses = [finding, _baseline(gains, found.row.metric)]
+    clauses = [
+        finding,
+        _baseline(gains, found.row.metric),
+        *elsewhere(found, _others(found, verdicts)),
+    ]
     sentence = (
         f"At {describe(plan.budget)}, in {called(found.row)}, {'; '.join(filter(None, clauses))}."
     )
     return " ".join(filter(None, (sentence, *_missing(plan, found, verdicts))))
+
+
+def _others(main: Verdicts, verdicts: Sequence[Verdicts]) -> list[Verdicts]:
+    """The rows that compare methods beside the one that speaks."""
+    return [
+        found
+        for found in verdicts
+        if found is not main and not found.row.own_task and not is_layer(found.row)
+    ]
 
 
 def _ours(found: Verdicts) -> list[str]:
@@ -114,25 +101,25 @@ def _order(found: Verdicts, labels: Sequence[str]) -> str:
         return f"{top[0]} is the best, ahead of {after[0]} by {_gap(pair, top[0], found)}"
     rest = [label for group in found.ranking[1:] for label in group]
     return (
-        f"{_list(top)} are better than {_list(rest)}, but cannot be told apart: "
+        f"{listed(top)} are better than {listed(rest)}, but cannot be told apart: "
         f"{_between(found, top[0], top[1])}"
     )
 
 
 def _undecided(found: Verdicts, labels: Sequence[str]) -> str:
-    sure = [pair for pair in found.pairs if differs(pair)]
+    told = [pair for pair in found.pairs if differs(pair)]
     unsure = [two for two in combinations(labels, 2) if not differs(_pair(found, *two))]
     gap = _between(found, *unsure[0]) if unsure else ""
-    if not sure:
-        return f"{_list(labels)} cannot be told apart: {gap}"
+    if not told:
+        return f"{listed(labels)} cannot be told apart: {gap}"
     said = []
-    for pair in sure:
+    for pair in told:
         better, worse = pair.first, pair.second
         if pair.difference.mean < 0:
             better, worse = worse, better
-        size = f" by {_gap(pair, better, found)}" if len(sure) < _FEW else ""
+        size = f" by {_gap(pair, better, found)}" if len(told) < _FEW else ""
         said.append(f"{better} is better than {worse}{size}")
-    return ", but ".join(filter(None, (f"{_list(labels)} cannot be ranked: {_list(said)}", gap)))
+    return ", but ".join(filter(None, (f"{listed(labels)} cannot be ranked: {listed(said)}", gap)))
 
 
 def _between(found: Verdicts, first: str, second: str) -> str:
@@ -141,8 +128,8 @@ def _between(found: Verdicts, first: str, second: str) -> str:
     if pair is None:
         return f"{first} and {second} have no seed in common"
     if pair.difference.mean == 0:
-        sure = _sure(pair.difference, found.row.metric)
-        return f"no difference between {first} and {second} was seen ({sure})"
+        how_sure = sure(pair.difference, found.row.metric)
+        return f"no difference between {first} and {second} was seen ({how_sure})"
     ahead, behind = (first, second) if _towards(pair, first).mean > 0 else (second, first)
     text = f"{ahead} is ahead of {behind} by {_gap(pair, ahead, found)}"
     if pair.difference.low is None:
@@ -168,19 +155,19 @@ def _baseline(gains: Sequence[Pair], metric: str) -> str:
     """Says whether pre-training was of use; "" where no baseline was measured."""
     if not gains:
         return ""
-    name = STARTS[gains[0].second.removeprefix(f"{gains[0].first} ")]
+    name = baseline_of(gains[0])
     if len(gains) == 1:
         return _single_gain(gains[0], name, metric)
-    listed = ", ".join(f"{g.first} {_points(g.difference.mean, metric)}" for g in gains)
+    sizes = ", ".join(f"{g.first} {points(g.difference.mean, metric)}" for g in gains)
     if any(gain.difference.low is None for gain in gains):
         why = no_interval(min(gain.difference.num_seeds for gain in gains))
-        return f"against {name} they differ by {listed} ({why})"
+        return f"against {name} they differ by {sizes} ({why})"
     num_seeds = min(gain.difference.num_seeds for gain in gains)
     alike = {
-        "none": f"{name} is as good at this budget, as far as n = {num_seeds} seeds tell "
-        f"({listed}; all intervals hold zero)",
-        "up": f"all of them are better than {name} ({listed}; all intervals lie above zero)",
-        "down": f"{name} is better than all of them ({listed}; all intervals lie below zero)",
+        "none": f"none of them can be told from {name} ({sizes}; n = {num_seeds} seeds, all "
+        "intervals hold zero)",
+        "up": f"all of them are better than {name} ({sizes}; all intervals lie above zero)",
+        "down": f"{name} is better than all of them ({sizes}; all intervals lie below zero)",
     }
     first, *others = {gain.difference.direction for gain in gains}
     if not others:
@@ -188,21 +175,21 @@ def _baseline(gains: Sequence[Pair], metric: str) -> str:
     said = {"up": "better", "down": "worse", "none": "not distinguishable"}
     verdicts = [
         f"{gain.first} is {said[gain.difference.direction]} "
-        f"({_points(gain.difference.mean, metric)}, {_sure(gain.difference, metric)})"
+        f"({points(gain.difference.mean, metric)}, {sure(gain.difference, metric)})"
         for gain in gains
     ]
-    return f"compared with {name}, {_list(verdicts)}"
+    return f"compared with {name}, {listed(verdicts)}"
 
 
 def _single_gain(gain: Pair, name: str, metric: str) -> str:
-    size = f"{_points(gain.difference.mean, metric)}, {_sure(gain.difference, metric)}"
+    size = f"{points(gain.difference.mean, metric)}, {sure(gain.difference, metric)}"
     if gain.difference.low is None:
         return f"{gain.first} differs from {name} by {size}"
     if gain.difference.direction == "up":
         return f"{gain.first} is better than {name} ({size})"
     if gain.difference.direction == "down":
         return f"{name} is better than {gain.first} ({size})"
-    return f"{name} is as good as {gain.first} at this budget, as far as can be told ({size})"
+    return f"{gain.first} cannot be told from {name} ({size})"
 
 
 def _pair(found: Verdicts, first: str, second: str) -> Pair | None:
@@ -221,19 +208,7 @@ def _towards(pair: Pair, first: str) -> Interval:
 def _gap(pair: Pair | None, first: str, found: Verdicts) -> str:
     assert pair is not None, "what differs has a pair"
     interval, metric = _towards(pair, first), found.row.metric
-    return f"{_points(interval.mean, metric).lstrip('+')} ({_sure(interval, metric)})"
-
-
-def _points(value: float, metric: str) -> str:
-    return words.signed(value, metric) + (" points" if words.is_share(metric) else "")
-
-
-def _sure(interval: Interval, metric: str) -> str:
-    """Words for an interval."""
-    if interval.low is None:
-        return no_interval(interval.num_seeds)
-    low, high = (words.signed(end, metric) for end in (interval.low, interval.high))
-    return f"95{words.NARROW}% interval {low} to {high}, n = {interval.num_seeds} seeds"
+    return f"{points(interval.mean, metric).lstrip('+')} ({sure(interval, metric)})"
 
 
 def _missing(plan: Plan, main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterator[str]:
@@ -252,7 +227,3 @@ def _missing(plan: Plan, main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterat
 
 def _measured(cell: Cell, rows: Sequence[Row]) -> bool:
     return any(cell.seed in row.values.get(cell.method, {}).get("pretrained", {}) for row in rows)
-
-
-def _list(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

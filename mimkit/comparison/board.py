@@ -16,27 +16,38 @@ from rich.text import Text
 from mimkit.train.trial import duration
 
 _REFRESH_SECONDS: Final = 0.5
+_HEADS: Final = ("run", "state", "step", "loss", "left")
+_LEAST_ROOM: Final = 12
+"""Columns below which the last words of a run are left out."""
+_AROUND: Final = 5
+"""Lines of the page beside its rows: count, bar, heads, what is left out, and the cursor's."""
 
 
 @dataclass(frozen=True)
-class Running:
-    """A cell that runs.
+class Shown:
+    """A run as a row of the table.
 
     Args:
         name: of the cell.
-        seconds: since it was started.
-        doing: last line of its log.
+        state: "trains", "judges", "waits", ..., in a word.
+        step: that its log has reached, of how many; "" before the first.
+        loss: there; "".
+        left: seconds until it ends; None if nothing tells.
+        doing: last line of its output.
     """
 
     name: str
-    seconds: float
-    doing: str
+    state: str
+    step: str = ""
+    loss: str = ""
+    left: float | None = None
+    doing: str = ""
 
 
 class Board:
-    """Shows how many cells are finished, run and have failed, and how long the rest will take.
+    """Shows every run, how many are finished and have failed, and how long the rest will take.
 
-    On a terminal that is a few lines at the bottom; elsewhere only what `say` prints.
+    On a terminal that is one table at the bottom, drawn anew; elsewhere only what `say` prints.
 
     Args:
         total: number of cells.
@@ -70,12 +81,12 @@ class Board:
         return self.live.is_started and time.monotonic() - self.shown >= _REFRESH_SECONDS
 
     def show(
-        self, running: Sequence[Running], *, finished: int, failed: int, left: float | None
+        self, runs: Sequence[Shown], *, finished: int, failed: int, left: float | None
     ) -> None:
-        """Draws the lines at the bottom.
+        """Draws the table at the bottom; rows that the terminal has no room for are counted.
 
         Args:
-            running: now.
+            runs: those at work first.
             finished: how many cells are.
             failed: how many cells have.
             left: seconds until all is done; None if nothing tells.
@@ -85,20 +96,36 @@ class Board:
         head += f", {failed} failed" if failed else ""
         head += f"  {duration(self.shown - self.started)}"
         head += f", about {duration(left)} left" if left is not None else ""
-        page, rows = Table.grid(expand=True), Table.grid(padding=(0, 2))
-        rows.add_column(no_wrap=True)
-        rows.add_column(no_wrap=True, justify="right")
-        rows.add_column(no_wrap=True, overflow="ellipsis", style="dim")
-        for cell in running:
-            rows.add_row(Text(cell.name), duration(cell.seconds), Text(cell.doing))
+        page = Table.grid(expand=True)
         page.add_row(Text(head))
         page.add_row(ProgressBar(total=self.total, completed=finished + failed))
-        page.add_row(rows)
+        room = max(1, self.console.size.height - _AROUND)
+        page.add_row(_table(runs[:room], self.console.width))
+        if len(runs) > room:
+            page.add_row(Text(f"and {len(runs) - room} more", style="dim"))
         self.live.update(page, refresh=True)
 
     def say(self, text: str, *, style: str | None = None) -> None:
         """Prints a line above."""
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(runs: Sequence[Shown], width: int) -> Table:
+    """Lays the rows out; what a run last said gets the room that is left, if that is enough."""
+    cells = [
+        (run.name, run.state, run.step, run.loss, "" if run.left is None else duration(run.left))
+        for run in runs
+    ]
+    taken = sum(max(map(len, column)) + 2 for column in zip(_HEADS, *cells, strict=True))
+    rows = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for head in _HEADS:
+        rows.add_column(head, no_wrap=True, justify="left" if head in _HEADS[:2] else "right")
+    room = width - taken
+    if room >= _LEAST_ROOM:
+        rows.add_column("", no_wrap=True, overflow="ellipsis", style="dim", max_width=room)
+    for run, row in zip(runs, cells, strict=True):
+        rows.add_row(*map(Text, row + (run.doing,) * (room >= _LEAST_ROOM)))
+    return rows
 
 
 def makespan(running: Sequence[float], waiting: Sequence[float], jobs: int) -> float:

@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from mimkit.comparison.answer import CALLED
 from mimkit.comparison.records import Interval, Outcome, Row, Verdicts
+from mimkit.comparison.wording import CALLED
 from mimkit.report import words
 from mimkit.report.findings import BASELINES, key_of, worded
 from mimkit.report.plots import (

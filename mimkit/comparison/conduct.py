@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mimkit.comparison import ending
 from mimkit.comparison.execute import claim, execute
 from mimkit.comparison.gather import gather
 from mimkit.comparison.launchers import Launcher
@@ -14,9 +15,9 @@ from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv, write_json
-from mimkit.comparison.tables import table as results_table
-from mimkit.console import headed, make_console
+from mimkit.console import make_console
 from mimkit.files import write_text
+from mimkit.report.ending import show
 
 
 def conduct(
@@ -65,7 +66,6 @@ def conduct(
         write_json(comparison, folder / "results.json")
         write_text(folder / "results.md", markdown(comparison))
         page = write_report(comparison)
-    console.print(results_table(comparison))
-    console.print(f"\n{comparison.answer}")
-    console.print(headed("report", page))
+    lines, steps = ending.lines(comparison), ending.steps(comparison, question.jobs)
+    show(console, comparison.answer, list(lines), page, list(steps))
     return comparison

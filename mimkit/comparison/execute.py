@@ -15,7 +15,7 @@ from typing import Final
 from rich.console import Console
 
 from mimkit import locks
-from mimkit.comparison.board import Board, Running, makespan
+from mimkit.comparison.board import Board, Shown, makespan
 from mimkit.comparison.cause import disk_is_full, ended_by, last_words, tail
 from mimkit.comparison.devices import Gpus, Need, find
 from mimkit.comparison.folder import (
@@ -28,6 +28,7 @@ from mimkit.comparison.folder import (
 )
 from mimkit.comparison.launchers import Job, Launcher
 from mimkit.comparison.records import Cell, Plan
+from mimkit.comparison.watch import watched
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text, writing
@@ -167,11 +168,17 @@ class _Queue:
             for cell in plan.cells
             if not is_finished(cell, folder)
         )
-        self.finished = self.total - len(self.waiting)
-        self.failed = 0
+        waiting = {work.cell for work in self.waiting}
+        self.finished_cells = [str(cell) for cell in plan.cells if cell not in waiting]
+        self.steps = {method.label: method.total_steps for method in plan.methods}
+        self.failed: list[str] = []
         self.places: list[_Work | None] = [None] * self.jobs
         self.measured: list[tuple[float, float]] = []  # (seconds taken, seconds expected)
         self.board = Board(self.total, console)
+
+    @property
+    def finished(self) -> int:
+        return len(self.finished_cells)
 
     @property
     def in_hand(self) -> list[_Work]:
@@ -274,7 +281,7 @@ class _Queue:
         )
 
     def _note_finished(self, work: _Work) -> None:
-        self.finished += 1
+        self.finished_cells.append(str(work.cell))
         failure_file(work.cell, self.folder).unlink(missing_ok=True)
         took = time.monotonic() - work.started
         if work.fresh and work.code is not None and not work.retries and work.seconds:
@@ -311,7 +318,7 @@ class _Queue:
             failure.unlink(missing_ok=True)
             raise _full(self.folder, f"{work.cell}: {reason}")
         write_text(failure, reason)
-        self.failed += 1
+        self.failed.append(str(work.cell))
         self.board.say(f"{work.cell}: failed. {reason}", style="red")
         return True
 
@@ -320,28 +327,47 @@ class _Queue:
         works = [*self.in_hand, *self.waiting]
         if not all(work.seconds for work in works):
             return None
-        taken = sum(seconds for seconds, _ in self.measured)
-        factor = taken / sum(seconds for _, seconds in self.measured) if taken else 1.0
-        now = time.monotonic()
-        running = [max(0.0, factor * w.seconds - (now - w.started)) for w in self.in_hand]
+        running = [self._left(work) or 0.0 for work in self.in_hand]
+        factor = self._factor()
         return makespan(running, [factor * w.seconds for w in self.waiting], self.jobs)
+
+    def _factor(self) -> float:
+        """What a run has taken over what the plan expects."""
+        taken = sum(seconds for seconds, _ in self.measured)
+        return taken / sum(seconds for _, seconds in self.measured) if taken else 1.0
 
     def _show(self) -> None:
         if not self.board.due:
             return
-        now = time.monotonic()
         self.board.show(
-            [Running(str(w.cell), now - w.started, self._doing(w)) for w in self.in_hand],
+            [
+                *(self._shown(work) for work in self.in_hand),
+                *(Shown(cell, "failed") for cell in self.failed),
+                *(Shown(str(w.cell), "waits") for w in self.waiting),
+                *(Shown(cell, "finished") for cell in self.finished_cells),
+            ],
             finished=self.finished,
-            failed=self.failed,
+            failed=len(self.failed),
             left=self._seconds_left(),
         )
 
-    def _doing(self, work: _Work) -> str:
+    def _shown(self, work: _Work) -> Shown:
+        name = str(work.cell)
         if work.job is None:
-            return "waits for another process that is at work on it"
-        lines = tail(log_file(work.cell, self.folder), work.log_start).split("\n")
-        return next((line for line in reversed(lines) if line.strip()), "starts")
+            return Shown(name, "waits", doing="another process is at work on it")
+        return watched(
+            name,
+            run_folder(work.cell, self.folder),
+            log_file(work.cell, self.folder),
+            work.log_start,
+            total=self.steps[work.cell.method],
+            left=self._left(work),
+        )
+
+    def _left(self, work: _Work) -> float | None:
+        if not work.seconds:
+            return None
+        return max(0.0, self._factor() * work.seconds - (time.monotonic() - work.started))
 
     def _stop(self) -> None:
         """Asks every process to write a checkpoint and leave, and waits until they have."""

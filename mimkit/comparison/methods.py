@@ -94,7 +94,7 @@ def _find(reference: str, asked: Asked) -> Found:
         return _found(recipe.name, reference, reference, recipe, asked)
     candidates = _candidates(reference, list(names), asked)
     if not candidates:
-        methods = sorted({name.rpartition("_")[0] for name in names})
+        methods = sorted({name.rpartition("_")[0] for name in names if "_" in name})
         raise RecipeError(
             f"compare: '{reference}' must be a method with a recipe {reference}_DATASET, or the "
             f"name or file of a recipe, but is none.{nearest(reference, methods)} "

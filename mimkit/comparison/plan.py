@@ -27,13 +27,15 @@ from mimkit.comparison.refusals import (
     kept_sizes,
     refuse_unfit,
 )
-from mimkit.data.sources import open_source
+from mimkit.data.sources import described, find, open_labelled, open_source, open_sources
 from mimkit.errors import DataError
 from mimkit.files import write_json
 from mimkit.pipeline.identity import write_data
 from mimkit.recipe.schema import Recipe
 
 PLAN: Final = "plan.json"
+_RENDERING: Final = {"image_size", "patch_size", "mean", "std", "interpolation"}
+"""Keys of a recipe's data that change nothing of which images there are."""
 
 
 def make_plan(question: Question, folder: Path, console: Console) -> Plan:
@@ -51,6 +53,7 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
     ):
         earlier = None
     found = {one.reference: one for one in find_methods(question.methods, question.recipes)}
+    _announce(tuple(found.values()), console)
     data = all_data(found.values())
     if earlier is not None and is_on_other_data(data, folder):
         earlier = None
@@ -125,6 +128,18 @@ def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:
         return kept_sizes(earlier)
     images = [draft.total_steps * draft.batch_size for draft in drafts]
     return choose_sizes(min(images), drafts[0].labelled)
+
+
+def _announce(found: Sequence[Found], console: Console) -> None:
+    """Says once what the methods are run on, though each opens it anew."""
+    lines: dict[str, None] = {}
+    data_of = [one.recipe.data for one in found]
+    for data in {each.model_dump_json(exclude=_RENDERING): each for each in data_of}.values():
+        where = find(data)
+        sources = (*open_sources(data, where), *(open_labelled(data, where) or ()))
+        lines |= dict.fromkeys(described(*sources))
+    for line in lines:
+        console.print(line)
 
 
 def _least(found: Sequence[Found]) -> Budget:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimkit.comparison import charts
-from mimkit.comparison.answer import is_layer
 from mimkit.comparison.budget import describe
 from mimkit.comparison.charts import Look, name_of
 from mimkit.comparison.costs import Cost, cost_of, quantities, seconds
@@ -18,6 +17,7 @@ from mimkit.comparison.folder import recipe_path
 from mimkit.comparison.gather import OF_METHOD
 from mimkit.comparison.records import Comparison, Outcome, Verdicts
 from mimkit.comparison.tables import MARKS
+from mimkit.comparison.wording import is_layer
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.report import words

@@ -1,4 +1,4 @@
-"""A comparison as a table on the terminal, as Markdown, CSV and JSON."""
+"""A comparison as Markdown, CSV and JSON."""
 
 import csv
 import io
@@ -9,13 +9,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from rich.table import Table
-from rich.text import Text
-
 import mimkit
-from mimkit.comparison.answer import STARTS, called, is_layer
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Comparison, Interval, Pair, Row, Verdicts
+from mimkit.comparison.wording import STARTS, called, is_layer
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
 from mimkit.report import words
@@ -56,22 +53,6 @@ class Line:
     cells: tuple[str, ...]
     ranking: str = ""
     heads: bool = True
-
-
-def table(comparison: Comparison) -> Table:
-    """Lays the results out for the terminal."""
-    found = Table(caption=EXPLAINED, caption_justify="left")
-    found.add_column("")
-    for method in comparison.plan.methods:
-        found.add_column(Text(method.label), justify="right")
-    found.add_column("ranking")
-    for line in lines(comparison):
-        if line.heads and found.rows:
-            found.add_section()
-        title = line.title if line.heads else f"  {line.title}"
-        cells = (cell.replace(" [", "\n[") for cell in line.cells)  # in columns that may be narrow
-        found.add_row(*map(Text, (title, *cells, line.ranking)))
-    return found
 
 
 def markdown(comparison: Comparison) -> str:
@@ -156,6 +137,13 @@ def write_json(comparison: Comparison, path: Path) -> None:
         "refused": comparison.refused,
     }
     write_json_file(path, tree)
+
+
+def shared_rows(comparison: Comparison) -> list[tuple[str, Verdicts]]:
+    """The rows that compare the methods, each with its title."""
+    shown = [found for found in comparison.verdicts if not is_layer(found.row)]
+    rows = [found.row for found in shown]
+    return [(_title(found.row, rows), found) for found in shown if not found.row.own_task]
 
 
 def lines(comparison: Comparison) -> list[Line]:

@@ -41,7 +41,7 @@ def measure(recipe: Path, device: str | None, console: Console) -> dict[str, obj
     Raises: MimkitError for everything that a run of it would refuse at once.
     """
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
-        current = open_run(load(str(recipe)), folder, world, console)
+        current = open_run(load(str(recipe)), folder, world, console, announce=False)
         train = current.recipe.train
         steps = current.try_out(current.loop(), processes=train.processes)
         image = current.batches()[0].to(world.device).image[:_IMAGES]

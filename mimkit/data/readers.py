@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimkit.data import shapes
 from mimkit.data.decode import SHRINKS, UnreadableError, decode
+from mimkit.data.drawing import Drawing
 from mimkit.data.intake.table import Skipped, Table
 from mimkit.errors import DataError
 
@@ -80,17 +80,20 @@ def read_again(table: Table, row: int, size: tuple[int, int], shrink: int) -> Im
 
 @dataclass(frozen=True)
 class Pictures:
-    """Draws pictures of the embedded set.
+    """Draws pictures of an embedded set.
 
     Args:
+        drawing: the set.
         numbers: (N,) int64, which pictures.
         image_size: side in pixels.
     """
 
+    drawing: Drawing
     numbers: NDArray[np.int64]
     image_size: int
 
     def __call__(self, index: int, shrink: int = 1) -> Image.Image:
         """Draws a picture, always at its full size."""
-        images, _ = shapes.draw(self.numbers[index : index + 1], image_size=self.image_size)
+        number = self.numbers[index : index + 1]
+        images, _ = self.drawing.draw(number, image_size=self.image_size)
         return Image.fromarray(images[0].transpose(1, 2, 0))

@@ -4,6 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, Literal
 
+from mimkit.data import objects, shapes
+from mimkit.data.drawing import Drawing
+
 Split = Literal["train", "test"]
 
 IMAGENET_MEAN: Final = (0.485, 0.456, 0.406)
@@ -16,7 +19,7 @@ class DataSet:
 
     Args:
         name: registered name, which recipes use.
-        hub: Hugging Face id that it is downloaded from; None: drawn, nothing is downloaded.
+        hub: Hugging Face id that it is downloaded from; None: it is drawn.
         folder: glob of its folder below ``--data`` and ``$MIMKIT_DATA``. The folder holds parquet
             files as on the Hugging Face Hub, or ``train/CLASS/*`` and ``val/CLASS/*``.
         image_size: height and width in pixels; None if they vary, or can be chosen.
@@ -26,6 +29,7 @@ class DataSet:
         splits: the files (by their first word) that make up a split here.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
+        drawing: what draws it, where nothing is downloaded.
     """
 
     name: str
@@ -40,6 +44,7 @@ class DataSet:
     )
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    drawing: Drawing | None = None
 
 
 CIFAR10: Final = DataSet(
@@ -110,4 +115,15 @@ SHAPES: Final = DataSet(
     num_classes=10,
     mean=(0.5, 0.5, 0.5),
     std=(0.189, 0.175, 0.198),
+    drawing=shapes.SHAPES,
+)
+OBJECTS: Final = DataSet(
+    name="objects",
+    hub=None,
+    folder="",
+    image_size=None,
+    num_classes=10,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.224, 0.211, 0.235),
+    drawing=objects.OBJECTS,
 )

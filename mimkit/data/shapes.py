@@ -1,15 +1,15 @@
 """The embedded data set ``shapes``: ten arrangements of parts, drawn at any size.
 
 Parts (rounded, textured tiles) and colours are alike in all classes, only where the parts stand
-differs. Every operation is one that IEEE 754 rounds exactly (no sine): the same bytes everywhere.
+differs, and that hardly: raw pixels tell most of it.
 """
 
-from typing import Final, Literal
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mimkit.data.counter import uniform
+from mimkit.data.drawing import Drawing, Images, Numbers, Plane, balanced, tint, turned, wave
 
 # Centres of the parts as (right, down), in units of the distance between neighbouring parts.
 _LAYOUTS: Final[dict[str, tuple[tuple[float, float], ...]]] = {
@@ -24,9 +24,6 @@ _LAYOUTS: Final[dict[str, tuple[tuple[float, float], ...]]] = {
     "saltire": ((0, 0), (-0.8, -0.8), (0.8, -0.8), (-0.8, 0.8), (0.8, 0.8)),
     "ring": ((-1.05, 0), (-0.52, -0.9), (0.52, -0.9), (1.05, 0), (0.52, 0.9), (-0.52, 0.9)),
 }
-CLASSES: Final = tuple(_LAYOUTS)
-MIN_IMAGE_SIZE: Final = 16
-
 _MAX_PARTS: Final = max(map(len, _LAYOUTS.values()))
 # Parts that a class lacks stand far outside: equal counts need no ragged loop.
 _PADDED: Final = [(parts + ((99, 99),) * _MAX_PARTS)[:_MAX_PARTS] for parts in _LAYOUTS.values()]
@@ -63,36 +60,15 @@ _RANGES: Final = {
     "slope_down": (-0.5, 0.5),
 }
 _CLASS_STREAM, _SCENE_STREAM, _PART_STREAM = range(3)
-_TEST_START: Final = 10**12
 _CHUNK_PIXELS: Final = 2**16  # of one drawing pass: its arrays stay in the processor's cache
 
-_Plane = NDArray[np.float32]  # (n, 1, 1) for one value a picture, (n, H, W) for one a pixel
-_Scene = dict[str, _Plane]
+_Scene = dict[str, Plane]
 
 
-def split(name: Literal["train", "test"], count: int) -> NDArray[np.int64]:
-    """Gives the indices of a split's first ``count`` pictures; the two splits never overlap.
-
-    Shape: (count,) int64. Any multiple of ten holds all classes equally often.
-    """
-    start = {"train": 0, "test": _TEST_START}[name]
-    return np.arange(start, start + count, dtype=np.int64)
-
-
-def draw(
-    index: NDArray[np.int64], *, image_size: int, seed: int = 0
-) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draws the pictures with these numbers, each a function of (seed, index, image size) only.
-
-    The scene depends on (seed, index) alone: another size shows the same picture, finer or coarser.
-
-    Shape: index (n,) int64, images (n, 3, image_size, image_size) uint8, labels (n,) int64 that
-        number ``CLASSES``.
-    Raises: ValueError if ``image_size`` is below 16, where the parts can no longer be told apart.
-    """
-    if image_size < MIN_IMAGE_SIZE:
-        raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, but is {image_size}")
-    labels = _labels(seed, index)
+def _draw(index: Numbers, image_size: int, seed: int) -> tuple[Images, Numbers]:
+    # The scene depends on (seed, index) alone: another size shows the same picture, finer or
+    # coarser.
+    labels = balanced(seed, _CLASS_STREAM, index, len(_LAYOUTS))
     images = np.empty((len(index), 3, image_size, image_size), dtype=np.uint8)
     chunk = max(1, _CHUNK_PIXELS // image_size**2)
     for start in range(0, len(index), chunk):
@@ -101,17 +77,7 @@ def draw(
     return images, labels
 
 
-def _labels(seed: int, index: NDArray[np.int64]) -> NDArray[np.int64]:
-    # Ten successive pictures show the ten classes in a random order: exactly balanced, and no
-    # stride through the indices (a shard, a worker) meets one class only.
-    block, place = np.divmod(index, len(CLASSES))
-    order = np.argsort(uniform(seed, _CLASS_STREAM, block, len(CLASSES)), axis=1)
-    return order[np.arange(len(index)), place].astype(np.int64)
-
-
-def _render(
-    seed: int, index: NDArray[np.int64], labels: NDArray[np.int64], images: NDArray[np.uint8]
-) -> None:
+def _render(seed: int, index: Numbers, labels: Numbers, images: Images) -> None:
     size = images.shape[-1]
     lowest, highest = np.array(list(_RANGES.values())).T
     draws = lowest + (highest - lowest) * uniform(seed, _SCENE_STREAM, index, len(_RANGES))
@@ -142,13 +108,13 @@ def _render(
         images[:, channel] = np.clip(paint * 255 + 0.5, 0, 255)
 
 
-def _arrangement(scene: _Scene, parts: _Plane, x: _Plane, y: _Plane) -> tuple[_Plane, _Plane]:
+def _arrangement(scene: _Scene, parts: Plane, x: Plane, y: Plane) -> tuple[Plane, Plane]:
     """Gives each pixel's signed distance to the nearest part, and that part's tone (n, H, W)."""
     right, down, tones = np.moveaxis(parts, 2, 0)[..., None]  # (n, parts, 1) each
     # In the frame of the tilted arrangement turned by the spin, every part is upright.
-    at_u, at_v = _turned(scene["tilt"], scene["spacing"] * right, scene["spacing"] * down)
-    at_u, at_v = _turned(scene["spin"], at_u, at_v)
-    u, v = _turned(scene["spin"], x - scene["right"], y - scene["down"])  # (n, H, W)
+    at_u, at_v = turned(scene["tilt"], scene["spacing"] * right, scene["spacing"] * down)
+    at_u, at_v = turned(scene["spin"], at_u, at_v)
+    u, v = turned(scene["spin"], x - scene["right"], y - scene["down"])  # (n, H, W)
 
     half = scene["radius"] * scene["spacing"]
     corner = scene["roundness"] * half
@@ -164,36 +130,22 @@ def _arrangement(scene: _Scene, parts: _Plane, x: _Plane, y: _Plane) -> tuple[_P
     return np.sqrt(nearest) - corner, tone
 
 
-def _texture(scene: _Scene, layer: str, x: _Plane, y: _Plane) -> _Plane:
+def _texture(scene: _Scene, layer: str, x: Plane, y: Plane) -> Plane:
     """Gives stripes or checks in [-1, 1] that run through the whole picture (n, H, W)."""
-    along, across = _turned(scene[f"{layer}_turn"], x, y)
+    along, across = turned(scene[f"{layer}_turn"], x, y)
     period, phase = scene[f"{layer}_period"], scene[f"{layer}_phase"]
-    stripes = _wave(along / period + phase)
+    stripes = wave(along / period + phase)
     checked = scene[f"{layer}_check"] > 0.5
-    return np.where(checked, stripes * _wave(across / period), stripes)
+    return np.where(checked, stripes * wave(across / period), stripes)
 
 
-def _colours(scene: _Scene, layer: str, luma: _Plane, hue: _Plane) -> list[tuple[_Plane, _Plane]]:
+def _colours(scene: _Scene, layer: str, luma: Plane, hue: Plane) -> list[tuple[Plane, Plane]]:
     """Gives, for red, green and blue, the middle of a layer's two colours and their distance."""
     ends = []
     for side in (-1, 1):
-        turn = hue + side * scene["shift"]
-        red, green, blue = (_wave(turn + third) / 2 for third in (0, 1 / 3, 2 / 3))
-        grey = 0.3 * red + 0.59 * green + 0.11 * blue  # taken off: hue leaves the brightness alone
-        tint = [scene[f"{layer}_chroma"] * (part - grey) for part in (red, green, blue)]
-        ends.append([luma + 0.12 * side + part for part in tint])
+        parts = tint(hue + side * scene["shift"], scene[f"{layer}_chroma"])
+        ends.append([luma + 0.12 * side + part for part in parts])
     return [((low + high) / 2, high - low) for low, high in zip(*ends, strict=True)]
 
 
-def _turned(tangent: _Plane, x: _Plane, y: _Plane) -> tuple[_Plane, _Plane]:
-    """Turns (x, y) by the angle with this half-angle tangent, without sine or cosine."""
-    square = tangent * tangent
-    cosine: _Plane = (1 - square) / (1 + square)
-    sine = tangent * (1 + cosine)
-    return cosine * x - sine * y, sine * x + cosine * y
-
-
-def _wave(turns: _Plane) -> _Plane:
-    """Gives a triangle wave in [-1, 1] of period 1: a sine that every machine rounds alike."""
-    distance: _Plane = np.abs(turns - np.floor(turns + 0.5))
-    return 4 * distance - 1
+SHAPES: Final = Drawing(tuple(_LAYOUTS), min_image_size=16, render=_draw)

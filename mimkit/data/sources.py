@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimkit.data import shapes
 from mimkit.data.cache import Wish, met, surveyed
 from mimkit.data.cache import folder as cache_folder
+from mimkit.data.drawing import split as numbers_of
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing, Skipped
 from mimkit.data.readers import Files, MeetingReader, Pictures, Reader
@@ -111,6 +111,12 @@ class Source:
 
     def describe(self) -> str:
         """Says what was opened, in one line and one more for each oddity."""
+        first = f"{self.name} {self.split}: {len(self):,} images {self.kind}"
+        return "\n".join((first, *self.oddities))
+
+    @property
+    def kind(self) -> str:
+        """Size, classes and origin of the images, in words."""
         if self.sizes is None:
             size = "not looked at before they are met (data.survey = false)"
         else:
@@ -122,14 +128,33 @@ class Source:
             classes = "no labels"
         elif self.labels is not None and bool((self.labels < 0).any()):
             classes += f", {int((self.labels < 0).sum()):,} images without a label"
-        lines = [f"{self.name} {self.split}: {len(self):,} images {size}, {classes}, {self.origin}"]
-        if self.note:
-            lines.append(f"  {self.note}")
+        return f"{size}, {classes}, {self.origin}"
+
+    @property
+    def oddities(self) -> list[str]:
+        """What else is worth a line: how files were read, which were not."""
+        lines = [f"  {self.note}"] if self.note else []
         unread = self.unread()
         if unread:
             lines.append(f"  {len(unread):,} skipped, all listed in the ledger; the first:")
             lines += [f"    {item.path} {item.reason}" for item in unread[:3]]
-        return "\n".join(lines)
+        return lines
+
+
+def described(*sources: Source) -> list[str]:
+    """Says what was opened, each data set once: its splits share a line where they are alike."""
+    by_kind: dict[tuple[str, str], list[Source]] = {}
+    for source in sources:
+        by_kind.setdefault((source.name, source.kind), []).append(source)
+    found = []
+    for (name, kind), alike in by_kind.items():
+        if len(alike) == 1:
+            found += alike[0].describe().split("\n")
+            continue
+        counts = " and ".join(f"{len(one):,} {one.split}" for one in alike)
+        oddities = dict.fromkeys(line for one in alike for line in one.oddities)
+        found += [f"{name}: {counts} images {kind}", *oddities]
+    return found
 
 
 @dataclass(frozen=True)
@@ -226,7 +251,7 @@ def _labelled(section: DataSection) -> DataSection | None:
 
 def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
     dataset = registered(section.name)
-    if dataset is not None and dataset.hub is None:
+    if dataset is not None and dataset.drawing is not None:
         return None
     # What says which labels to take speaks of the labelled set, if there is one.
     elsewhere = section.labelled is not None
@@ -307,28 +332,30 @@ def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
 
 
 def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> Source:
+    drawing = dataset.drawing
+    assert drawing is not None
     image_size = max(section.image_size)
-    if image_size < shapes.MIN_IMAGE_SIZE:
+    if image_size < drawing.min_image_size:
         raise DataError(
-            f"data.image_size: must be at least {shapes.MIN_IMAGE_SIZE} for '{dataset.name}', but "
+            f"data.image_size: must be at least {drawing.min_image_size} for '{dataset.name}', but "
             f"is {image_size}."
         )
-    numbers = shapes.split(split, count)
+    numbers = numbers_of(split, count)
     resident = image_size <= RESIDENT_SIZE
     # Labels do not depend on the size, so large pictures are drawn small to learn them.
-    drawn_size = image_size if resident else shapes.MIN_IMAGE_SIZE
-    images, labels = shapes.draw(numbers, image_size=drawn_size)
+    drawn_size = image_size if resident else drawing.min_image_size
+    images, labels = drawing.draw(numbers, image_size=drawn_size)
     fingerprint = hashlib.sha256(f"{image_size}\0".encode() + images.tobytes() + labels.tobytes())
     return Source(
         name=section.name,
         split=split,
         origin="drawn",
-        classes=shapes.CLASSES,
+        classes=drawing.classes,
         labels=torch.from_numpy(labels),
         mean=dataset.mean,
         std=dataset.std,
         fingerprint=fingerprint.hexdigest(),
         sizes=torch.full((count, 2), image_size, dtype=torch.int32),
         pixels=torch.from_numpy(images) if resident else None,
-        reader=None if resident else Pictures(numbers, image_size),
+        reader=None if resident else Pictures(drawing, numbers, image_size),
     )

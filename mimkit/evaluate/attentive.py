@@ -345,7 +345,8 @@ class _Table:
         classifier = self._fresh(encoded.width, cell.seed)
         self._train(classifier, encoded.train, cell, fitted)
         score = self._judge(classifier, encoded, cell, judged)
-        subject.report(
+        tell = subject.report if cell.split == "test" else subject.detail
+        tell(
             f"{_NAME}, {100 * cell.fraction:g} % of the labels, {cell.init}, seed {cell.seed}, "
             f"lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} {cell.split} images"
             + ("" if math.isfinite(score.loss) else " (diverged)")

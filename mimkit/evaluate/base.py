@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from mimkit.train.step import Pretrainer
 
 
+def silent(text: str) -> None:
+    """Says nothing."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """A pre-trained model and the data to judge it by.
@@ -50,6 +54,8 @@ class Subject:
         workdir: a folder of this evaluator's own, in which it may keep finished cells so that a
             killed run does not repeat them.
         report: called with a line of text whenever there is progress to tell.
+        detail: called with what only those want to read who look for a cause, such as the scores of
+            a search on development images; by default with no effect.
         workers: loader processes for sources that decode files.
         precision: in which `autocast` computes features, as ``train.precision`` of a recipe.
     """
@@ -66,6 +72,7 @@ class Subject:
     fresh: Callable[[int], Pretrainer]
     workdir: Path
     report: Callable[[str], None] = print
+    detail: Callable[[str], None] = silent
     workers: int = 0
     precision: str = "float32"
 

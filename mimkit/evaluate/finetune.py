@@ -440,7 +440,8 @@ class _Table:
             return Score(known["accuracy"], known["loss"], known["image_scores"])
         score: Score = train(network, cell, fitted, judged)
         with self.lock:
-            subject.report(
+            tell = subject.report if cell.split == "test" else subject.detail
+            tell(
                 f"finetune, {100 * cell.fraction:g} % of the labels, {cell.init}, seed "
                 f"{cell.seed}, lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} "
                 f"{cell.split} images" + ("" if math.isfinite(score.loss) else " (diverged)")

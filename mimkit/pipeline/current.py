@@ -10,10 +10,10 @@ from rich.console import Console
 
 from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers, stream
-from mimkit.data.sources import Source, find, open_labelled, open_sources
+from mimkit.data.sources import Source, described, find, open_labelled, open_sources
 from mimkit.data.views import Augment, render
 from mimkit.errors import RecipeError
-from mimkit.evaluate.base import Evaluator, Subject
+from mimkit.evaluate.base import Evaluator, Subject, silent
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
@@ -48,6 +48,7 @@ class Run:
         prepared: what each target did before training, by its name.
         labelled: both splits of ``data.labelled``, for evaluators that need labels; None where
             the recipe names none.
+        verbose: whether also the details of evaluations are told.
         pieces: into which each process cuts its share of a batch; None until that is known.
     """
 
@@ -63,6 +64,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     prepared: dict[str, Preparation] = field(default_factory=dict)
     labelled: tuple[Source, Source] | None = None
+    verbose: bool = False
     pieces: int | None = None
 
     @contextmanager
@@ -161,12 +163,28 @@ class Run:
 
 
 def assemble(
-    recipe: Recipe, folder: RunFolder, world: World, console: Console, command: str = ""
+    recipe: Recipe,
+    folder: RunFolder,
+    world: World,
+    console: Console,
+    command: str = "",
+    *,
+    announce: bool = True,
+    verbose: bool = False,
 ) -> Run:
     """Opens the data and builds the parts; nothing is prepared yet.
 
     Whatever can be refused is refused here, before anything that takes long: the recipe need not be
     settled for that.
+
+    Args:
+        recipe: what to do.
+        folder: where it is written down.
+        world: this process among others.
+        console: where people look.
+        command: what the user typed.
+        announce: whether the data are described.
+        verbose: whether also the details of evaluations are told.
 
     Raises: MimkitError if data, batch size or an evaluation cannot be had.
     """
@@ -180,8 +198,9 @@ def assemble(
     labelled = open_labelled(recipe.data, found)
     if world.leads:
         world.wait()
-    for source in (train, test, *(labelled or ())):
-        console.print(source.describe())
+    if announce:
+        for line in described(train, test, *(labelled or ())):
+            console.print(line)
     for table in recipe.evaluate:
         if table.cls.needs_labels:
             labels_in(*(labelled or (train, test)), table.name)
@@ -201,6 +220,7 @@ def assemble(
         console=console,
         command=command,
         labelled=labelled,
+        verbose=verbose,
     )
     for number, evaluator in enumerate(build_evaluators(current)):
         evaluator.check(subject(current, number))
@@ -227,10 +247,16 @@ def prepare(current: Run, settled: Recipe) -> None:
 
 
 def open_run(
-    recipe: Recipe, folder: RunFolder, world: World, console: Console, command: str = ""
+    recipe: Recipe,
+    folder: RunFolder,
+    world: World,
+    console: Console,
+    command: str = "",
+    *,
+    announce: bool = True,
 ) -> Run:
     """Does both: what can be refused is refused, then the targets prepare themselves."""
-    current = assemble(recipe, folder, world, console, command)
+    current = assemble(recipe, folder, world, console, command, announce=announce)
     prepare(current, settle(recipe, console.print))
     return current
 
@@ -309,6 +335,7 @@ def subject(current: Run, number: int) -> Subject:
         fresh=fresh,
         workdir=current.folder.path / "evaluations" / name,
         report=current.console.print,
+        detail=current.console.print if current.verbose else silent,
         workers=default_workers(recipe.data, train),
         precision=recipe.train.precision,
     )

@@ -1,5 +1,6 @@
 """One run from its recipe to its report."""
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -23,7 +24,9 @@ from mimkit.pipeline.current import (
 from mimkit.pipeline.identity import refuse_other_data, splits, write_data
 from mimkit.pipeline.ledger import ledger, seconds_after
 from mimkit.pipeline.pictures import draw_predictions
+from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
+from mimkit.report import ending, findings
 from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
 from mimkit.report.progress import Progress
@@ -34,6 +37,8 @@ from mimkit.train.progress import Progress as TrainingProgress
 from mimkit.train.signals import listen
 from mimkit.train.trial import Trial, duration
 
+_SEEDS = 3
+"""Runs that the end of a run proposes to compare."""
 PATIENT_SECONDS = 12 * 3600
 """A CPU run longer than this is answered with the advice to take a smaller preset."""
 
@@ -46,6 +51,7 @@ def run(
     device: str | None = None,
     fresh: bool = False,
     command: str = "",
+    verbose: bool = False,
     console: Console | None = None,
 ) -> Path:
     """Pre-trains, evaluates and reports; goes on where an interrupted run stopped.
@@ -57,6 +63,7 @@ def run(
         device: see `mimkit.train.distributed.join`.
         fresh: start anew, removing what an earlier run wrote into the folder.
         command: what the user typed, for the report.
+        verbose: also tell what searches find on development images.
         console: where to talk; None makes one.
 
     Returns: the run folder.
@@ -70,7 +77,7 @@ def run(
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
             if world.leads:
                 refuse_another(run_folder, recipe, fresh)
-            current = assemble(recipe, run_folder, world, console, command)
+            current = assemble(recipe, run_folder, world, console, command, verbose=verbose)
             if world.leads:
                 data = splits(current.train, current.test, current.labelled)
                 if not fresh:
@@ -187,7 +194,24 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)
-    current.console.print(headed("report", write_report(folder)))
+    _end(current, write_report(folder), progress)
+
+
+def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
+    """Ends with the report's own answer, a small table, and what to do next."""
+    found = findings.tables(current.folder.read_results())
+    told = [findings.answer(found), findings.tally(found)]
+    answer = " ".join(filter(None, told))
+    ours = {entry.name for entry in entries("evaluators") if entry.distribution == "mimkit"}
+    judged = dict.fromkeys(table.evaluator for table in found if table.evaluator in ours)
+    judged.pop("heldout", None)  # a comparison adds it
+    steps = []
+    if judged and progress.step:
+        words = ["mimkit", "compare", str(current.folder.recipe), "--seeds", str(_SEEDS)]
+        command = shlex.join([*words, "--evaluate", ",".join(judged)])
+        seconds = _SEEDS * (progress.seconds + current.seconds["evaluate"])
+        steps = [ending.Next("whether it holds for other seeds of pre-training", command, seconds)]
+    ending.show(current.console, answer, findings.ending_lines(found), report, steps)
 
 
 def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:

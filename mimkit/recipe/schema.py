@@ -125,7 +125,7 @@ def _find(reference: str) -> Path:
     file = Path(reference)
     if file.is_file():
         return file
-    if file.is_dir():
+    if file.is_dir() and reference not in registry.recipe_files():
         raise IsADirectoryError(errno.EISDIR, "it is a folder without a recipe.toml")
     if file.suffix == ".toml" or len(file.parts) > 1:
         registered = registry.recipe_files()

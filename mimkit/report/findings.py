@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mimkit.report import words
+from mimkit.report import ending, words
 
 Entry = Mapping[str, Any]
 BASELINES = {
@@ -168,21 +168,37 @@ def answer(found: Sequence[Table]) -> str | None:
 
 
 def tally(found: Sequence[Table]) -> str | None:
-    """Counts the verdicts over the label fractions, so that no single row is picked out."""
-    directions = [
-        row.difference.direction
-        for table in found
-        if table.by_labels and words.is_share(table.metric)
-        for row in table.rows
-        if row.difference is not None
-    ]
-    if len(directions) < 2:
+    """Counts the verdicts of all evaluations, so that no single row is picked out."""
+    differences = [row.difference for table in found for row in table.rows if row.difference]
+    directions = [one.direction for one in differences if one.low is not None]
+    if len(differences) < 2:
         return None
+    single = len(differences) - len(directions)
     return (
-        f"Over all {len(directions)} comparisons at label fractions: better in "
+        f"Over all {len(differences)} comparisons with a baseline: better in "
         f"{directions.count('up')}, worse in {directions.count('down')}, not distinguishable in "
-        f"{directions.count('none')}."
+        f"{directions.count('none')}" + (f", without an interval {single}." if single else ".")
     )
+
+
+def ending_lines(found: Sequence[Table]) -> list[ending.Line]:
+    """Accuracies for the end on the terminal, one line for each evaluation and label fraction."""
+    lines = []
+    for table in found:
+        if not words.is_share(table.metric) or words.is_guess(table.metric):
+            continue
+        metric = table.metric.rpartition("/")[2].replace("_", " ")
+        for row in table.rows:
+            where = "" if row.fraction is None else f" at {words.share(row.fraction)} of the labels"
+            gain = row.difference
+            lines.append(
+                ending.Line(
+                    f"{table.name.replace('_', ' ')} {metric}{where}",
+                    {k: words.number(one.mean, table.metric) for k, one in row.by_init.items()},
+                    ending.difference(gain.mean, gain.low, gain.high, table.metric) if gain else "",
+                )
+            )
+    return lines
 
 
 def interval(difference: Difference, table: Table) -> str:

@@ -9,6 +9,7 @@ What a step draws follows from the seed and its number alone, so that training g
 """
 
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
@@ -43,6 +44,8 @@ _SHARPNESS: Final = 0.3
 about five likely codes."""
 _VECTORS_PER_CODE: Final = 64
 _NUM_REPORTS: Final = 10
+_QUIET_SECONDS: Final = 10
+"""Least time between two lines of progress."""
 _CHUNK_IMAGES: Final = 64
 _WEIGHTS, _ORDER, _CODES, _NOISE = range(4)
 """What random numbers are for: each use of the seed has a stream of its own."""
@@ -125,6 +128,7 @@ class _Training:
         self.device = device
         self.say = say
         self.training = training
+        self.told = time.monotonic()
         draws = self._draws(_WEIGHTS)
         bottleneck = nn.Conv2d(8 * size.hidden_dim, size.code_dim, 1, device="meta")
         self.encoder = self._start(_blocks("encoder", size), draws)
@@ -166,6 +170,10 @@ class _Training:
                         f"target 'dvae': the error must stay finite, but is {error.item()} at step "
                         f"{done:,}. Lower lr, which is {self.plan.lr}."
                     )
+                now = time.monotonic()
+                if now - self.told < _QUIET_SECONDS and done < self.plan.total_steps:
+                    continue
+                self.told = now
                 self.say(
                     f"dvae: step {done:,} of {self.plan.total_steps:,}, mean absolute error "
                     f"{error.item() * PIXEL_STD:.4f}, {self.training.seconds:.0f} s"

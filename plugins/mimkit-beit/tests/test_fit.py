@@ -119,7 +119,7 @@ def test_the_pictures_are_those_of_the_health_card(kept):
 def test_progress_is_told(kept):
     _, _, _, lines = kept
     assert lines[0] == "dvae: training a tokenizer of 32 codes on 58 images"
-    assert len(lines) == 11
+    assert 2 <= len(lines) <= 11  # at most one in ten seconds
     assert lines[-1].startswith("dvae: step 240 of 240, mean absolute error 0.")
 
 
@@ -165,6 +165,13 @@ def kill_at(step):
     return say
 
 
+@pytest.fixture
+def chatty(monkeypatch):
+    """Every report is said, however soon it comes."""
+    monkeypatch.setattr("mimkit_beit.fit._QUIET_SECONDS", 0)
+
+
+@pytest.mark.usefixtures("chatty")
 @pytest.mark.parametrize("step", [2, 10, 12, 20])
 def test_killed_at_any_step_it_ends_with_the_same_tokenizer(step, tmp_path, monkeypatch):
     monkeypatch.setattr(trained, "_CHECKPOINT_STEPS", 4)
@@ -199,6 +206,7 @@ def test_killed_between_its_phases_it_chooses_the_same_codes(tmp_path, monkeypat
     assert killed.read_bytes() == whole.read_bytes()
 
 
+@pytest.mark.usefixtures("chatty")
 def test_what_was_spent_before_a_kill_is_in_its_seconds(tmp_path, monkeypatch):
     monkeypatch.setattr(trained, "_CHECKPOINT_STEPS", 4)
     with pytest.raises(Killed):

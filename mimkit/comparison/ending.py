@@ -1,0 +1,103 @@
+"""The end of a comparison on the terminal: its small table, and what would settle what is open."""
+
+import shlex
+from collections.abc import Iterator
+
+from mimkit.comparison.answer import main_row
+from mimkit.comparison.costs import cost_of
+from mimkit.comparison.records import Comparison, Pair, Verdicts
+from mimkit.comparison.statistics import MOST_SEEDS, differs
+from mimkit.comparison.tables import shared_rows
+from mimkit.comparison.wording import baseline_of
+from mimkit.report import ending, words
+
+_FIRST_SEEDS = 3
+"""Seeds to begin with where one gives no interval."""
+
+
+def lines(comparison: Comparison) -> Iterator[ending.Line]:
+    """One line for each evaluation and method, without the methods' own tasks."""
+    labels = [method.label for method in comparison.plan.methods]
+    for title, found in shared_rows(comparison):
+        metric = found.row.metric
+        gains = {gain.first: gain.difference for gain in found.gains}
+        first = True
+        for label in labels:
+            by_start = {
+                start: words.number(found.means[label, start].mean, metric)
+                for start in ending.STARTS
+                if (label, start) in found.means
+            }
+            if not by_start:
+                continue
+            gain = gains.get(label)
+            yield ending.Line(
+                title=title if first else "",
+                by_start=by_start,
+                difference=ending.difference(gain.mean, gain.low, gain.high, metric)
+                if gain
+                else "",
+                method=label if len(labels) > 1 else "",
+            )
+            first = False
+
+
+def steps(comparison: Comparison, jobs: int) -> Iterator[ending.Next]:
+    """Names what is open, the cheapest first, with the command that would settle it.
+
+    Args:
+        comparison: all that is known.
+        jobs: runs at once.
+    """
+    plan = comparison.plan
+    finished = [one for one in comparison.outcomes if one.state == "finished"]
+    costs = {method.label: cost_of(method, finished) for method in plan.methods}
+    seconds = {label: cost.train_seconds + cost.evaluate_seconds for label, cost in costs.items()}
+    undone = [one.cell for one in comparison.outcomes if one.state != "finished"]
+    if undone:
+        left = sum(seconds[cell.method] for cell in undone)
+        yield ending.Next(f"{len(undone)} unfinished runs", plan.command, left / jobs)
+        return
+    main = main_row(comparison.verdicts)
+    unsettled = [] if main is None else list(_open(main))
+    if not unsettled:
+        return
+    have = len(plan.seeds)
+    if have == 1:
+        what, seeds = "intervals for every difference", _FIRST_SEEDS
+    else:
+        needed = [(n, name) for name, n in unsettled if n is not None and n > have]
+        if not needed:
+            yield ending.Next(
+                f"{unsettled[0][0]}: more seeds, up to {MOST_SEEDS:,}, would not settle it; a "
+                "larger --budget or more test images may"
+            )
+            return
+        seeds, what = min(needed)
+    cost = (seeds - have) * sum(seconds.values()) / jobs
+    yield ending.Next(what, with_seeds(plan.command, seeds), cost)
+
+
+def with_seeds(command: str, seeds: int) -> str:
+    """The same command with another number of seeds."""
+    kept: list[str] = []
+    given = shlex.split(command)
+    for number, word in enumerate(given):
+        follows = number > 0 and given[number - 1] == "--seeds"
+        if word != "--seeds" and not word.startswith("--seeds=") and not follows:
+            kept.append(word)
+    return shlex.join([*kept, "--seeds", str(seeds)])
+
+
+def _open(main: Verdicts) -> Iterator[tuple[str, int | None]]:
+    """What the main row leaves open, and the seeds that should settle it, where any should."""
+    for pair in main.pairs:
+        if not differs(pair):
+            yield f"to tell {pair.first} from {pair.second}", pair.seeds_needed
+    for gain in main.gains:
+        if gain.difference.direction == "none":
+            yield _gained(gain), gain.seeds_needed
+
+
+def _gained(gain: Pair) -> str:
+    return f"to tell {gain.first} from {baseline_of(gain)}"

@@ -1,0 +1,106 @@
+"""The block with which a run and a comparison end: answer, small table, what to do next."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mimkit.console import headed
+from mimkit.report import words
+
+STARTS: Final = {
+    "pretrained": "pre-trained",
+    "scratch": "scratch",
+    "random": "random",
+    "pixels": "pixels",
+}
+"""What an encoder was before it was judged, and the column that its numbers stand in."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One evaluation, of one method where there are several.
+
+    Args:
+        title: what was measured; "" where it is that of the line above.
+        by_start: a key of `STARTS` to the number, in words.
+        difference: pre-trained minus baseline with its interval, in words.
+        method: whose numbers these are; "" in a run.
+    """
+
+    title: str
+    by_start: Mapping[str, str]
+    difference: str = ""
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class Next:
+    """Something to do next.
+
+    Args:
+        what: it would settle.
+        command: that does it; "" where there is none.
+        seconds: that it should take; None where nothing tells.
+    """
+
+    what: str
+    command: str = ""
+    seconds: float | None = None
+
+
+def show(
+    console: Console, answer: str | None, lines: Sequence[Line], report: Path, steps: Sequence[Next]
+) -> None:
+    """Prints the block.
+
+    Args:
+        console: where.
+        answer: the report's own sentence, if it has one.
+        lines: of the table.
+        report: the file.
+        steps: what would settle what is open.
+    """
+    console.print()
+    if answer:
+        console.print(answer)
+    if lines:
+        console.print(_table(lines))
+    console.print(headed("report", report), soft_wrap=True)
+    for step in steps:
+        took = "" if step.seconds is None else f", about {words.duration(step.seconds)}"
+        console.print(headed("next", f"{step.what}{took}{':' * bool(step.command)}"))
+        if step.command:
+            console.print(f"  {step.command}", soft_wrap=True)
+
+
+def difference(mean: float, low: float | None, high: float | None, metric: str) -> str:
+    """A difference and its interval, as short as it goes."""
+    if low is None or high is None:
+        return words.signed(mean, metric)
+    ends = ", ".join(words.signed(end, metric) for end in (low, high))
+    return f"{words.signed(mean, metric)} [{ends}]"
+
+
+def _table(lines: Sequence[Line]) -> Table:
+    found = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    found.add_column("")
+    methods = any(line.method for line in lines)
+    if methods:
+        found.add_column("")
+    starts = [start for start in STARTS if any(start in line.by_start for line in lines)]
+    for start in starts:
+        found.add_column(STARTS[start], justify="right")
+    differences = any(line.difference for line in lines)
+    if differences:
+        found.add_column("difference", justify="right")
+    for line in lines:
+        cells = [line.title, *[line.method] * methods]
+        cells += [line.by_start.get(start, "") for start in starts]
+        found.add_row(*map(Text, cells + [line.difference] * differences))
+    return found
