@@ -63,9 +63,17 @@ def run(
             f"{fspath(recipe)}, train.processes: must be 1 here, but is {chosen.train.processes}; "
             f"several processes are started by: {_command('run', fspath(recipe))}"
         )
-    return pipeline.run(
-        chosen, out=Path(out), device=device, fresh=fresh, command=_command("run", fspath(recipe))
+    command = _command(
+        "run",
+        fspath(recipe),
+        preset=preset,
+        set=settings,
+        data=data,
+        seed=seed,
+        device=device,
+        out=out,
     )
+    return pipeline.run(chosen, out=Path(out), device=device, fresh=fresh, command=command)
 
 
 @mendable()
@@ -119,7 +127,21 @@ def compare(
         evaluate=None if evaluate is None else tuple(evaluate),
         device=device,
         jobs=jobs or default_jobs(device),
-        command=_command("compare", *names),
+        command=_command(
+            "compare",
+            *names,
+            dataset=dataset,
+            labels=labels,
+            budget=budget,
+            seeds=seeds,
+            evaluate=None if evaluate is None else ",".join(evaluate),
+            preset=preset,
+            set=settings,
+            data=data,
+            device=device,
+            jobs=jobs,
+            out=out,
+        ),
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
     found = conduct(question, folder, LocalLauncher())
@@ -186,5 +208,11 @@ class Features(nn.Module):
         __call__ = forward
 
 
-def _command(*words: str) -> str:
-    return shlex.join(["mimkit", *words])
+def _command(*words: str, **options: str | int | PathLike[str] | Sequence[str] | None) -> str:
+    """What to type for the same: each option that is given, once for each of several values."""
+    said = ["mimkit", *words]
+    for name, value in options.items():
+        given = [value] if isinstance(value, str | int | PathLike) else value or []
+        for one in given:
+            said += [f"--{name}", str(one)]
+    return shlex.join(said)

@@ -1,14 +1,19 @@
 """The functions for notebooks: their examples run, and they are what the command line is."""
 
 import doctest
+import shlex
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, get_origin
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import mimkit
 from mimkit import DataError, RecipeError
+from mimkit.cli import app
 from mimkit.console import make_console
 
 BOUNDS = [name for name in mimkit.__all__ if get_origin(getattr(mimkit, name)) is Annotated]
@@ -57,3 +62,51 @@ def test_a_folder_without_a_run_is_told(tmp_path):
 def test_several_processes_are_left_to_the_command_line(tiny):
     with pytest.raises(RecipeError, match=r"several processes are started by: mimkit run"):
         mimkit.run(tiny, settings=["train.processes=2"])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "dataset": "shapes",
+            "budget": "images=2k",
+            "seeds": 2,
+            "evaluate": ["knn", "finetune"],
+            "settings": ["train.lr=1e-3", 'data.path="a b"'],
+            "data": "/some where",
+            "device": "cpu",
+            "jobs": 1,
+            "out": Path("some/where"),
+        },
+        {"labels": "labels.csv", "preset": "demo"},
+    ],
+)
+def test_what_a_comparison_says_to_type_asks_the_same(monkeypatch, options):
+    asked = []
+
+    def conduct(question, folder, *_, **__):
+        asked.append((question, folder))
+        return "a comparison"
+
+    monkeypatch.setattr("mimkit.api.conduct", conduct)
+    monkeypatch.setattr("mimkit.comparison.conduct.conduct", conduct)
+    mimkit.compare(["one", Path("two.toml")], **options)
+    command = asked[0][0].command
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
+    (ours, here), (typed, there) = asked
+    assert typed == replace(ours, command=typed.command)
+    assert here == there
+
+
+def test_what_a_run_says_to_type_is_the_same_run(tiny, monkeypatch):
+    started = []
+    monkeypatch.setattr("mimkit.pipeline.run.run", lambda *a, **k: started.append((a, k)))
+    mimkit.run(tiny, settings=["train.total_steps=3"], seed=4, device="cpu", out="else where")
+    command = started[0][1]["command"]
+    monkeypatch.setattr(sys, "argv", shlex.split(command))
+    assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
+    (ours, given), (typed, options) = started
+    assert ours == typed
+    assert {key: options[key] for key in given} == given

@@ -1,5 +1,6 @@
 import importlib.metadata
 import re
+import shlex
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from mimkit.cli import app
 from mimkit.parts.base import Masker
 from mimkit.recipe import listing
 from mimkit.recipe.sections import SECTIONS
+from mimkit.train.signals import Interrupted
 
 HEAVY = ("torch", "timm", "mimkit_selfie", "datasets", "mimkit.parts")
 
@@ -184,6 +186,26 @@ def test_check_shows_what_settings_have_become(recipe):
     assert result.exit_code == 0, result.output
     for line in ("evaluate.0.k = 5", 'data.num_images = "none"', 'data.path = "[/y]"'):
         assert f"set          {line}" in result.output
+
+
+def test_the_demo_starts_anew_and_tells_how_to_go_on(monkeypatch, tmp_path):
+    started = []
+
+    def interrupted(*arguments, **options):
+        started.append((arguments, options))
+        raise Interrupted(2, "at step 5")
+
+    monkeypatch.setattr("mimkit.pipeline.run.run", interrupted)
+    done = mimkit("demo", "--seed", "3", "--out", str(tmp_path / "a b"), columns=20)
+    ((recipe,), options) = started[0]
+    assert (recipe.name, recipe.seed, options["fresh"]) == ("demo", 3, True)
+    assert options["out"] == tmp_path / "a b"
+    assert done.exit_code == 130
+    *_, again = done.stderr.strip().partition("To go on: ")
+    mimkit(*shlex.split(again)[1:])
+    assert started[1][0] == (recipe,)
+    assert started[1][1]["out"] == options["out"]
+    assert not started[1][1]["fresh"]
 
 
 def test_the_version_is_told_with_those_of_plugins():

@@ -1,8 +1,11 @@
 """A run as a user sees it: a command, a folder, kills, damage, signals."""
 
+import html
 import json
 import os
 import random
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -88,6 +91,24 @@ def test_a_run_leaves_everything_behind_and_its_recipe_gives_the_same_run(tiny, 
     assert ledger["flops_per_image"] > 0
     again = here(folder / "recipe.toml", tmp_path / "b")
     assert_same_weights(folder, again)
+
+
+def test_it_ends_with_the_sentence_of_its_report_and_a_command_that_exists(tiny, tmp_path, capsys):
+    judged = '[{part = "finetune", label_fractions = [0.5], seeds = 2, total_steps = 2, '
+    judged += 'batch_size = 4, lrs = [0.1]}, {part = "knn"}]'
+    folder = here(tiny, tmp_path, overrides=[f"evaluate={judged}"])
+    said = capsys.readouterr().out.splitlines()
+    page = html.unescape((folder / "report.html").read_text())
+    quoted = re.search('<p class="answer">(.*?)</p>', page, re.DOTALL).group(1)
+    assert any(line.startswith(quoted.strip()) for line in said)
+    for row in json.loads((folder / "results.json").read_text()):
+        if row["evaluator"] == "knn":
+            (line,) = [line for line in said if line.startswith("knn accuracy")]
+            assert f"{100 * row['value']:.1f}" in line
+    compare = shlex.split(said[-1])
+    assert compare[:2] == ["mimkit", "compare"]
+    assert load(compare[2]).name == "tiny"
+    assert compare[-1] == "finetune,knn"
 
 
 def test_heldout_loss_is_logged_from_step_0_on(tiny, tmp_path):
