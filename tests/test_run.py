@@ -101,7 +101,7 @@ def test_it_ends_with_the_sentence_of_its_report_and_a_command_that_exists(tiny,
     page = html.unescape((folder / "report.html").read_text())
     quoted = re.search('<p class="answer">(.*?)</p>', page, re.DOTALL).group(1)
     assert any(line.startswith(quoted.strip()) for line in said)
-    for row in json.loads((folder / "results.json").read_text()):
+    for row in json.loads((folder / "results.json").read_text())["results"]:
         if row["evaluator"] == "knn":
             (line,) = [line for line in said if line.startswith("knn accuracy")]
             assert f"{100 * row['value']:.1f}" in line
