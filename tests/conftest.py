@@ -52,6 +52,16 @@ every_steps = 6
 """
 
 
+@pytest.fixture(autouse=True)
+def no_terminal(monkeypatch):
+    """What is printed has no width and no colours, whatever the surroundings say.
+
+    pytest-xdist, for one, gives its workers the width of the terminal that they were started from.
+    """
+    for name in ("COLUMNS", "LINES", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def register(monkeypatch):
     """Replaces what is installed: ``register(kind, name, class or "module:name")`` adds a part."""
