@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from typer.core import TyperGroup
 
+from mimkit.comparison.server import serve
 from mimkit.console import headed, make_console
 from mimkit.errors import mendable
 from mimkit.train.signals import Interrupted
@@ -300,12 +301,14 @@ def compare(
         typer.Option(metavar="DIR", help="Default: comparisons/METHODS-DATASET."),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Prepare targets, measure, plan; run nothing.")
+        bool, typer.Option("--dry-run", help="Measure a few steps, plan; train and write nothing.")
     ] = False,
 ) -> None:
     """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
+    if dry_run:
+        serve()  # processes that measure, which have imported all by the time that this one has
     from mimkit.comparison.budget import parse_budget
-    from mimkit.comparison.conduct import conduct
+    from mimkit.comparison.conduct import conduct, outline
     from mimkit.comparison.launchers import default_jobs, make_launcher
     from mimkit.comparison.methods import Asked, default_folder
     from mimkit.comparison.question import Question
@@ -324,7 +327,7 @@ def compare(
     )
     chosen = make_launcher(launcher, folder, slurm or [])
     try:
-        conduct(question, folder, chosen, dry_run=dry_run, console=make_console())
+        (outline if dry_run else conduct)(question, folder, chosen)
     except Interrupted as error:
         make_console(stderr=True).print(f"{error}. To go on: {command}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from error

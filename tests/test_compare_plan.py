@@ -11,7 +11,7 @@ from rich.console import Console
 from torchvision.transforms.functional import to_pil_image
 
 from mimkit.comparison.budget import describe, images_of, parse_budget
-from mimkit.comparison.draft import threads
+from mimkit.comparison.gauge import Thorough, threads
 from mimkit.comparison.matrix import choose_sizes, evaluations
 from mimkit.comparison.methods import Asked, find_methods, fitted_batch, schedule
 from mimkit.comparison.outlook import table, warnings
@@ -78,6 +78,11 @@ def question(methods, budget="images=640", **changes):
         "command": "mimkit compare",
     }
     return Question(**{**values, **changes})
+
+
+def planned(asked, folder):
+    console = Console(quiet=True)
+    return make_plan(asked, folder, console, Thorough(folder, "cpu", 1, console))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +247,7 @@ def test_jobs_share_the_cores():
 @pytest.mark.slow
 def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monkeypatch):
     folder = tmp_path / "out"
-    plan = make_plan(question(recipes), folder, Console(quiet=True))
+    plan = planned(question(recipes), folder)
     one, two = plan.methods
     assert one.total_steps * one.batch_size == two.total_steps * two.batch_size == 640
     assert two.trial.flops_per_image > 1.5 * one.trial.flops_per_image
@@ -262,8 +267,8 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     def refuse(*args, **options):
         raise AssertionError("nothing must be measured again")
 
-    monkeypatch.setattr("mimkit.comparison.draft.subprocess.run", refuse)
-    again = make_plan(question(recipes, seeds=3), folder, Console(quiet=True))
+    monkeypatch.setattr("mimkit.comparison.gauge.subprocess.run", refuse)
+    again = planned(question(recipes, seeds=3), folder)
     assert again.methods == plan.methods
     assert again.seeds == (0, 1, 2)
     for label in ("one", "two"):
@@ -272,18 +277,18 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     text = Path(recipes[1]).read_text()
     Path(recipes[1]).write_text(text.replace("depth = 2", "depth = 3"))
     with pytest.raises(DataError, match=r"two\.toml: this recipe.* is another one than when"):
-        make_plan(question(recipes), folder, Console(quiet=True))
+        planned(question(recipes), folder)
     Path(recipes[1]).write_text(text + "# a comment changes nothing\n")
-    assert make_plan(question(recipes, seeds=3), folder, Console(quiet=True)) == again
+    assert planned(question(recipes, seeds=3), folder) == again
     with pytest.raises(DataError, match=r"another comparison.*budget"):
-        make_plan(question(recipes, "images=64"), folder, Console(quiet=True))
+        planned(question(recipes, "images=64"), folder)
     tree = json.loads((folder / "plan.json").read_text())
     (folder / "plan.json").write_text(json.dumps({**tree, "mimkit": "0.0.1"}))
     with pytest.raises(DataError, match=r"begun with mimkit 0\.0\.1"):
-        make_plan(question(recipes), folder, Console(quiet=True))
+        planned(question(recipes), folder)
     (folder / "plan.json").write_text("{")
     with pytest.raises(DataError, match="must be the plan of a comparison"):
-        make_plan(question(recipes), folder, Console(quiet=True))
+        planned(question(recipes), folder)
 
 
 def test_methods_on_other_numbers_of_images_are_refused_with_both_numbers(recipes, tmp_path):
@@ -292,7 +297,7 @@ def test_methods_on_other_numbers_of_images_are_refused_with_both_numbers(recipe
     with pytest.raises(
         RecipeError, match=r"one has 400 of shapes, .* two 300 of shapes, the first"
     ):
-        make_plan(question(recipes), tmp_path / "out", Console(quiet=True))
+        planned(question(recipes), tmp_path / "out")
 
 
 def test_what_the_machine_may_lack_is_said(tmp_path, monkeypatch):
@@ -316,4 +321,4 @@ def test_a_recipe_that_cannot_run_is_refused_by_its_name(tmp_path):
     file = tmp_path / "bad.toml"
     file.write_text(RECIPE.format(name="bad", depth=1).replace("num_heads = 2", "num_heads = 3"))
     with pytest.raises(MimkitError, match="num_heads"):
-        make_plan(question([str(file)]), tmp_path / "out", Console(quiet=True))
+        planned(question([str(file)]), tmp_path / "out")

@@ -171,7 +171,7 @@ def test_a_comparison_refuses_its_last_method_before_it_measures_the_first(
     def measure(*_, **__):
         raise AssertionError("a method was measured")
 
-    monkeypatch.setattr("mimkit.comparison.draft.subprocess.run", measure)
+    monkeypatch.setattr("mimkit.comparison.gauge.subprocess.run", measure)
     recipes[1].write_text(recipes[1].read_text().replace(old, new))
     asked = question(*recipes, evaluate=evaluations, budget=budget)
     with pytest.raises(MimkitError, match=message):

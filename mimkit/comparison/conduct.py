@@ -7,12 +7,13 @@ from rich.console import Console
 from mimkit.comparison import ending
 from mimkit.comparison.execute import claim, execute
 from mimkit.comparison.gather import gather
+from mimkit.comparison.gauge import Thorough, rehearsing
 from mimkit.comparison.launchers import Launcher
 from mimkit.comparison.outlook import table, warnings
 from mimkit.comparison.pictures import draw
 from mimkit.comparison.plan import make_plan
 from mimkit.comparison.question import Question
-from mimkit.comparison.records import Comparison
+from mimkit.comparison.records import Comparison, Plan
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv, write_json
 from mimkit.console import make_console
@@ -25,33 +26,23 @@ def conduct(
     folder: Path,
     launcher: Launcher,
     *,
-    dry_run: bool = False,
     console: Console | None = None,
-) -> Comparison | None:
+) -> Comparison:
     """Plans, runs what is not finished yet, and reports; the same call goes on after a kill.
 
     Args:
         question: what is compared.
         folder: of the comparison.
         launcher: starts the runs.
-        dry_run: only plan.
         console: where to talk; None makes one.
 
-    Returns: what was found; None after a dry run.
     Raises: MimkitError for everything a user can mend; Interrupted after a signal.
     """
     console = console or make_console()
     with claim(folder):
-        plan = make_plan(question, folder, console)
-        console.print(table(plan, question.jobs))
-        for method in plan.methods:
-            for note in method.notes:
-                console.print(f"  {method.label}: {note}")
-        jobs_here = question.jobs if launcher.shares_machine else 0
-        for warning in warnings(plan, jobs_here, folder):
-            console.print(warning, style="yellow")
-        if dry_run:
-            return None
+        gauge = Thorough(folder, question.device, question.jobs, console)
+        plan = make_plan(question, folder, console, gauge)
+        _show(plan, question, folder, launcher, console)
         execute(
             plan,
             folder,
@@ -69,3 +60,35 @@ def conduct(
     lines, steps = ending.lines(comparison), ending.steps(comparison, question.jobs)
     show(console, comparison.answer, list(lines), page, list(steps))
     return comparison
+
+
+def outline(
+    question: Question, folder: Path, launcher: Launcher, *, console: Console | None = None
+) -> Plan:
+    """Plans within seconds and shows the plan; trains and downloads nothing, and writes nothing.
+
+    Args:
+        question: what would be compared.
+        folder: where the comparison would lie; what lies there already is part of the plan.
+        launcher: would start the runs.
+        console: where to talk; None makes one.
+
+    Raises: MimkitError for everything a user can mend.
+    """
+    console = console or make_console()
+    with rehearsing(question.device, question.jobs) as gauge:
+        plan = make_plan(question, folder, console, gauge, keep=False)
+    _show(plan, question, folder, launcher, console)
+    return plan
+
+
+def _show(
+    plan: Plan, question: Question, folder: Path, launcher: Launcher, console: Console
+) -> None:
+    console.print(table(plan, question.jobs))
+    for method in plan.methods:
+        for note in method.notes:
+            console.print(f"  {method.label}: {note}")
+    jobs_here = question.jobs if launcher.shares_machine else 0
+    for warning in warnings(plan, jobs_here, folder):
+        console.print(warning, style="yellow")

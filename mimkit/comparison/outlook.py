@@ -6,13 +6,14 @@ from pathlib import Path
 from rich.table import Table
 
 from mimkit.comparison.budget import describe
-from mimkit.comparison.records import Plan
+from mimkit.comparison.records import Plan, Trial
 from mimkit.memory import machine_bytes
 from mimkit.report import words
 
 
 def table(plan: Plan, jobs: int) -> Table:
     """Lays the plan out for people."""
+    owed = _owed(plan)
     found = Table(
         "method",
         "recipe",
@@ -20,6 +21,7 @@ def table(plan: Plan, jobs: int) -> Table:
         "GFLOP/image",
         "trainable",
         "memory",
+        *(["prepare"] if owed else []),
         "train",
         "evaluate",
         title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget)} for each method "
@@ -37,17 +39,27 @@ def table(plan: Plan, jobs: int) -> Table:
             f"{trial.flops_per_image / 1e9:.2f}",
             words.magnitude(trial.parameters["trainable"]),
             words.memory(trial.peak_memory_bytes),
+            *([_estimated(trial)] if owed else []),
             words.duration(method.total_steps * trial.seconds_per_step),
             words.duration(method.evaluate_seconds),
         )
-    seconds = seconds_left(plan) / jobs
+    seconds = owed + seconds_left(plan) / jobs
     disk = words.memory(len(plan.seeds) * sum(m.disk_bytes for m in plan.methods))
     found.caption = f"about {words.duration(seconds)} with --jobs {jobs}, {disk} of disk"
     return found
 
 
+def _owed(plan: Plan) -> float:
+    """Estimates what targets need first; what several methods share is made once."""
+    return sum({k: s for m in plan.methods for k, s in m.trial.owed.items()}.values())
+
+
+def _estimated(trial: Trial) -> str:
+    return f"~ {words.duration(sum(trial.owed.values()))}" if trial.owed else words.MISSING
+
+
 def seconds_left(plan: Plan) -> float:
-    """Estimates the work of all runs, one after the other; targets are prepared already."""
+    """Estimates the work of all runs, one after the other, once targets are prepared."""
     one = sum(m.total_steps * m.trial.seconds_per_step + m.evaluate_seconds for m in plan.methods)
     return len(plan.seeds) * one
 

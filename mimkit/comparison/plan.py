@@ -10,6 +10,8 @@ from rich.console import Console
 
 import mimkit
 from mimkit.comparison.draft import Draft, draft_method, settle_method
+from mimkit.comparison.folder import recipe_path
+from mimkit.comparison.gauge import Gauge
 from mimkit.comparison.matrix import Sizes, choose_sizes
 from mimkit.comparison.methods import (
     Found,
@@ -26,23 +28,33 @@ from mimkit.comparison.refusals import (
     is_on_other_data,
     kept_sizes,
     refuse_unfit,
+    refuse_unlike,
 )
 from mimkit.data.sources import described, find, open_labelled, open_source, open_sources
 from mimkit.errors import DataError
-from mimkit.files import write_json
+from mimkit.files import write_json, write_text
 from mimkit.pipeline.identity import write_data
-from mimkit.recipe.schema import Recipe
+from mimkit.recipe.schema import Recipe, resolved
 
 PLAN: Final = "plan.json"
 _RENDERING: Final = {"image_size", "patch_size", "mean", "std", "interpolation"}
 """Keys of a recipe's data that change nothing of which images there are."""
 
 
-def make_plan(question: Question, folder: Path, console: Console) -> Plan:
+def make_plan(
+    question: Question, folder: Path, console: Console, gauge: Gauge, *, keep: bool = True
+) -> Plan:
     """Plans a comparison, or goes on with the plan that lies in the folder.
 
     Methods and seeds that the earlier plan lacks are added to it; what it has is kept, with its
     trials, so that its runs stay as they are.
+
+    Args:
+        question: what is compared.
+        folder: of the comparison.
+        console: where to talk.
+        gauge: measures the methods.
+        keep: whether the plan is written into the folder, with its recipes.
 
     Raises: MimkitError if a recipe cannot be found or run, if the budget does not do, or if the
         folder holds another comparison.
@@ -61,12 +73,14 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
     for reference in known.keys() & found.keys():
         if not is_edited(known[reference], found[reference], folder):
             del found[reference]
-    refuse_unfit(tuple(found.values()), question, earlier, folder)
+    refuse_unlike(tuple(found.values()))
+    if keep:  # else nothing takes so long that a refusal would come late
+        refuse_unfit(tuple(found.values()), question, earlier, folder)
     budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
-    drafts = [draft_method(one, question, budget, folder, console) for one in found.values()]
+    drafts = gauge.map(lambda one: draft_method(one, question, budget, gauge), found.values())
     sizes = _sizes(earlier, drafts)
-    for draft in drafts:
-        known[draft.found.reference] = settle_method(draft, sizes, question, folder, console)
+    settled = gauge.map(lambda draft: settle_method(draft, sizes, question, gauge), drafts)
+    known |= {method.reference: method for method, _ in settled}
     plan = Plan(
         command=question.command,
         dataset=earlier.dataset if earlier else drafts[0].found.recipe.data.name,
@@ -81,8 +95,11 @@ def make_plan(question: Question, folder: Path, console: Console) -> Plan:
         asked=question.fixed(),
         sizes={**asdict(sizes), "fractions": list(sizes.fractions)},
     )
-    write_data(folder / DATA, data)
-    write_json(folder / PLAN, asdict(plan))
+    if keep:
+        for method, recipe in settled:
+            write_text(recipe_path(folder, method.label), resolved(recipe))
+        write_data(folder / DATA, data)
+        write_json(folder / PLAN, asdict(plan))
     return plan
 
 

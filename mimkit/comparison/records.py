@@ -44,6 +44,8 @@ class Trial:
         num_images: how many those are.
         device: where it was measured.
         prepare_flops: floating-point operations of what targets needed before training.
+        owed: what targets still need, by a name that methods share where they share the thing, to
+            estimated seconds.
     """
 
     seconds_per_step: float
@@ -58,6 +60,7 @@ class Trial:
     num_images: int
     device: str
     prepare_flops: float = 0.0
+    owed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

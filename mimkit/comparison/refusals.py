@@ -26,12 +26,10 @@ _STEPS: Final = 100
 """Stands for the steps of a budget that is not known in steps yet."""
 
 
-def refuse_unfit(
-    found: Sequence[Found], question: Question, earlier: Plan | None, folder: Path
-) -> None:
-    """Opens the data of every method, builds its parts and asks its evaluations.
+def refuse_unlike(found: Sequence[Found]) -> None:
+    """Opens the data of every method.
 
-    Raises: RecipeError if a method cannot be run, or if they are not run on the same images.
+    Raises: RecipeError if they are not judged on the same images.
     """
     sources = [_labelled(one) for one in found]
     for one, labelled in zip(found, sources, strict=True):
@@ -41,7 +39,17 @@ def refuse_unfit(
                 f"{found[0].label} has {_images(sources[0])} and {one.label} {_images(labelled)}. "
                 "Name the data (--dataset), or their number (--set data.num_images=N)."
             )
-    for one, labelled in zip(found, sources, strict=True):
+
+
+def refuse_unfit(
+    found: Sequence[Found], question: Question, earlier: Plan | None, folder: Path
+) -> None:
+    """Builds the parts of every method and asks its evaluations.
+
+    Raises: RecipeError if a method cannot be run.
+    """
+    for one in found:
+        labelled = _labelled(one)
         sizes = kept_sizes(earlier) if earlier else choose_sizes(len(labelled), labelled)
         tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=_STEPS)
         train = {"total_steps": _STEPS, "warmup_steps": 0}

@@ -1,15 +1,18 @@
 """Measuring what a method costs here, in a process of its own.
 
 ``python -m mimkit.comparison.trial RECIPE FILE [DEVICE]`` prepares the targets, which all runs then
-find in the cache, times a few steps, and writes a `Trial` and what the evaluations need.
+find in the cache, times a few steps, and writes a `Trial` and what the evaluations need. For a plan
+alone nothing is prepared: `Target.rehearse` tells what it would cost.
 """
 
 import json
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any, Final
 
 import torch
 from rich.console import Console
@@ -20,31 +23,53 @@ from mimkit.console import make_console
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json
-from mimkit.pipeline.current import Run, build_evaluators, open_run, subject
+from mimkit.pipeline.current import (
+    Run,
+    assemble,
+    prepare,
+    rehearse,
+    subject,
+)
 from mimkit.pipeline.ledger import count_parameters, device_name
-from mimkit.recipe.schema import load
+from mimkit.recipe.schema import Recipe, load
+from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
+from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance
+from mimkit.train.loop import Hooks
 from mimkit.train.precision import autocast
 from mimkit.train.signals import Interrupted
-from mimkit.train.trial import synchronize, untouched
+from mimkit.train.trial import Trial as Steps
+from mimkit.train.trial import synchronize
 
-_IMAGES = 32
-_REPEATS = 3
+_REPEATS: Final = 2
+_LONG: Final = 0.5
+"""Seconds of what need not be repeated."""
 
 
-def measure(recipe: Path, device: str | None, console: Console) -> dict[str, object]:
+def measure(
+    recipe: Recipe, device: str | None, console: Console, *, rehearsed: bool = False
+) -> dict[str, Any]:
     """Measures a recipe.
+
+    Args:
+        recipe: what would be run.
+        device: where, or None.
+        console: is told what is prepared.
+        rehearsed: only estimate what preparing the targets would cost.
 
     Returns: ``trial``, the fields of a `Trial`; ``has_cls``, whether the encoder has a class token;
         ``evaluate_seconds``, an estimate for its evaluations; ``disk_bytes`` of its run folder.
     Raises: MimkitError for everything that a run of it would refuse at once.
     """
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
-        current = open_run(load(str(recipe)), folder, world, console, announce=False)
+        current = assemble(recipe, folder, world, console, announce=False)
+        if rehearsed:
+            rehearse(current)
+        else:
+            prepare(current, settle(recipe, console.print))
         train = current.recipe.train
-        steps = current.try_out(current.loop(), processes=train.processes)
-        image = current.batches()[0].to(world.device).image[:_IMAGES]
+        steps, image = _steps(current)
         encode_seconds, has_cls = _encode(current, image)
         prepared = current.prepared.values()
         trial = Trial(
@@ -60,9 +85,12 @@ def measure(recipe: Path, device: str | None, console: Console) -> dict[str, obj
             num_images=len(current.train),
             device=device_name(world.device),
             prepare_flops=sum(done.flops for done in prepared),
+            owed={done.key or done.title: done.seconds for done in prepared if not done.cached}
+            if rehearsed
+            else {},
         )
         evaluate_seconds = 0.0
-        for number, evaluator in enumerate(build_evaluators(current)):
+        for number, evaluator in enumerate(current.evaluators):
             work = evaluator.work(subject(current, number))
             once = work.encoded * encode_seconds + work.trained * trial.train_seconds + work.seconds
             looks = (
@@ -84,18 +112,33 @@ def read_trial(file: Path) -> tuple[Trial, dict[str, float]]:
     return Trial(**found.pop("trial")), found
 
 
+def _steps(current: Run) -> tuple[Steps, Tensor]:
+    """Times steps of pre-training; also gives images to time the rest with."""
+    train, device = current.recipe.train, current.world.device
+    few = min(MOST_IMAGES, train.batch_size)
+    start = time.perf_counter()
+    batch = current.batches(batch_size=few)[0]
+    load_seconds = (time.perf_counter() - start) / few / max(1, current.workers)
+    batch = batch.to(device)
+    if device.type == "cpu" and train.compile != "on":
+        watch = Stopwatch()
+        loop = current.loop(Hooks(phase=watch))
+        return glance(loop, watch, batch, load_seconds=load_seconds), batch.image
+    return current.try_out(current.loop(), processes=train.processes), batch.image
+
+
 @torch.no_grad()
 def _encode(current: Run, image: Tensor) -> tuple[float, bool]:
     """Times the frozen encoder; also says whether its tokens begin with a class token."""
     encoder, precision = current.pretrainer.encoder, current.recipe.train.precision
+    prefix = 0
+
+    def encode(part: Tensor) -> None:
+        nonlocal prefix
+        prefix = encoder.layers(part)[-1].prefix.shape[1]
+
     with evaluation_mode(encoder), autocast(image.device, precision):
-        tokens = encoder.layers(image)[-1]
-        synchronize(image.device)
-        start = time.perf_counter()
-        for _ in range(_REPEATS):
-            encoder.layers(image)[-1].patches.sum().item()
-    seconds = (time.perf_counter() - start) / (_REPEATS * len(image))
-    return seconds, tokens.prefix.shape[1] > 0
+        return _seconds(encode, image, first=1), prefix > 0
 
 
 def _train(current: Run, image: Tensor) -> float:
@@ -103,23 +146,38 @@ def _train(current: Run, image: Tensor) -> float:
     encoder = current.pretrainer.encoder
     with torch.random.fork_rng(devices=[]):
         backbone = encoder.backbone().to(image.device).train()
-    start = 0.0
-    with untouched(backbone):
-        for repeat in range(1 + _REPEATS):
-            if repeat == 1:  # the first is slower
-                synchronize(image.device)
-                start = time.perf_counter()
-            with autocast(image.device, current.recipe.train.precision):
-                loss = backbone(image).square().mean()
-            torch.autograd.backward(loss)
-        synchronize(image.device)
-        seconds = time.perf_counter() - start
-    return seconds / (_REPEATS * len(image))
+
+    def passes(part: Tensor) -> None:
+        with autocast(image.device, current.recipe.train.precision):
+            loss = backbone(part).square().mean()
+        torch.autograd.backward(loss)
+
+    return _seconds(passes, image, first=fewest(backbone, len(image)))
+
+
+def _seconds(run: Callable[[Tensor], object], image: Tensor, *, first: int) -> float:
+    """Times what is done to an image: on a CPU to as few as tell it, elsewhere to all at once."""
+    number = first if image.device.type == "cpu" else len(image)
+    while True:
+        seconds = _once(run, image[:number])
+        if seconds < _LONG / 2:  # then it counts that the first is slower
+            seconds = min(_once(run, image[:number]) for _ in range(_REPEATS))
+        if seconds >= _LONG / 4 or number == len(image):
+            return seconds / number
+        number = min(4 * number, len(image))
+
+
+def _once(run: Callable[[Tensor], object], image: Tensor) -> float:
+    synchronize(image.device)
+    start = time.perf_counter()
+    run(image)
+    synchronize(image.device)
+    return time.perf_counter() - start
 
 
 def _main(recipe: str, file: str, device: str | None = None) -> int:
     try:
-        write_json(Path(file), measure(Path(recipe), device, make_console()))
+        write_json(Path(file), measure(load(recipe), device, make_console()))
     except MimkitError as error:
         sys.stderr.write(f"{error}\n")
         return 2

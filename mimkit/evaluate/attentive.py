@@ -43,6 +43,8 @@ from mimkit.train.optim import learning_rate, set_learning_rate
 _NAME: Final = "attentive_probe"
 _MOMENTUM: Final = 0.9
 _TRIAL_STEPS: Final = 3
+_TRIAL_IMAGES: Final = 64
+"""On a CPU, where a larger step takes as much longer."""
 
 
 class AttentiveProbe(Evaluator):
@@ -194,7 +196,8 @@ class AttentiveProbe(Evaluator):
 
     def _seconds_of_image(self, shape: tuple[int, int], labels: Labels, subject: Subject) -> float:
         """Measures steps on random tokens, each batch gathered as from those that are kept."""
-        size, num_classes, device = self.batch_size, labels.num_classes, subject.device
+        num_classes, device = labels.num_classes, subject.device
+        size = min(self.batch_size, _TRIAL_IMAGES) if device.type == "cpu" else self.batch_size
         kept = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
         rows = torch.arange(size, device=device)
         with torch.random.fork_rng(devices=[]):

@@ -182,6 +182,7 @@ class FineTune(Evaluator):
         }
         # What is off is not named: an option that is new leaves known results comparable.
         self.settings: dict[str, Plain] = {key: value for key, value in settings.items() if value}
+        self._has_norms: bool | None = None  # until the network is known
 
     def check(self, subject: Subject) -> None:
         """Refuses unlabelled data, too few labels for a search, and a head without pooling.
@@ -195,8 +196,14 @@ class FineTune(Evaluator):
             subset = stratified_subset(labels.train, fraction, subject.seed)
             if searches:
                 development_split(labels.train, subset, subject.seed)
-        with torch.random.fork_rng(devices=[]):
-            self.backbone(subject.pretrainer)
+        self._measures_norms(subject)
+
+    def _measures_norms(self, subject: Subject) -> bool:
+        """Whether batch norm will be measured anew; builds the network, which may refuse."""
+        if self._has_norms is None:
+            with torch.random.fork_rng(devices=[]):
+                self._has_norms = bool(running_norms(self.backbone(subject.pretrainer)))
+        return self.recompute_batch_norm and self._has_norms
 
     def work(self, subject: Subject) -> Work:
         """Counts the images of all trainings, and those that are judged.
@@ -205,10 +212,6 @@ class FineTune(Evaluator):
         """
         labels = labels_of(subject, _NAME)
         num_test = len(stratified_limit(labels.test, self.num_test_images))
-        with torch.random.fork_rng(devices=[]):
-            measures = self.recompute_batch_norm and running_norms(
-                self.backbone(subject.pretrainer)
-            )
         trainings = encoded = 0
         seeds = range(subject.seed, subject.seed + self.seeds)
         for fraction in self.label_fractions:
@@ -223,7 +226,7 @@ class FineTune(Evaluator):
                     judged += len(self.lrs) * len(split[1])
             trainings += len(self.inits) * len(fitted)
             encoded += len(self.inits) * judged
-            if measures:
+            if self._measures_norms(subject):
                 encoded += sum(math.prod(_statistics_batches(count)) for count in fitted)
         total_steps = self.train.total_steps or 0
         return Work(encoded=encoded, trained=trainings * total_steps * self.train.batch_size)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Final
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.base import Encoder
 
 _FLOAT32_BYTES: Final = 4
+_SHAPES: Final = WeakKeyDictionary[Encoder | PixelTokens, tuple[int, int]]()
 
 
 @dataclass(frozen=True)
@@ -73,10 +75,12 @@ class FrozenTokens:
 
 
 def token_shape(encoder: Encoder | PixelTokens, subject: Subject) -> tuple[int, int]:
-    """Returns T and D of one image's tokens."""
-    with evaluation_mode(encoder):
-        one = FrozenTokens(encoder, subject, subject.train, torch.arange(1), keep=True).kept
-    return one.shape[1], one.shape[2]
+    """Returns T and D of one image's tokens, which one encoder gives to all images alike."""
+    if encoder not in _SHAPES:
+        with evaluation_mode(encoder):
+            one = FrozenTokens(encoder, subject, subject.train, torch.arange(1), keep=True).kept
+        _SHAPES[encoder] = one.shape[1], one.shape[2]
+    return _SHAPES[encoder]
 
 
 def gib_of(num_images: int, shape: tuple[int, int]) -> float:

@@ -87,7 +87,8 @@ class Images(Dataset[Piece | DataError], ABC):
             self,
             batch_size=None,
             sampler=range(count),
-            num_workers=workers if self.laborious else 0,
+            # A single batch is here before a process has started.
+            num_workers=min(workers, count - 1) if self.laborious else 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else starting the loader advances the global one

@@ -98,6 +98,7 @@ class LinearProbe(Evaluator):
         self.label_fractions = label_fractions
         self.seeds = seeds
         self.num_test_images = num_test_images
+        self._one: list[dict[Pool, Tensor | OnDisk]] | None = None  # until it was asked for
 
     @property
     def searches(self) -> bool:
@@ -190,8 +191,12 @@ class LinearProbe(Evaluator):
 
     def _layers(self, subject: Subject) -> list[dict[Pool, Tensor | OnDisk]]:
         """Encodes one image: shows how many layers there are, and whether they can be pooled."""
-        encoder, one = subject.pretrainer.encoder, torch.arange(1)
-        return extract_layers(encoder, subject, subject.train, one, self.parts, layers=self.layers)
+        if self._one is None:
+            encoder, one = subject.pretrainer.encoder, torch.arange(1)
+            self._one = extract_layers(
+                encoder, subject, subject.train, one, self.parts, layers=self.layers
+            )
+        return self._one
 
 
 @dataclass(frozen=True)

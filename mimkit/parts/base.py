@@ -360,6 +360,24 @@ class Target(Part, Module):
         """
         return None
 
+    def rehearse(
+        self, images: Images, workdir: Path, *, device: torch.device
+    ) -> Preparation | None:
+        """Gets ready to be measured, for a plan that must be there within seconds.
+
+        Where `prepare` takes long this trains and downloads nothing: what is in ``workdir`` is
+        used, else a few of its own steps tell what the whole would take, and any weights of the
+        right shape stand in for those to come. By default it is `prepare`.
+
+        Args:
+            images: the unlabelled training images.
+            workdir: as for `prepare`; nothing is written there.
+            device: where to compute; this target itself is still on the CPU.
+
+        Returns: as `prepare`; ``seconds`` and ``flops`` are estimates unless it is ``cached``.
+        """
+        return self.prepare(images, workdir, device=device, say=lambda _: None)
+
     @abstractmethod
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
         """Gives the targets at ``batch.mask.target``.

@@ -370,6 +370,7 @@ class Preparation:
         pictures: title to (n, C, H, W) in [0, 1], shown side by side.
         flops: floating-point operations of making it (`mimkit.count_flops`), also where it was
             found in a cache; 0 where they are not known.
+        key: names what was prepared: two targets of one key share it, so that it is made once.
     """
 
     title: str
@@ -378,6 +379,7 @@ class Preparation:
     facts: Mapping[str, str | int | float] = field(default_factory=dict)
     pictures: Mapping[str, Tensor] = field(default_factory=dict)
     flops: float = 0.0
+    key: str = ""
 
 
 @dataclass(frozen=True)

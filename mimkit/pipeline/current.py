@@ -50,6 +50,7 @@ class Run:
             the recipe names none.
         verbose: whether also the details of evaluations are told.
         pieces: into which each process cuts its share of a batch; None until that is known.
+        evaluators: those of the recipe, which have been asked whether they can work.
     """
 
     recipe: Recipe
@@ -66,6 +67,7 @@ class Run:
     labelled: tuple[Source, Source] | None = None
     verbose: bool = False
     pieces: int | None = None
+    evaluators: list[Evaluator] = field(default_factory=list)
 
     @contextmanager
     def spends(self, phase: str) -> Iterator[None]:
@@ -103,18 +105,19 @@ class Run:
                 markup=False,
             )
 
-    def batches(self, processes: int = 1) -> Batches:
+    def batches(self, processes: int = 1, batch_size: int | None = None) -> Batches:
         """This process's share of the training batches.
 
         Args:
             processes: share them among at least so many, whether they are there or not.
+            batch_size: None: the recipe's.
         """
         return Batches(
             self.train,
             views=self.parts.views,
             augment=self.augment,
             masker=self.parts.masker,
-            batch_size=self.recipe.train.batch_size,
+            batch_size=batch_size or self.recipe.train.batch_size,
             seed=self.recipe.seed,
             rank=self.world.rank,
             world_size=max(self.world.size, processes),
@@ -222,7 +225,8 @@ def assemble(
         labelled=labelled,
         verbose=verbose,
     )
-    for number, evaluator in enumerate(build_evaluators(current)):
+    current.evaluators = build_evaluators(current)
+    for number, evaluator in enumerate(current.evaluators):
         evaluator.check(subject(current, number))
     return current
 
@@ -259,6 +263,16 @@ def open_run(
     current = assemble(recipe, folder, world, console, command, announce=announce)
     prepare(current, settle(recipe, console.print))
     return current
+
+
+def rehearse(current: Run) -> None:
+    """Makes a run ready to be measured within seconds, and to nothing else (`Target.rehearse`)."""
+    workdir, device = cache.folder() / "prepared", current.world.device
+    for name, target in current.parts.targets.items():
+        done = target.rehearse(current.train, workdir, device=device)
+        if done is not None:
+            current.prepared[name] = done
+    current.pretrainer.to(device)
 
 
 def _refuse_uneven(train: TrainSection, world: World) -> None:

@@ -10,9 +10,9 @@ What a step draws follows from the seed and its number alone, so that training g
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 import torch
 from dall_e.decoder import DecoderBlock
@@ -21,7 +21,7 @@ from dall_e.utils import Conv2d
 from einops import rearrange
 from torch import Tensor, nn
 
-from mimkit import Resumable, TrainingError
+from mimkit import TrainingError
 from mimkit_beit.codebook import choose_codes, nearest
 from mimkit_beit.tokenizer import (
     PIXEL_STD,
@@ -47,6 +47,8 @@ _NUM_REPORTS: Final = 10
 _QUIET_SECONDS: Final = 10
 """Least time between two lines of progress."""
 _CHUNK_IMAGES: Final = 64
+_NUM_TIMED: Final = 1
+"""Steps of each phase that an estimate measures, after a slower one."""
 _WEIGHTS, _ORDER, _CODES, _NOISE = range(4)
 """What random numbers are for: each use of the seed has a stream of its own."""
 
@@ -77,6 +79,43 @@ class Plan:
     seed: int
 
 
+class Training(Protocol):
+    """What `fit` asks of `mimkit.Resumable`: the steps to do, and how far they are."""
+
+    @property
+    def step(self) -> int:
+        """The first step that is not done."""
+
+    @property
+    def seconds(self) -> float:
+        """How many were spent."""
+
+    def steps(
+        self, start: int, stop: int, networks: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> Iterator[int]:
+        """Gives the numbers of the steps of a phase that are still to be done."""
+
+
+class Rehearsal:
+    """Lets `fit` do a few steps of each phase; ``seconds`` is what all of them would take."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.seconds = 0.0
+
+    def steps(
+        self, start: int, stop: int, networks: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> Iterator[int]:
+        """Gives the first steps of a phase."""
+        begun, done = time.perf_counter(), 0
+        for step in range(start, min(stop, start + 1 + _NUM_TIMED)):
+            if step == start + 1:  # the first is slower
+                begun, done = time.perf_counter(), 0
+            yield step
+            done += 1
+        self.seconds += (stop - start) * (time.perf_counter() - begun) / max(1, done)
+
+
 def fit(
     pixels: Tensor,
     size: Size,
@@ -84,7 +123,7 @@ def fit(
     device: torch.device,
     *,
     say: Say,
-    training: Resumable,
+    training: Training,
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Trains a dVAE, without touching the global random state; on one CPU always the same.
 
@@ -120,7 +159,7 @@ class _Training:
         device: torch.device,
         *,
         say: Say,
-        training: Resumable,
+        training: Training,
     ) -> None:
         self.pixels = pixels.to(device)
         self.size = size

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from mimkit import DataError, Images, Preparation, View
 from mimkit_beit import store
 from mimkit_beit.health import examine
 from mimkit_beit.published import decoder_of, fetch, find, identify, is_here, load_network
-from mimkit_beit.tokenizer import PUBLISHED, Size, Tokenizer
+from mimkit_beit.tokenizer import PUBLISHED, Network, Size, Tokenizer, make_network
 
 Say = Callable[[str], None]
 
@@ -53,6 +54,81 @@ def load(
     start = time.perf_counter()
     if source is None:
         fetch("encoder", say)
+    tokenizer, hashes = _read(source, sha256, size, say)
+    key, examined, settings = _card(images, view, hashes, device)
+    file = workdir / f"{key}.safetensors"
+    card = store.load(file)
+    cached = card is not None
+    if card is None:
+        say(f"dvae: looking at what the tokenizer does to {examined} images")
+        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:examined]
+        health = examine(tokenizer.to(device), images.view(chosen, view), device)
+        tokenizer.cpu()
+        seconds = time.perf_counter() - start
+        words: dict[str, Any] = {
+            "seconds": seconds,
+            "facts": dict(health.facts),
+            "settings": settings,
+        }
+        card = dict(health.pictures), words
+        store.save(file, *card)
+    pictures, words = card
+    preparation = Preparation(
+        title=_title(source),
+        seconds=words["seconds"],
+        cached=cached,
+        facts={"SHA-256 of the encoder": str(hashes[0]), **words["facts"]},
+        pictures={title: pictures[title] for title in sorted(pictures)},
+        key=key,
+    )
+    return tokenizer, preparation
+
+
+def rehearse(
+    images: Images,
+    view: View,
+    workdir: Path,
+    *,
+    source: Path | None,
+    sha256: str | None,
+    size: Size,
+    device: torch.device,
+) -> tuple[Tokenizer, Preparation]:
+    """Reads a published tokenizer if it is there, and estimates what `load` takes.
+
+    OpenAI's is not downloaded: another of its size, with weights that say nothing, stands for it.
+
+    Args:
+        images: the training images, of which one is read.
+        view: the rendering that the tokenizer sees.
+        workdir: where health cards are kept; nothing is written there.
+        source: as for `load`.
+        sha256: as for `load`.
+        size: codes and channels that it must have.
+        device: where to examine.
+
+    Returns: the tokenizer, on the CPU, and what it costs; its seconds are an estimate unless it is
+        cached.
+    Raises: DataError as `load`.
+    """
+    hashes: tuple[str | None, ...] = (None,)
+    if source is None and not is_here("encoder"):
+        tokenizer = Tokenizer(PUBLISHED, _blank("encoder"), _blank("decoder"))
+    else:
+        tokenizer, hashes = _read(source, sha256, size, lambda _: None)
+    key, examined, _ = _card(images, view, hashes, device)
+    card = store.load(workdir / f"{key}.safetensors")
+    start = time.perf_counter()
+    if card is None:
+        examine(tokenizer.to(device), images.view(torch.arange(1), view), device)
+    seconds = examined * (time.perf_counter() - start) if card is None else card[1]["seconds"]
+    return tokenizer.cpu(), Preparation(_title(source), seconds, cached=card is not None, key=key)
+
+
+def _read(
+    source: Path | None, sha256: str | None, size: Size, say: Say
+) -> tuple[Tokenizer, tuple[str | None, ...]]:
+    """Reads both networks; also gives the SHA-256 of their files."""
     if sha256 is not None and (found := identify("encoder", source)) != sha256:
         raise DataError(
             f"target 'dvae', sha256: the encoder's file {source or find('encoder')} must have "
@@ -74,35 +150,27 @@ def load(
         encoder.tensors,
         None if decoder is None else decoder.tensors,
     )
+    hashes = (encoder.sha256, None if decoder is None else decoder.sha256)
+    return tokenizer, hashes
+
+
+def _card(
+    images: Images, view: View, hashes: tuple[str | None, ...], device: torch.device
+) -> tuple[str, int, tuple[Any, ...]]:
+    """Names the health card; also says how many images it is about, and all that it depends on."""
     examined = min(_NUM_EXAMINED.get(device.type, 64), len(images))
-    hashes = (encoder.sha256, decoder and decoder.sha256)
     settings = (_FORMAT, images.fingerprint, asdict(view), *hashes, examined)
     key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
-    file = workdir / f"dvae-health-{key}.safetensors"
-    card = store.load(file)
-    cached = card is not None
-    if card is None:
-        say(f"dvae: looking at what the tokenizer does to {examined} images")
-        chosen = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[:examined]
-        health = examine(tokenizer.to(device), images.view(chosen, view), device)
-        tokenizer.cpu()
-        seconds = time.perf_counter() - start
-        words: dict[str, Any] = {
-            "seconds": seconds,
-            "facts": dict(health.facts),
-            "settings": settings,
-        }
-        card = dict(health.pictures), words
-        store.save(file, *card)
-    pictures, words = card
-    preparation = Preparation(
-        title="a published dVAE" if source else "OpenAI's dVAE",
-        seconds=words["seconds"],
-        cached=cached,
-        facts={"SHA-256 of the encoder": encoder.sha256, **words["facts"]},
-        pictures={title: pictures[title] for title in sorted(pictures)},
-    )
-    return tokenizer, preparation
+    return f"dvae-health-{key}", examined, settings
+
+
+def _title(source: Path | None) -> str:
+    return "a published dVAE" if source else "OpenAI's dVAE"
+
+
+def _blank(network: Network) -> dict[str, Tensor]:
+    tensors = make_network(network, PUBLISHED).state_dict()
+    return {name: torch.zeros(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _check_size(found: Size, asked: Size, source: Path | None) -> None:

@@ -1,5 +1,6 @@
 """BEiT's target: the ids that a discrete VAE gives the patches (arXiv 2106.08254)."""
 
+import contextlib
 import copy
 import dataclasses
 import difflib
@@ -34,7 +35,9 @@ from mimkit import (
 from mimkit_beit import published
 from mimkit_beit.fit import Plan
 from mimkit_beit.loaded import load
+from mimkit_beit.loaded import rehearse as rehearse_loading
 from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, PUBLISHED, STRIDE, Size, Tokenizer
+from mimkit_beit.trained import rehearse as rehearse_training
 from mimkit_beit.trained import train
 from mimkit_beit.work import training_flops
 
@@ -160,19 +163,16 @@ class DVAETokens(Target):
         settled = dict(options)
         weights, codebook_size = settled["weights"], settled["codebook_size"]
         if weights == "auto":
-            reason = ""
+            reason = f"has no {codebook_size} codes"
             if codebook_size in (None, PUBLISHED.codebook_size):
-                try:
+                reason = "cannot be downloaded (mimkit list targets dvae says where it may lie)"
+                with contextlib.suppress(DataError):
                     published.fetch("encoder", say)
-                except DataError as error:
-                    reason = str(error)
-            else:
-                reason = f"OpenAI's has no {codebook_size} codes."
             weights = _choose(weights, codebook_size)
             if weights == "train":
                 say(
-                    "dvae: weights = 'auto': a tokenizer is TRAINED on the training images; it is "
-                    f"not the published one, and results differ from the papers'. {reason}"
+                    "dvae: a tokenizer is TRAINED on these images, so that results differ from the "
+                    f"papers': OpenAI's {reason}"
                 )
             else:
                 say("dvae: weights = 'auto': OpenAI's published tokenizer is used.")
@@ -211,10 +211,7 @@ class DVAETokens(Target):
                 device=device,
                 say=say,
             )
-            flops = training_flops(
-                self.size, self.plan, self.token_view.image_size, min(self.num_images, len(images))
-            )
-            preparation = dataclasses.replace(preparation, flops=flops)
+            preparation = self._counted(preparation, images)
         else:
             tokenizer, preparation = load(
                 images,
@@ -234,6 +231,42 @@ class DVAETokens(Target):
         freeze(tokenizer)
         self.tokenizer = tokenizer
         return preparation
+
+    def rehearse(self, images: Images, workdir: Path, *, device: torch.device) -> Preparation:
+        """Loads the tokenizer if it is there; else measures a few steps of its training.
+
+        Raises: DataError as `prepare`.
+        """
+        if self.weights == "train":
+            tokenizer, preparation = rehearse_training(
+                images,
+                self.token_view,
+                workdir,
+                size=self.size,
+                plan=self.plan,
+                num_images=self.num_images,
+                device=device,
+            )
+            preparation = self._counted(preparation, images)
+        else:
+            tokenizer, preparation = rehearse_loading(
+                images,
+                self.token_view,
+                workdir,
+                source=_path(self.weights),
+                sha256=self.sha256,
+                size=self.size,
+                device=device,
+            )
+        freeze(tokenizer)
+        self.tokenizer = tokenizer
+        return preparation
+
+    def _counted(self, preparation: Preparation, images: Images) -> Preparation:
+        """Adds the floating-point operations of the training."""
+        num_images = min(self.num_images, len(images))
+        flops = training_flops(self.size, self.plan, self.token_view.image_size, num_images)
+        return dataclasses.replace(preparation, flops=flops)
 
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
         """Looks up the ids of the target patches.

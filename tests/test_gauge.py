@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mimkit.comparison.draft import _call
+from mimkit.comparison.gauge import _call
 from mimkit.train.signals import Interrupted
 
 WAIT = """
