@@ -1,13 +1,16 @@
 """The token target: which ids it gives, where its weights come from, what it shows."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from dall_e import Decoder, Encoder, map_pixels
-from mimkit_beit import published
+from mimkit_beit import loaded, published
+from mimkit_beit.fit import Rehearsal
 from mimkit_beit.target import DVAETokens
+from mimkit_beit.tokenizer import PUBLISHED
 from torch import nn
 
 from mimkit import (
@@ -270,7 +273,8 @@ def test_settle_trains_offline_and_says_so_loudly():
     settled = settle(lines)
     assert settled == {"weights": "train", "sha256": None, "codebook_size": 512}
     assert "TRAINED" in lines[-1]
-    assert "must be downloaded, but" in lines[-1]
+    assert "cannot be downloaded" in lines[-1]
+    assert len(lines[-1]) < 200
 
 
 def test_settle_trains_where_the_codebook_is_not_openai_s(tmp_path):
@@ -449,3 +453,67 @@ def test_options_that_do_not_hold_are_refused(options, words):
     with pytest.raises(RecipeError) as caught:
         DVAETokens(GEOMETRY, **options)
     assert words in str(caught.value)
+
+
+def test_a_rehearsal_trains_nothing_and_keeps_nothing(tmp_path):
+    state = torch.get_rng_state()
+    target = DVAETokens(GEOMETRY, **SMALL)
+    done = target.rehearse(Noise(), tmp_path / "work", device=CPU)
+    assert not done.cached
+    assert done.seconds > 0
+    assert done.flops > 0
+    assert not (tmp_path / "work").exists()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert target(batch_of(Noise(2).pixels), None).shape == TARGET.shape
+
+
+def test_a_rehearsal_finds_what_is_trained(tmp_path):
+    made = prepare(DVAETokens(GEOMETRY, **SMALL), tmp_path)
+    target = DVAETokens(GEOMETRY, **SMALL)
+    found = target.rehearse(Noise(), tmp_path / "work", device=CPU)
+    assert found.cached
+    assert (found.key, found.seconds) == (made.key, made.seconds)
+
+
+def test_other_settings_are_another_tokenizer(tmp_path):
+    keys = {
+        DVAETokens(GEOMETRY, **{**SMALL, "total_steps": steps})
+        .rehearse(Noise(seed=seed), tmp_path, device=CPU)
+        .key
+        for steps, seed in ((8, 0), (8, 0), (9, 0), (8, 1))
+    }
+    assert len(keys) == 3
+
+
+def test_a_rehearsal_downloads_nothing(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    # OpenAI's own size would take seconds.
+    monkeypatch.setattr(loaded, "PUBLISHED", replace(PUBLISHED, hidden_dim=8, num_blocks=1))
+    target = DVAETokens(GEOMETRY, weights="openai")
+    done = target.rehearse(Noise(), tmp_path / "work", device=CPU)
+    assert not done.cached
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_file_is_rehearsed_as_it_is(path, tmp_path):
+    target = DVAETokens(GEOMETRY, weights=str(path), codebook_size=32)
+    first = target.rehearse(Noise(), tmp_path / "work", device=CPU)
+    assert not first.cached
+    made = target.prepare(Noise(), tmp_path / "work", device=CPU, say=lambda _: None)
+    again = target.rehearse(Noise(), tmp_path / "work", device=CPU)
+    assert again.cached
+    assert made.key == first.key == again.key
+
+
+def test_an_estimate_is_of_all_steps_but_leaves_out_the_first(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("mimkit_beit.fit.time.perf_counter", lambda: now[0])
+    rehearsal = Rehearsal()
+    for start, stop, seconds in ((0, 100, 1.0), (100, 400, 2.0)):
+        for step in rehearsal.steps(start, stop, nn.Linear(1, 1), None):
+            now[0] += 50.0 if step == start else seconds
+    assert rehearsal.seconds == 100 * 1.0 + 300 * 2.0
+    assert now[0] < 110  # few of them were done
