@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mimkit.comparison.budget import parse_budget
+from mimkit.comparison.budget import parse_budget, parse_within
 from mimkit.comparison.conduct import conduct
 from mimkit.comparison.launchers import LocalLauncher, default_jobs
 from mimkit.comparison.methods import Asked, default_folder
@@ -83,6 +83,7 @@ def compare(
     dataset: str | None = None,
     labels: str | None = None,
     budget: str | None = None,
+    within: str | None = None,
     seeds: int = 3,
     evaluate: Sequence[str] | None = None,
     preset: str | None = None,
@@ -106,6 +107,7 @@ def compare(
         labels: labelled images, or a table of files and labels, where the data have none.
         budget: ``"steps=400"``, ``"images=20k"``, ``"time=30m"`` or ``"flops=1e17"`` for each run;
             None: the fewest images of these recipes.
+        within: ``"1h"``: time for all of it, from which preset and budget follow.
         seeds: runs of each method.
         evaluate: names of evaluators; None: all that the data allow.
         preset: of every recipe.
@@ -133,6 +135,7 @@ def compare(
             dataset=dataset,
             labels=labels,
             budget=budget,
+            within=within,
             seeds=seeds,
             evaluate=None if evaluate is None else ",".join(evaluate),
             preset=preset,
@@ -142,11 +145,10 @@ def compare(
             jobs=jobs,
             out=out,
         ),
+        within=parse_within(within, preset),
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
-    found = conduct(question, folder, LocalLauncher())
-    assert found is not None  # it is None after a dry run only
-    return found
+    return conduct(question, folder, LocalLauncher())
 
 
 @mendable()

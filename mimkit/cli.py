@@ -278,6 +278,13 @@ def compare(
             "fewest images of these recipes.",
         ),
     ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="30m, 1h, 2d: choose preset and budget so that all of it fits; --preset auto: 1h.",
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,
     evaluate: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Default: all that the data allow.")
@@ -305,9 +312,9 @@ def compare(
     ] = False,
 ) -> None:
     """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
-    if dry_run:
+    if dry_run or within or preset == "auto":
         serve()  # processes that measure, which have imported all by the time that this one has
-    from mimkit.comparison.budget import parse_budget
+    from mimkit.comparison.budget import parse_budget, parse_within
     from mimkit.comparison.conduct import conduct, outline
     from mimkit.comparison.launchers import default_jobs, make_launcher
     from mimkit.comparison.methods import Asked, default_folder
@@ -324,6 +331,7 @@ def compare(
         device=device,
         jobs=jobs or default_jobs(device),
         command=command,
+        within=parse_within(within, preset),
     )
     chosen = make_launcher(launcher, folder, slurm or [])
     try:

@@ -6,6 +6,10 @@ from typing import Final, get_args
 from mimkit.comparison.records import Budget, Trial, Unit
 from mimkit.errors import RecipeError, nearest
 
+AUTO: Final = "auto"
+"""What ``--preset`` says where the time is to choose it."""
+LONG_SECONDS: Final = 3600.0
+"""What ``--preset auto`` may take; a plan over this names presets that take less."""
 _FACTORS: Final = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15}
 _SECONDS: Final = {"": 1.0, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _AMOUNT: Final = re.compile(r"([\d.]+(?:e[+-]?\d+)?)([A-Za-z]*)")
@@ -33,6 +37,22 @@ def parse_budget(text: str) -> Budget:
             f"{', '.join(unit for unit in suffixes if unit)} or none, such as {example}."
         )
     return Budget(name, value)  # type: ignore[arg-type]  # checked above
+
+
+def parse_within(text: str | None, preset: str | None) -> float | None:
+    """Reads the time that a comparison may take, in seconds; an hour where ``preset`` is "auto".
+
+    Raises: RecipeError if it is no time.
+    """
+    if text is None:
+        return LONG_SECONDS if preset == AUTO else None
+    try:
+        return parse_budget(f"time={text}").amount
+    except RecipeError as error:
+        raise RecipeError(
+            f"--within {text}: must be a number above 0 with one of the units "
+            f"{', '.join(unit for unit in _SECONDS if unit)}, such as 1h."
+        ) from error
 
 
 def describe(budget: Budget) -> str:

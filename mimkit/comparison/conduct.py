@@ -4,12 +4,13 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mimkit.comparison import ending
+from mimkit.comparison import ending, within
+from mimkit.comparison.budget import LONG_SECONDS
 from mimkit.comparison.execute import claim, execute
 from mimkit.comparison.gather import gather
 from mimkit.comparison.gauge import Thorough, rehearsing
 from mimkit.comparison.launchers import Launcher
-from mimkit.comparison.outlook import table, warnings
+from mimkit.comparison.outlook import seconds_of, table, warnings
 from mimkit.comparison.pictures import draw
 from mimkit.comparison.plan import make_plan
 from mimkit.comparison.question import Question
@@ -40,6 +41,7 @@ def conduct(
     """
     console = console or make_console()
     with claim(folder):
+        question = _timed(question, folder, console)
         gauge = Thorough(folder, question.device, question.jobs, console)
         plan = make_plan(question, folder, console, gauge)
         _show(plan, question, folder, launcher, console)
@@ -76,10 +78,19 @@ def outline(
     Raises: MimkitError for everything a user can mend.
     """
     console = console or make_console()
+    question = _timed(question, folder, console)
     with rehearsing(question.device, question.jobs) as gauge:
         plan = make_plan(question, folder, console, gauge, keep=False)
     _show(plan, question, folder, launcher, console)
     return plan
+
+
+def _timed(question: Question, folder: Path, console: Console) -> Question:
+    """Lets the time decide on preset and budget where it is to."""
+    if question.within is None:
+        return question
+    with rehearsing(question.device, question.jobs) as gauge:
+        return within.chosen(question, folder, console, gauge)
 
 
 def _show(
@@ -92,3 +103,7 @@ def _show(
     jobs_here = question.jobs if launcher.shares_machine else 0
     for warning in warnings(plan, jobs_here, folder):
         console.print(warning, style="yellow")
+    if question.within is None and seconds_of(plan, question.jobs) > LONG_SECONDS:
+        with rehearsing(question.device, question.jobs) as gauge:
+            for line in within.suggestions(question, plan, gauge):
+                console.print(line)

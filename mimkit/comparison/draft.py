@@ -1,11 +1,12 @@
 """One method of a plan: budget and evaluations laid over its recipe, and measured."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mimkit.comparison.budget import describe, images_of
 from mimkit.comparison.gauge import Gauge
-from mimkit.comparison.matrix import Sizes, evaluations
+from mimkit.comparison.matrix import TRAINED, Sizes, evaluations, shorten
 from mimkit.comparison.methods import Found, fitted_batch, load_for, schedule
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Trial
@@ -63,25 +64,33 @@ def _prepared(budget: Budget, trial: Trial) -> str:
     return f"{trial.prepare_seconds:.0f} s"
 
 
-def settle_method(
-    draft: Draft, sizes: Sizes, question: Question, gauge: Gauge
-) -> tuple[Method, Recipe]:
+@dataclass(frozen=True)
+class Settled:
+    """A method with its evaluations.
+
+    Args:
+        draft: what was settled before.
+        method: as it will be run.
+        has_cls: whether the encoder has a class token.
+        by_evaluator: estimated seconds of the evaluations of one run.
+    """
+
+    draft: Draft
+    method: Method
+    has_cls: bool
+    by_evaluator: Mapping[str, float]
+
+
+def settle_method(draft: Draft, sizes: Sizes, question: Question, gauge: Gauge) -> Settled:
     """Lays the evaluations over a recipe and measures it."""
     found, total_steps = draft.found, draft.total_steps
-
-    def recipe_with(has_cls: bool) -> Recipe:
-        tables = evaluations(question.evaluate, sizes, has_cls=has_cls, total_steps=total_steps)
-        return load_for(found, question.recipes, {"train": draft.train, "evaluate": tables})
-
-    recipe = recipe_with(has_cls=False)
+    recipe = recipe_of(draft, sizes, question, has_cls=False)
     if recipe.train.total_steps != total_steps or recipe.train.batch_size != draft.batch_size:
         raise RecipeError(
             "--set train.total_steps and train.batch_size: must not be set, as the budget decides "
             "on them. Use --budget steps=N."
         )
     trial, facts = gauge.measure(recipe, found.label)
-    if facts["has_cls"]:
-        recipe = recipe_with(has_cls=True)
     method = Method(
         label=found.label,
         reference=found.reference,
@@ -90,8 +99,36 @@ def settle_method(
         total_steps=total_steps,
         notes=draft.notes,
         trial=trial,
-        evaluate_seconds=facts["evaluate_seconds"],
+        evaluate_seconds=sum(facts["evaluate_seconds"].values()),
         disk_bytes=int(facts["disk_bytes"]),
         digest=found.digest,
     )
-    return method, recipe
+    return Settled(draft, method, facts["has_cls"], facts["evaluate_seconds"])
+
+
+def recipe_of(draft: Draft, sizes: Sizes, question: Question, *, has_cls: bool) -> Recipe:
+    """Lays budget and evaluations over a recipe."""
+    tables = evaluations(question.evaluate, sizes, has_cls=has_cls, total_steps=draft.total_steps)
+    return load_for(draft.found, question.recipes, {"train": draft.train, "evaluate": tables})
+
+
+def trimmed(settled: Sequence[Settled], sizes: Sizes) -> tuple[Sizes, tuple[Settled, ...]]:
+    """Shortens the trainings of the evaluations until they take no longer than pre-training.
+
+    All methods together are meant, as the sizes are the same for all. At least 50 steps remain.
+    """
+    pretraining = sum(one.method.pretrain_seconds for one in settled)
+    growing = sum(sum(one.by_evaluator.get(name, 0.0) for name in TRAINED) for one in settled)
+    fixed = sum(one.method.evaluate_seconds for one in settled) - growing
+    if fixed + growing <= pretraining or not growing:
+        return sizes, tuple(settled)
+    share = max(0.0, pretraining - fixed) / growing
+    shorter = shorten(sizes, share)
+    share = shorter.steps / sizes.steps
+
+    def seconds(one: Settled) -> float:
+        return sum(s * (share if name in TRAINED else 1) for name, s in one.by_evaluator.items())
+
+    return shorter, tuple(
+        replace(one, method=replace(one.method, evaluate_seconds=seconds(one))) for one in settled
+    )

@@ -9,7 +9,9 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Final, Protocol, TypeVar
+from unittest.mock import patch
 
 import torch
 from rich.console import Console
@@ -38,7 +40,7 @@ def threads(jobs: int) -> int:
 class Gauge(Protocol):
     """Measures recipes."""
 
-    def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, float]]:
+    def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, Any]]:
         """Gives what a method costs, and the other figures of `mimkit.comparison.trial`.
 
         Raises: RecipeError if it cannot be run; Interrupted after a signal.
@@ -64,7 +66,7 @@ class Thorough:
         self.jobs = jobs
         self.console = console
 
-    def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, float]]:
+    def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, Any]]:
         """Measures a recipe, or finds that it was."""
         text = resolved(recipe)
         trials = self.folder / "trials"
@@ -105,7 +107,7 @@ class Rehearsed:
         self.device = device
         self.jobs = jobs
 
-    def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, float]]:
+    def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, Any]]:
         """Measures a recipe in another process."""
         try:
             found = self.pool.submit(_rehearse, recipe, self.device, threads(self.jobs)).result()
@@ -130,7 +132,9 @@ def rehearsing(device: str | None, jobs: int) -> Iterator[Rehearsed]:
     """Keeps processes ready that measure, until leaving."""
     serve()
     context = multiprocessing.get_context("forkserver")
-    with ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+    # Else they would import, and so run, the script from which all this was called.
+    nobody = patch.dict(sys.modules, {"__main__": ModuleType("__main__")})
+    with nobody, ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         yield Rehearsed(pool, device, jobs)
 
 

@@ -1,7 +1,7 @@
 """The evaluations that all methods of a comparison share, sized by data and budget."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from mimkit.data.sources import Source
@@ -9,9 +9,12 @@ from mimkit.errors import RecipeError, nearest
 
 LABELLED: Final = ("knn", "linear_probe", "attentive_probe", "finetune")
 UNLABELLED: Final = ("knn_consistency",)
+TRAINED: Final = ("attentive_probe", "finetune")
+"""Those whose time grows with `Sizes.steps`."""
 _FRACTIONS: Final = (0.01, 0.1, 1.0)
 _LABELS_PER_CLASS: Final = 5
 _BATCH: Final = 64
+_LEAST_STEPS: Final = 50
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,13 @@ def choose_sizes(images: float, labelled: Source | None) -> Sizes:
         fractions,
         train_images=_between(2_000, images / 4, 100_000),
         test_images=_between(1_000, images / 10, 10_000),
-        steps=_between(50, images / 500, 10_000),
+        steps=_between(_LEAST_STEPS, images / 500, 10_000),
     )
+
+
+def shorten(sizes: Sizes, share: float) -> Sizes:
+    """Gives the trainings a share of their steps, but at least 50."""
+    return replace(sizes, steps=_between(_LEAST_STEPS, share * sizes.steps, sizes.steps))
 
 
 def evaluations(

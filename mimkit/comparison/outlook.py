@@ -43,7 +43,7 @@ def table(plan: Plan, jobs: int) -> Table:
             words.duration(method.total_steps * trial.seconds_per_step),
             words.duration(method.evaluate_seconds),
         )
-    seconds = owed + seconds_left(plan) / jobs
+    seconds = seconds_of(plan, jobs)
     disk = words.memory(len(plan.seeds) * sum(m.disk_bytes for m in plan.methods))
     found.caption = f"about {words.duration(seconds)} with --jobs {jobs}, {disk} of disk"
     return found
@@ -58,10 +58,18 @@ def _estimated(trial: Trial) -> str:
     return f"~ {words.duration(sum(trial.owed.values()))}" if trial.owed else words.MISSING
 
 
-def seconds_left(plan: Plan) -> float:
-    """Estimates the work of all runs, one after the other, once targets are prepared."""
+def seconds_of(plan: Plan, jobs: int, *, images: float | None = None) -> float:
+    """Estimates how long a comparison takes, with what targets still need.
+
+    Args:
+        plan: what will run.
+        jobs: runs at once.
+        images: that each run would see instead; evaluations are then taken to grow as training
+            does.
+    """
     one = sum(m.total_steps * m.trial.seconds_per_step + m.evaluate_seconds for m in plan.methods)
-    return len(plan.seeds) * one
+    share = 1.0 if images is None else images / plan.budget.amount
+    return _owed(plan) + share * len(plan.seeds) * one / jobs
 
 
 def warnings(plan: Plan, jobs: int, folder: Path) -> list[str]:

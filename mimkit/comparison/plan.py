@@ -9,7 +9,7 @@ from typing import Final
 from rich.console import Console
 
 import mimkit
-from mimkit.comparison.draft import Draft, draft_method, settle_method
+from mimkit.comparison.draft import Draft, Settled, draft_method, recipe_of, settle_method, trimmed
 from mimkit.comparison.folder import recipe_path
 from mimkit.comparison.gauge import Gauge
 from mimkit.comparison.matrix import Sizes, choose_sizes
@@ -79,8 +79,12 @@ def make_plan(
     budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
     drafts = gauge.map(lambda one: draft_method(one, question, budget, gauge), found.values())
     sizes = _sizes(earlier, drafts)
-    settled = gauge.map(lambda draft: settle_method(draft, sizes, question, gauge), drafts)
-    known |= {method.reference: method for method, _ in settled}
+    settled: Sequence[Settled] = gauge.map(
+        lambda draft: settle_method(draft, sizes, question, gauge), drafts
+    )
+    if earlier is None and question.evaluate is None:
+        sizes, settled = trimmed(settled, sizes)
+    known |= {one.method.reference: one.method for one in settled}
     plan = Plan(
         command=question.command,
         dataset=earlier.dataset if earlier else drafts[0].found.recipe.data.name,
@@ -96,8 +100,9 @@ def make_plan(
         sizes={**asdict(sizes), "fractions": list(sizes.fractions)},
     )
     if keep:
-        for method, recipe in settled:
-            write_text(recipe_path(folder, method.label), resolved(recipe))
+        for one in settled:
+            recipe = recipe_of(one.draft, sizes, question, has_cls=one.has_cls)
+            write_text(recipe_path(folder, one.method.label), resolved(recipe))
         write_data(folder / DATA, data)
         write_json(folder / PLAN, asdict(plan))
     return plan

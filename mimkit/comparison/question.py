@@ -23,6 +23,8 @@ class Question:
         device: where to compute, or None.
         jobs: runs at once.
         command: what was typed.
+        within: seconds that all of it may take, from which preset and budget follow; None where
+            those are given.
     """
 
     methods: tuple[str, ...]
@@ -33,6 +35,7 @@ class Question:
     device: str | None
     jobs: int
     command: str
+    within: float | None = None
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""

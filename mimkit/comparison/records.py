@@ -102,9 +102,14 @@ class Method:
         return self.trial.prepare_flops + self.images * self.trial.flops_per_image
 
     @property
+    def pretrain_seconds(self) -> float:
+        """Estimate for pre-training."""
+        return self.total_steps * self.trial.seconds_per_step
+
+    @property
     def seconds(self) -> float:
         """Estimate for pre-training, with what its targets need before it."""
-        return self.trial.prepare_seconds + self.total_steps * self.trial.seconds_per_step
+        return self.trial.prepare_seconds + self.pretrain_seconds
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def measure(
         rehearsed: only estimate what preparing the targets would cost.
 
     Returns: ``trial``, the fields of a `Trial`; ``has_cls``, whether the encoder has a class token;
-        ``evaluate_seconds``, an estimate for its evaluations; ``disk_bytes`` of its run folder.
+        ``evaluate_seconds``, an estimate for its evaluations, by evaluator; ``disk_bytes`` of its
+        run folder.
     Raises: MimkitError for everything that a run of it would refuse at once.
     """
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
@@ -89,14 +90,15 @@ def measure(
             if rehearsed
             else {},
         )
-        evaluate_seconds = 0.0
+        evaluate_seconds: dict[str, float] = {}
         for number, evaluator in enumerate(current.evaluators):
             work = evaluator.work(subject(current, number))
             once = work.encoded * encode_seconds + work.trained * trial.train_seconds + work.seconds
             looks = (
                 (train.total_steps or 0) // evaluator.every_steps if evaluator.every_steps else 0
             )
-            evaluate_seconds += once * (1 + looks)
+            name = current.recipe.evaluate[number].name
+            evaluate_seconds[name] = evaluate_seconds.get(name, 0.0) + once * (1 + looks)
         return {
             "trial": asdict(trial),
             "has_cls": has_cls,
@@ -106,8 +108,8 @@ def measure(
         }
 
 
-def read_trial(file: Path) -> tuple[Trial, dict[str, float]]:
-    """Reads what `measure` found: the trial, and the other figures by name."""
+def read_trial(file: Path) -> tuple[Trial, dict[str, Any]]:
+    """Reads what `measure` found: the trial, and the rest by name."""
     found = json.loads(file.read_text(encoding="utf-8"))
     return Trial(**found.pop("trial")), found
 

@@ -77,6 +77,20 @@ def check(reference: str, *, preset: str | None = None, overrides: Sequence[str]
     return _finished(recipe, problems)
 
 
+def presets(reference: str) -> dict[str, frozenset[str]]:
+    """Names the presets of a recipe, each with the keys of ``[data]`` that it changes.
+
+    Raises: RecipeError if the recipe cannot be read.
+    """
+    documents, _ = _read(reference)
+    found: dict[str, frozenset[str]] = {}
+    for document in documents:
+        for name, table in document.tree.get("presets", {}).items():
+            data = Document(table, {}).tree.get("data", {})
+            found[name] = found.get(name, frozenset()) | frozenset(data)
+    return found
+
+
 def _finished(recipe: Recipe | None, problems: Problems) -> Recipe:
     problems.raise_if_any()
     assert recipe is not None  # it is None only where there are problems
