@@ -282,7 +282,7 @@ def compare(
         str | None,
         typer.Option(
             metavar="TIME",
-            help="30m, 1h, 2d: choose preset and budget so that all of it fits; --preset auto: 1h.",
+            help="30m, 1h, 2d: preset and budget so that all fits; the preset auto means 1h.",
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,

@@ -110,7 +110,16 @@ def test_the_commands_and_options_are_these():
         "list": ["--schema"],
         "check": ["--preset", "--set"],
         "compare": [
-            *("--dataset", "--labels", "--budget", "--within", "--seeds", "--evaluate", "--preset", "--set"),
+            *(
+                "--dataset",
+                "--labels",
+                "--budget",
+                "--within",
+                "--seeds",
+                "--evaluate",
+                "--preset",
+                "--set",
+            ),
             *("--data", "--device", "--jobs", "--launcher", "--slurm", "--out", "--dry"),
         ],
         "import": ["--out", "--recipe", "--preset", "--set", "--data"],
