@@ -100,7 +100,7 @@ def evaluations(
             "label_fractions": list(sizes.fractions[-1:]),
             "total_steps": 2 * sizes.steps,
             "warmup_steps": sizes.steps // 5,
-            "lrs": [0.03, 0.1, 0.3],
+            "lrs": [0.01, 0.03, 0.1],
             "num_test_images": sizes.test_images,
         },
         "finetune": {
