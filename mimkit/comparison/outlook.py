@@ -1,48 +1,47 @@
 """What the runs of a plan will take."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
+from rich import box
 from rich.table import Table
 
 from mimkit.comparison.budget import describe
-from mimkit.comparison.records import Plan, Trial
+from mimkit.comparison.records import Method, Plan, Trial
 from mimkit.memory import machine_bytes
 from mimkit.report import words
 
 
 def table(plan: Plan, jobs: int) -> Table:
     """Lays the plan out for people."""
-    owed = _owed(plan)
     found = Table(
-        "method",
-        "recipe",
-        "steps x batch",
-        "GFLOP/image",
-        "trainable",
-        "memory",
-        *(["prepare"] if owed else []),
-        "train",
-        "evaluate",
+        "",
+        *(method.label for method in plan.methods),
         title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget)} for each method "
         f"and seed",
         title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
     )
-    for column in found.columns[2:]:
+    for column in found.columns[1:]:
         column.justify = "right"
-    for method in plan.methods:
-        trial = method.trial
-        found.add_row(
-            method.label,
-            Path(method.source).name,
-            f"{method.total_steps:,} x {method.batch_size}",
-            f"{trial.flops_per_image / 1e9:.2f}",
-            words.magnitude(trial.parameters["trainable"]),
-            words.memory(trial.peak_memory_bytes),
-            *([_estimated(trial)] if owed else []),
-            words.duration(method.total_steps * trial.seconds_per_step),
-            words.duration(method.evaluate_seconds),
-        )
+    found.columns[0].no_wrap = True
+    rows: dict[str, Callable[[Method], str]] = {
+        "recipe": lambda method: Path(method.source).name,
+        "steps": lambda method: f"{method.total_steps:,}",
+        "batch": lambda method: f"{method.batch_size:,}",
+        "GFLOP/image": lambda method: f"{method.trial.flops_per_image / 1e9:.2f}",
+        "trainable": lambda method: words.magnitude(method.trial.parameters["trainable"]),
+        "memory": lambda method: words.memory(method.trial.peak_memory_bytes),
+        "prepare": lambda method: _estimated(method.trial),
+        "pre-train": lambda method: words.duration(method.pretrain_seconds),
+        "judge": lambda method: words.duration(method.evaluate_seconds),
+    }
+    if not _owed(plan):
+        del rows["prepare"]
+    for name, written in rows.items():
+        found.add_row(name, *(written(method) for method in plan.methods))
     seconds = seconds_of(plan, jobs)
     disk = words.memory(len(plan.seeds) * sum(m.disk_bytes for m in plan.methods))
     found.caption = f"about {words.duration(seconds)} with --jobs {jobs}, {disk} of disk"
