@@ -76,7 +76,9 @@ class _CrossEntropy(torch.autograd.Function):
         # The highest share is at least 1 / K: its logarithm is exact where others underflow.
         lead = logits.amax(dim=-1).float() - logits.gather(-1, classes[..., None])[..., 0].float()
         loss = lead - shares.amax(dim=-1).log()  # (B, G, M)
-        shares.masked_fill_(~valid[..., None], 0.0)
+        # On a CPU looking is cheaper than a pass over all shares; elsewhere it would wait.
+        if valid.device.type != "cpu" or not valid.all():
+            shares.masked_fill_(~valid[..., None], 0.0)
         ctx.save_for_backward(shares, classes, valid)
         ctx.dtype = logits.dtype
         return torch.where(valid, loss, 0.0)
