@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mimkit.comparison.gauge import _call
+from mimkit.comparison.gauge import _at_once, _call
 from mimkit.train.signals import Interrupted
 
 WAIT = """
@@ -39,3 +39,12 @@ def test_a_signal_is_passed_on_to_a_trial_and_ends_the_comparison(tmp_path, numb
 def test_a_trial_gives_its_exit_code_and_its_errors():
     command = [sys.executable, "-c", "import sys; sys.exit('no such thing')"]
     assert _call(command, dict(os.environ), "mae") == (1, "no such thing")
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "expected"),
+    [("cpu", True, 4), (None, False, 4), (None, True, 1), ("cuda:0", True, 1)],
+)
+def test_a_gpu_measures_one_method_at_a_time(device, has_gpu, expected, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: has_gpu)
+    assert _at_once(device, 4) == expected

@@ -134,8 +134,17 @@ def rehearsing(device: str | None, jobs: int) -> Iterator[Rehearsed]:
     context = multiprocessing.get_context("forkserver")
     # Else they would import, and so run, the script from which all this was called.
     nobody = patch.dict(sys.modules, {"__main__": ModuleType("__main__")})
-    with nobody, ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+    with (
+        nobody,
+        ProcessPoolExecutor(_at_once(device, jobs), context, max_tasks_per_child=1) as pool,
+    ):
         yield Rehearsed(pool, device, jobs)
+
+
+def _at_once(device: str | None, jobs: int) -> int:
+    """Runs share the cores of a CPU, but no GPU: there each is measured alone."""
+    on_gpu = torch.cuda.is_available() if device is None else device.startswith("cuda")
+    return 1 if on_gpu else jobs
 
 
 def _rehearse(recipe: Recipe, device: str | None, num_threads: int) -> dict[str, Any]:
