@@ -67,9 +67,10 @@ def test_a_box_is_resized_as_pillow_does_it(case, kernel, flip, seed):
         to_pillow(pixels[0]), (top, left, box_height, box_width), size, kernel, flip
     )
     difference = (ours.int() - theirs.int()).abs()
-    assert difference.max() <= 1
-    # A rounding may fall to the other side, with Pillow 11 more often; most pixels are the same.
-    assert (difference > 0).float().mean() < 0.02 or difference.sum() <= 4
+    # Each of two passes rounds, which may fall to the other side: often where few pixels are
+    # enlarged to many that lie half-way between two values.
+    assert difference.max() <= 2
+    assert difference.float().mean() <= 0.1 or difference.sum() <= 4
 
 
 @pytest.mark.parametrize("kernel", sorted(PILLOW))

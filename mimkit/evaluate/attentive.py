@@ -153,8 +153,8 @@ class AttentiveProbe(Evaluator):
         shape = token_shape(self._pixels(subject), subject)
         trained, judged = self._passes(labels, seeds)
         seconds += (trained + judged / 3) * self._seconds_of_image(shape, labels, subject)
-        # One image of each encoder shows the tokens' shape.
-        return Work(encoded=encoded + len(seeds) + 1, seconds=seconds)
+        # One image of each random encoder shows the tokens' shape.
+        return Work(encoded=encoded + len(seeds), seconds=seconds)
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the encoder, of random ones, of pixels, by fraction and seed."""

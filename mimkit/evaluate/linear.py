@@ -132,7 +132,7 @@ class LinearProbe(Evaluator):
         labels = labels_of(subject, _NAME)
         seeds = range(subject.seed, subject.seed + self.seeds)
         num_test = len(stratified_limit(labels.test, self.num_test_images))
-        num_encoded = 1  # shows the layers
+        num_encoded = 0
         for some in (seeds, *([seed] for seed in seeds)):
             num_encoded += len(self.training_images(labels.train, some)) + num_test
         # Width of features to how often they are fitted: pixels once, encoders with either weights.
