@@ -70,7 +70,7 @@ def test_a_box_is_resized_as_pillow_does_it(case, kernel, flip, seed):
     # Each of two passes rounds, which may fall to the other side: often where few pixels are
     # enlarged to many that lie half-way between two values.
     assert difference.max() <= 2
-    assert difference.float().mean() <= 0.1 or difference.sum() <= 4
+    assert difference.float().mean() <= 0.25
 
 
 @pytest.mark.parametrize("kernel", sorted(PILLOW))
