@@ -86,12 +86,13 @@ def chosen(question: Question, folder: Path, console: Console, gauge: Gauge) -> 
     console.print(f"looking for what fits {words.duration(question.within)}")
     rungs = _rungs(question, gauge)
     best = _best(rungs, question.within)
+    least = float("inf")
     for rung in (best, *(other for other in rungs if other.flops < best.flops)):
-        budget = _fitted(rung, question, gauge)
+        budget, seconds = _fitted(rung, question, gauge)
         if budget is not None:
             break
+        least = min(least, seconds)
     else:
-        least = min(seconds_of(rung.plan, rung.jobs, images=_FEWEST_IMAGES) for rung in rungs)
         raise RecipeError(
             f"--within {words.duration(question.within)}: must be enough for {_FEWEST_IMAGES:,.0f} "
             f"images a run and their judging, which take {words.duration(least)} or more. Give "
@@ -106,10 +107,11 @@ def chosen(question: Question, folder: Path, console: Console, gauge: Gauge) -> 
     return _with(question, rung.preset, budget)
 
 
-def _fitted(rung: Rung, question: Question, gauge: Gauge) -> Budget | None:
-    """Finds the images of a preset with which all fits the time: a plan or few for each guess.
+def _fitted(rung: Rung, question: Question, gauge: Gauge) -> tuple[Budget | None, float]:
+    """Finds the images of a preset with which all fits the time, a plan for each guess.
 
-    Returns: None if not even a thousand images do.
+    Returns: the budget, or None if not even a thousand images fit; and the seconds of the last
+        guess.
     """
     assert question.within is not None
     goal = _SPARE * question.within
@@ -122,14 +124,14 @@ def _fitted(rung: Rung, question: Question, gauge: Gauge) -> Budget | None:
         if seconds <= question.within:
             best = max(best, images)
         if images == _FEWEST_IMAGES and not best:
-            return None
+            return None, seconds
         if _ENOUGH_USED * question.within <= seconds <= question.within:
             break
         known.append((images, seconds))
         images = _round(min(rung.most_images, _guess(known, goal)))
         if images in {tried for tried, _ in known}:
             break
-    return Budget("images", best) if best else None
+    return (Budget("images", best) if best else None), seconds
 
 
 def _guess(known: Sequence[tuple[float, float]], goal: float) -> float:
