@@ -48,7 +48,7 @@ class Known:
         trial = Trial(
             seconds,
             1e6 * width,
-            2**20,
+            width * 2**20,
             0.0,
             {},
             {"trainable": 9},
@@ -149,6 +149,14 @@ def test_a_preset_that_one_method_lacks_is_left_out(pair, tmp_path):
     with open(pair[1], "w") as file:
         file.write(text)
     assert within._names(asking(pair, 600.0)) == [None, "narrow", "coarse"]
+
+
+def test_what_does_not_fit_into_memory_is_left_out(pair, tmp_path, monkeypatch):
+    asked = asking(pair, 20_000.0, jobs=2)
+    assert choose(asked, tmp_path)[0].recipes.preset == "wide"
+    # Known says 1 MiB for each of two runs, times the width.
+    monkeypatch.setattr("mimkit.comparison.within.machine_bytes", lambda: 50 * 2**20)
+    assert choose(asked, tmp_path)[0].recipes.preset is None
 
 
 def test_a_named_preset_is_kept(pair, tmp_path):

@@ -82,15 +82,19 @@ def warnings(plan: Plan, jobs: int, folder: Path) -> list[str]:
     found = []
     if len(plan.seeds) * sum(m.disk_bytes for m in plan.methods) > _free_disk(folder):
         found.append("The disk may be too small for all runs.")
-    on_cpu = [m.trial.peak_memory_bytes for m in plan.methods if m.trial.device.startswith("CPU")]
-    together = sum(sorted(on_cpu * len(plan.seeds), reverse=True)[:jobs])
-    machine = machine_bytes()
+    together, machine = memory_of(plan, jobs), machine_bytes()
     if machine is not None and together > machine:
         found.append(
             f"{jobs} runs at once may need {words.memory(together)} of memory, and this machine "
             f"has {words.memory(machine)}. Fewer at once: --jobs."
         )
     return found
+
+
+def memory_of(plan: Plan, jobs: int) -> int:
+    """Estimates the bytes of main memory that the largest runs need which are at work at once."""
+    on_cpu = [m.trial.peak_memory_bytes for m in plan.methods if m.trial.device.startswith("CPU")]
+    return sum(sorted(on_cpu * len(plan.seeds), reverse=True)[:jobs])
 
 
 def _free_disk(folder: Path) -> int:

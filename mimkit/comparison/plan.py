@@ -76,7 +76,7 @@ def make_plan(
     refuse_unlike(tuple(found.values()))
     if keep:  # else nothing takes so long that a refusal would come late
         refuse_unfit(tuple(found.values()), question, earlier, folder)
-    budget = earlier.budget if earlier else question.budget or _least(tuple(found.values()))
+    budget = earlier.budget if earlier else question.budget or least_budget(tuple(found.values()))
     drafts = gauge.map(lambda one: draft_method(one, question, budget, gauge), found.values())
     sizes = _sizes(earlier, drafts)
     settled: Sequence[Settled] = gauge.map(
@@ -164,7 +164,7 @@ def _announce(found: Sequence[Found], console: Console) -> None:
         console.print(line)
 
 
-def _least(found: Sequence[Found]) -> Budget:
+def least_budget(found: Sequence[Found]) -> Budget:
     """The images of the recipe that sees the fewest: all can afford those."""
 
     def images(recipe: Recipe) -> float:

@@ -11,12 +11,13 @@ from rich.console import Console
 from mimkit.comparison.budget import AUTO
 from mimkit.comparison.gauge import Gauge
 from mimkit.comparison.methods import find_methods
-from mimkit.comparison.outlook import seconds_of
-from mimkit.comparison.plan import make_plan, read_plan
+from mimkit.comparison.outlook import memory_of, seconds_of
+from mimkit.comparison.plan import least_budget, make_plan, read_plan
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Plan
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
+from mimkit.memory import machine_bytes
 from mimkit.recipe.schema import presets
 from mimkit.report import words
 
@@ -160,18 +161,19 @@ def suggestions(question: Question, plan: Plan, gauge: Gauge) -> list[str]:
 
 
 def _rungs(question: Question, gauge: Gauge) -> list[Rung]:
-    """Measures every preset, the largest networks first."""
+    """Measures every preset whose runs fit into memory, the largest networks first."""
     named = question.recipes.preset not in (None, AUTO)
     names = [question.recipes.preset] if named else _names(question)
     rungs = []
     for name in names:
-        least = _planned(_with(question, name, None), gauge)
-        most = least.budget.amount
-        plan = least
-        if most > _ENOUGH_IMAGES:
-            plan = _planned(_with(question, name, Budget("images", _ENOUGH_IMAGES)), gauge)
+        asked = replace(question.recipes, preset=name)
+        most = least_budget(find_methods(question.methods, asked)).amount
+        budget = Budget("images", min(most, _ENOUGH_IMAGES))
+        plan = _planned(_with(question, name, budget), gauge)
         rungs.append(Rung(name, plan, question.jobs, most))
-    return sorted(rungs, key=lambda rung: -rung.flops)
+    memory = machine_bytes()
+    able = [r for r in rungs if memory is None or memory_of(r.plan, r.jobs) <= memory]
+    return sorted(able or rungs, key=lambda rung: -rung.flops)
 
 
 def _names(question: Question) -> list[str | None]:
