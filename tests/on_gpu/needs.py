@@ -7,7 +7,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 _ALONE: Final = frozenset({"dall-e"})
-"""DALL-E declares test tools and downloaders that nothing we import of it needs."""
+"""DALL-E declares test tools that nothing we import of it needs; `machine.txt` has the rest."""
 
 
 def needs(name: str, requires: Iterable[str], environment: Mapping[str, str]) -> list[Requirement]:
