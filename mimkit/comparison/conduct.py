@@ -15,6 +15,7 @@ from mimkit.comparison.pictures import draw
 from mimkit.comparison.plan import make_plan
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison, Plan
+from mimkit.comparison.refusals import holds_work
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv, write_json
 from mimkit.console import make_console
@@ -67,7 +68,9 @@ def conduct(
 def outline(
     question: Question, folder: Path, launcher: Launcher, *, console: Console | None = None
 ) -> Plan:
-    """Plans within seconds and shows the plan; trains and downloads nothing, and writes nothing.
+    """Plans within seconds and shows the plan; trains and downloads nothing.
+
+    Nothing is written but what is kept of data that were never looked at.
 
     Args:
         question: what would be compared.
@@ -103,7 +106,8 @@ def _show(
     jobs_here = question.jobs if launcher.shares_machine else 0
     for warning in warnings(plan, jobs_here, folder):
         console.print(warning, style="yellow")
-    if question.within is None and seconds_of(plan, question.jobs) > LONG_SECONDS:
+    long = question.within is None and seconds_of(plan, question.jobs) > LONG_SECONDS
+    if long and not holds_work(folder):  # else its runs are what they are
         with rehearsing(question.device, question.jobs) as gauge:
             for line in within.suggestions(question, plan, gauge):
                 console.print(line)

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from mimkit.comparison import trial
 from mimkit.comparison.records import Trial
-from mimkit.comparison.server import serve
+from mimkit.comparison.server import START, serve
 from mimkit.console import headed, make_console
 from mimkit.data.workers import cores
 from mimkit.errors import MimkitError, RecipeError, in_one_line
@@ -131,7 +131,7 @@ class Rehearsed:
 def rehearsing(device: str | None, jobs: int) -> Iterator[Rehearsed]:
     """Keeps processes ready that measure, until leaving."""
     serve()
-    context = multiprocessing.get_context("forkserver")
+    context = multiprocessing.get_context(START)
     # Else they would import, and so run, the script from which all this was called.
     nobody = patch.dict(sys.modules, {"__main__": ModuleType("__main__")})
     with (

@@ -1,12 +1,18 @@
 """A server that forks processes which have imported everything; it imports nothing itself."""
 
 import multiprocessing
-from multiprocessing import forkserver
+from typing import Final
 
-__all__ = ["serve"]
+__all__ = ["START", "serve"]
+
+START: Final = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+"""How processes start that measure; Windows has no server, so that there each imports all."""
 
 
 def serve() -> None:
     """Starts it, if it does not run yet, and returns at once; it ends with this process."""
-    multiprocessing.set_forkserver_preload(["mimkit.comparison.trial"])
-    forkserver.ensure_running()
+    if START == "forkserver":
+        from multiprocessing import forkserver  # noqa: PLC0415 -- POSIX only
+
+        multiprocessing.set_forkserver_preload(["mimkit.comparison.trial"])
+        forkserver.ensure_running()

@@ -88,7 +88,7 @@ class Images(Dataset[Piece | DataError], ABC):
             batch_size=None,
             sampler=range(count),
             # A single batch is here before a process has started.
-            num_workers=min(workers, count - 1) if self.laborious else 0,
+            num_workers=min(workers, max(0, count - 1)) if self.laborious else 0,
             pin_memory=device.type == "cuda",
             worker_init_fn=leave_signals_to_parent,
             generator=torch.Generator(),  # else starting the loader advances the global one
