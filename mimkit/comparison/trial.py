@@ -35,7 +35,7 @@ from mimkit.recipe.schema import Recipe, load
 from mimkit.recipe.settle import settle
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
-from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance
+from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance, seconds_per_image
 from mimkit.train.loop import Hooks
 from mimkit.train.precision import autocast
 from mimkit.train.signals import Interrupted
@@ -160,12 +160,14 @@ def _train(current: Run, image: Tensor) -> float:
 def _seconds(run: Callable[[Tensor], object], image: Tensor, *, first: int) -> float:
     """Times what is done to an image: on a CPU to as few as tell it, elsewhere to all at once."""
     number = first if image.device.type == "cpu" else len(image)
+    took: dict[int, float] = {}
     while True:
         seconds = _once(run, image[:number])
         if seconds < _LONG / 2:  # then it counts that the first is slower
             seconds = min(_once(run, image[:number]) for _ in range(_REPEATS))
+        took[number] = seconds
         if seconds >= _LONG / 4 or number == len(image):
-            return seconds / number
+            return seconds_per_image(took)
         number = min(4 * number, len(image))
 
 
