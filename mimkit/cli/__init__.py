@@ -1,0 +1,30 @@
+"""The command line. What a command needs is imported when it runs, so that help answers at once.
+
+Exit codes: 0 done, 1 it failed, 2 the user can mend it.
+"""
+
+from typing import Final
+
+import typer
+
+from mimkit.cli import comparing, exchanging, looking, running
+from mimkit.cli.program import make_program
+
+app: Final = make_program()
+# In this order help lists them.
+app.command("list")(looking.list_)
+app.command()(looking.check)
+app.command()(running.run)
+app.command()(running.demo)
+app.command()(looking.bench)
+app.command()(comparing.compare)
+app.command("import")(exchanging.import_)
+app.command()(exchanging.export)
+plugin: Final = typer.Typer(no_args_is_help=True, help="Write a plugin.")
+plugin.command()(exchanging.new)
+app.add_typer(plugin, name="plugin")
+
+
+def main() -> None:
+    """Runs the command line."""
+    app()

@@ -1,0 +1,95 @@
+"""Many runs: compare."""
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mimkit.cli.arguments import DataOption, DeviceOption, LabelsOption, PresetOption, SetOption
+from mimkit.comparison.server import serve
+from mimkit.console import make_console
+from mimkit.train.signals import Interrupted
+
+
+def compare(
+    methods: Annotated[
+        list[str],
+        typer.Argument(metavar="METHOD...", help="m of a recipe m_DATASET, or a recipe."),
+    ],
+    *,
+    dataset: Annotated[
+        str | None,
+        typer.Option(metavar="D", help="A registered name, a folder, a Hugging Face id."),
+    ] = None,
+    labels: LabelsOption = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            metavar="UNIT=N",
+            help="steps=400, images=20k, time=30m or flops=1e17 for each run; default: the "
+            "fewest images of these recipes.",
+        ),
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIME",
+            help="30m, 1h, 2d: preset and budget so that all fits; the preset auto means 1h.",
+        ),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,
+    evaluate: Annotated[
+        str | None, typer.Option(metavar="NAME,...", help="Default: all that the data allow.")
+    ] = None,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+    device: DeviceOption = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once; default: GPUs, else up to 8 cores.")
+    ] = None,
+    launcher: Annotated[
+        Literal["local", "slurm"], typer.Option(help="Where runs are started.")
+    ] = "local",
+    slurm: Annotated[
+        list[str] | None,
+        typer.Option("--slurm", metavar="KEY=VALUE", help="For Slurm: partition=gpu."),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Default: comparisons/METHODS-DATASET."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Measure a few steps, plan; train and write nothing.")
+    ] = False,
+) -> None:
+    """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
+    if dry_run or within or preset == "auto":
+        serve()  # processes that measure, which have imported all by the time that this one has
+    from mimkit.comparison.budget import parse_budget, parse_within
+    from mimkit.comparison.conduct import conduct, outline
+    from mimkit.comparison.launchers import default_jobs, make_launcher
+    from mimkit.comparison.methods import Asked, default_folder
+    from mimkit.comparison.question import Question
+
+    folder = out or default_folder(methods, dataset)
+    command = shlex.join(["mimkit", *sys.argv[1:]])
+    question = Question(
+        methods=tuple(methods),
+        recipes=Asked(dataset, preset, tuple(settings or ()), data, labels),
+        budget=None if budget is None else parse_budget(budget),
+        seeds=seeds,
+        evaluate=None if evaluate is None else tuple(evaluate.split(",")),
+        device=device,
+        jobs=jobs or default_jobs(device),
+        command=command,
+        within=parse_within(within, preset),
+    )
+    chosen = make_launcher(launcher, folder, slurm or [])
+    try:
+        (outline if dry_run else conduct)(question, folder, chosen)
+    except Interrupted as error:
+        make_console(stderr=True).print(f"{error}. To go on: {command}", soft_wrap=True)
+        raise typer.Exit(error.exit_code) from error

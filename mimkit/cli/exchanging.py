@@ -1,0 +1,72 @@
+"""What comes from elsewhere and goes there: import, export, plugin new."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from mimkit.cli.arguments import DataOption, PresetOption, SetOption
+from mimkit.console import headed, make_console
+
+ExportFormat = Literal["timm", "safetensors"]
+
+
+def import_(
+    importer: Annotated[str, typer.Argument(metavar="FORMAT", help="See: mimkit list importers")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The other project's checkpoint.")],
+    *,
+    out: Annotated[Path, typer.Option(metavar="RUN", help="The run folder to make.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Gives data and training; default: the importer's choice.")
+    ] = None,
+    preset: PresetOption = None,
+    settings: SetOption = None,
+    data: DataOption = None,
+) -> None:
+    """Make a run of another project's checkpoint, to go on with, evaluate or export."""
+    from mimkit.pipeline.importing import import_run
+
+    import_run(
+        importer,
+        file,
+        out,
+        recipe=recipe,
+        preset=preset,
+        overrides=settings or [],
+        data_path=data,
+        console=make_console(),
+    )
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    *,
+    format_: Annotated[
+        ExportFormat, typer.Option("--format", help="timm's own state dict, or mimkit's.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Default: RUN/FORMAT.safetensors.")
+    ] = None,
+) -> None:
+    """Write the encoder of a run for use elsewhere."""
+    from mimkit.pipeline.exporting import export_run
+
+    export_run(run, format_, out, console=make_console())
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the package: mimkit-mine.")],
+    *,
+    kinds: Annotated[
+        str, typer.Option("--with", metavar="KIND,...", help="masker, encoder, target, head, loss.")
+    ] = "masker,target",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to make; default: NAME.")
+    ] = None,
+) -> None:
+    """Write a complete, tested package with one small part of each kind and a recipe."""
+    from mimkit.plugin.new import write_plugin
+
+    folder = write_plugin(name, kinds.split(","), out or Path(name))
+    commands = f"  pip install -e '{folder}[dev]'\n  pytest {folder}\n  mimkit check {name}"
+    make_console().print(headed("wrote", f"{folder}. To use it:\n{commands}"), soft_wrap=True)
