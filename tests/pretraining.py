@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from mimkit.pipeline.current import open_run
+from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import pretrain
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder

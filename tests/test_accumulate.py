@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mimkit.errors import TrainingError
 from mimkit.evaluate.heldout import HeldOut
-from mimkit.pipeline.current import open_run
+from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import pretrain, run
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mimkit.errors import TrainingError
-from mimkit.pipeline.current import open_run
+from mimkit.pipeline.assemble import open_run
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials

@@ -24,7 +24,7 @@ from mimkit.comparison.trial import measure
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
 from mimkit.parts.records import Preparation
-from mimkit.pipeline.current import assemble
+from mimkit.pipeline.assemble import assemble
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World

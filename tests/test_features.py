@@ -8,7 +8,7 @@ from torch import nn
 from mimkit import Tokens
 from mimkit.comparison import trial
 from mimkit.evaluate.features import extract, extract_layers
-from mimkit.pipeline.current import open_run
+from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import subject as subject_of
 from mimkit.recipe.registry import entries, load
 from mimkit.recipe.schema import load as load_recipe

@@ -19,7 +19,7 @@ from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.refusals import is_another, is_edited, is_of_other_version
 from mimkit.errors import DataError, MimkitError
-from mimkit.pipeline.current import open_run
+from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from mimkit.data.batches import stream
 from mimkit.evaluate import finetune
-from mimkit.pipeline.current import build_evaluators, open_run, subject
+from mimkit.pipeline.assemble import open_run
+from mimkit.pipeline.current import build_evaluators, subject
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder

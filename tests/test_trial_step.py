@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from mimkit.builtin.targets import Latent
-from mimkit.pipeline.current import open_run
+from mimkit.pipeline.assemble import open_run
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials

@@ -23,13 +23,8 @@ from mimkit.console import make_console
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json
-from mimkit.pipeline.current import (
-    Run,
-    assemble,
-    prepare,
-    rehearse,
-    subject,
-)
+from mimkit.pipeline.assemble import assemble, prepare, rehearse
+from mimkit.pipeline.current import Run, subject
 from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import Recipe, load
 from mimkit.recipe.settle import settle

@@ -4,7 +4,7 @@ from rich.console import Console
 
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import write_text
-from mimkit.pipeline.current import needs_targets
+from mimkit.pipeline.assemble import needs_targets
 from mimkit.recipe.difference import Difference, differences, listed
 from mimkit.recipe.schema import Recipe, load, resolved
 from mimkit.recipe.settle import settle, settle_as

@@ -8,20 +8,14 @@ from dataclasses import dataclass, field
 import torch
 from rich.console import Console
 
-from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers, stream
-from mimkit.data.sources import Source, described, find, open_labelled, open_sources
+from mimkit.data.sources import Source
 from mimkit.data.views import Augment, render
-from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Subject, silent
-from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.parts.records import Batch, Preparation
-from mimkit.pipeline.ledger import seconds_before
-from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
-from mimkit.recipe.schema import Recipe, TrainSection
-from mimkit.recipe.settle import settle
+from mimkit.recipe.schema import Recipe
 from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
@@ -31,7 +25,7 @@ from mimkit.train.trial import Trial, try_out
 
 @dataclass
 class Run:
-    """Everything one run has in hand; built by `assemble`, and ready after `prepare`.
+    """Everything one run has in hand; built by `mimkit.pipeline.assemble`.
 
     Args:
         recipe: what to do; settled by `prepare`.
@@ -163,156 +157,6 @@ class Run:
         trial = try_out(loop, batches, workers=self.workers)
         self.pieces = loop.progress.choice.accumulate
         return trial
-
-
-def assemble(
-    recipe: Recipe,
-    folder: RunFolder,
-    world: World,
-    console: Console,
-    command: str = "",
-    *,
-    announce: bool = True,
-    verbose: bool = False,
-) -> Run:
-    """Opens the data and builds the parts; nothing is prepared yet.
-
-    Whatever can be refused is refused here, before anything that takes long: the recipe need not be
-    settled for that.
-
-    Args:
-        recipe: what to do.
-        folder: where it is written down.
-        world: this process among others.
-        console: where people look.
-        command: what the user typed.
-        announce: whether the data are described.
-        verbose: whether also the details of evaluations are told.
-
-    Raises: MimkitError if data, batch size or an evaluation cannot be had.
-    """
-    for note in recipe.notes:
-        console.print(note)
-    _refuse_uneven(recipe.train, world)
-    found = world.share(lambda: find(recipe.data))
-    if not world.leads:
-        world.wait()  # the leading process looks at a new data set, the others read what it found
-    train, test = open_sources(recipe.data, found)
-    labelled = open_labelled(recipe.data, found)
-    if world.leads:
-        world.wait()
-    if announce:
-        for line in described(train, test, *(labelled or ())):
-            console.print(line)
-    for table in recipe.evaluate:
-        if table.cls.needs_labels:
-            labels_in(*(labelled or (train, test)), table.name)
-    if world.device.type == "cuda":
-        train, test = train.to(world.device), test.to(world.device)
-        if labelled is not None:
-            labelled = labelled[0].to(world.device), labelled[1].to(world.device)
-    parts = _build(recipe, train)
-    current = Run(
-        recipe=recipe,
-        folder=folder,
-        train=train,
-        test=test,
-        parts=parts,
-        pretrainer=Pretrainer(parts).to(world.device),
-        world=world,
-        console=console,
-        command=command,
-        labelled=labelled,
-        verbose=verbose,
-    )
-    current.evaluators = build_evaluators(current)
-    for number, evaluator in enumerate(current.evaluators):
-        evaluator.check(subject(current, number))
-    return current
-
-
-def prepare(current: Run, settled: Recipe) -> None:
-    """Lets the targets of the settled recipe prepare themselves, which may take hours."""
-    if not settled.same_as(current.recipe):
-        current.parts = _build(settled, current.train)
-        current.pretrainer = Pretrainer(current.parts).to(current.world.device)
-    current.recipe = settled
-    current.seconds = seconds_before(current.folder.read_ledger())
-    start = time.perf_counter()
-    if needs_targets(settled):
-        current.prepared = _prepare(current.parts, current.train, current.world, current.console)
-        current.pretrainer.to(current.world.device)
-    # What a target made may have been begun by a call that was killed: its own count has that too.
-    made = sum(done.seconds for done in current.prepared.values() if not done.cached)
-    current.seconds["prepare"] += max(made, time.perf_counter() - start)
-    if current.folder.writable:
-        for name, preparation in current.prepared.items():
-            draw_preparation(preparation, current.folder.pictures / f"prepared_{name}.png")
-
-
-def open_run(
-    recipe: Recipe,
-    folder: RunFolder,
-    world: World,
-    console: Console,
-    command: str = "",
-    *,
-    announce: bool = True,
-) -> Run:
-    """Does both: what can be refused is refused, then the targets prepare themselves."""
-    current = assemble(recipe, folder, world, console, command, announce=announce)
-    prepare(current, settle(recipe, console.print))
-    return current
-
-
-def rehearse(current: Run) -> None:
-    """Makes a run ready to be measured within seconds, and to nothing else (`Target.rehearse`)."""
-    workdir, device = cache.folder() / "prepared", current.world.device
-    for name, target in current.parts.targets.items():
-        done = target.rehearse(current.train, workdir, device=device)
-        if done is not None:
-            current.prepared[name] = done
-    current.pretrainer.to(device)
-
-
-def _refuse_uneven(train: TrainSection, world: World) -> None:
-    """Refuses a batch that processes and pieces cannot share out evenly.
-
-    A comparison asks in one process what its runs will do in several.
-    """
-    processes = world.size if world.size > 1 else train.processes
-    accumulate = 1 if train.accumulate == "auto" else train.accumulate
-    if train.batch_size % (processes * accumulate):
-        pieces = f", each with {accumulate} pieces (accumulate)," * (accumulate > 1)
-        raise RecipeError(
-            f"[train] batch_size: must be a multiple of the {processes} processes{pieces} but is "
-            f"{train.batch_size}."
-        )
-
-
-def _build(recipe: Recipe, train: Source) -> Parts:
-    mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
-    return build(recipe, mean=mean, std=std)
-
-
-def needs_targets(recipe: Recipe) -> bool:
-    """Whether a run ever asks its targets: one that only judges features has no use for them."""
-    return recipe.train.total_steps != 0 or any(t.cls.needs_targets for t in recipe.evaluate)
-
-
-def _prepare(parts: Parts, train: Source, world: World, console: Console) -> dict[str, Preparation]:
-    """Lets every target prepare itself: first in the leading process, which fills the cache."""
-    found = {}
-    for name, target in parts.targets.items():
-        for leading in (True, False):
-            if world.leads is leading:
-                done = target.prepare(
-                    train, cache.folder() / "prepared", device=world.device, say=console.print
-                )
-                if done is not None:
-                    found[name] = done
-            world.wait()
-    return found
 
 
 def build_evaluators(current: Run) -> list[Evaluator]:

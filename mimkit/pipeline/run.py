@@ -13,14 +13,8 @@ from mimkit.evaluate.base import Evaluator, Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
 from mimkit.pipeline.adopt import adopt, refuse_another
-from mimkit.pipeline.current import (
-    Run,
-    assemble,
-    build_evaluators,
-    needs_targets,
-    prepare,
-    subject,
-)
+from mimkit.pipeline.assemble import assemble, needs_targets, prepare
+from mimkit.pipeline.current import Run, build_evaluators, subject
 from mimkit.pipeline.identity import refuse_other_data, splits, write_data
 from mimkit.pipeline.ledger import ledger, seconds_after
 from mimkit.pipeline.pictures import draw_predictions
