@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from mimkit.cli import app
 from mimkit.parts.base import Masker
-from mimkit.recipe import listing
+from mimkit.recipe.describe import listing
 from mimkit.recipe.sections import SECTIONS
 from mimkit.train.signals import Interrupted
 

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 import mimkit
 from mimkit.cli import app
 from mimkit.errors import DataError, TrainingError, mendable
-from mimkit.recipe import listing, registry
+from mimkit.recipe import registry
+from mimkit.recipe.describe import listing
 
 
 def ends(monkeypatch, error, *options):

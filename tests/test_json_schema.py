@@ -9,7 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from mimkit.recipe.json_schema import json_schema
+from mimkit.recipe.describe.json_schema import json_schema
 
 RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml"))
 

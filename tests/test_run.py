@@ -440,7 +440,7 @@ def test_a_loss_may_warn_and_is_heard_once(tiny, tmp_path, monkeypatch):
     console = Console(record=True, width=120)
     real = registry.load
     monkeypatch.setattr(
-        "mimkit.recipe.validate.registry.load",
+        "mimkit.recipe.read.validate.registry.load",
         lambda entry: Worried if entry.kind == "losses" else real(entry),
     )
     run(load(str(tiny)), out=tmp_path, device="cpu", console=console)

@@ -20,22 +20,22 @@ def list_(
     ] = False,
 ) -> None:
     """List parts, data sets and recipes; with a name: its options, source and file."""
-    from mimkit.recipe import listing
+    from mimkit.recipe.describe import listing
 
     if schema:
-        from mimkit.recipe.json_schema import json_schema
+        from mimkit.recipe.describe.json_schema import json_schema
 
         print(json.dumps(json_schema(), indent=1))  # noqa: T201 -- to be redirected to a file
     elif kind is None:
         listing.show_all(make_console())
     elif kind in ("data", "augment", "train"):
-        from mimkit.recipe import details
+        from mimkit.recipe.describe import details
 
         details.show_section(kind, make_console())
     elif name is None:
         listing.show_kind(kind, make_console())
     else:
-        from mimkit.recipe import details
+        from mimkit.recipe.describe import details
 
         details.show(kind, name, make_console())
 
@@ -51,7 +51,8 @@ def check(
     settings: SetOption = None,
 ) -> None:
     """Check a recipe without running it, or all parts of a plugin against the contract."""
-    from mimkit.recipe import registry, summary
+    from mimkit.recipe import registry
+    from mimkit.recipe.describe import summary
 
     if registry.is_distribution(what):
         from mimkit.conformance.table import check_distribution

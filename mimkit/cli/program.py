@@ -45,7 +45,7 @@ class _Program(TyperGroup):
 
 def _version(asked: bool) -> None:
     if asked:
-        from mimkit.recipe import listing
+        from mimkit.recipe.describe import listing
 
         listing.show_versions(make_console())
         raise typer.Exit

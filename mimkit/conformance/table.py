@@ -6,7 +6,7 @@ from rich.text import Text
 
 from mimkit.conformance.examine import Verdict, entries_of, examine
 from mimkit.errors import PluginError
-from mimkit.recipe.listing import plain_table
+from mimkit.recipe.describe.listing import plain_table
 from mimkit.recipe.registry import KINDS
 
 _STYLES = {"passed": "green", "failed": "red", "not applicable": "dim", "not run": "yellow"}

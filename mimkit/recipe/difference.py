@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
-from mimkit.recipe.resolve import resolved
+from mimkit.recipe.read.resolve import resolved
 from mimkit.recipe.tables import MEANS, Recipe, last_of
 
 _SHOWN: Final = 8

@@ -4,8 +4,8 @@ from typing import Any
 
 from mimkit.errors import PluginError
 from mimkit.recipe.options import NONE, reserved, schema
+from mimkit.recipe.read.validate import KIND_OF, tables_schema
 from mimkit.recipe.registry import entries, load
-from mimkit.recipe.validate import KIND_OF, tables_schema
 
 JsonSchema = dict[str, Any]
 

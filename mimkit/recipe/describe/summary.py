@@ -11,10 +11,10 @@ from torch import nn
 
 from mimkit.parts.records import Mask
 from mimkit.recipe.build import Parts, build, construct
-from mimkit.recipe.listing import plain_table
+from mimkit.recipe.describe.listing import plain_table
 from mimkit.recipe.options import NONE
 from mimkit.recipe.problems import shown
-from mimkit.recipe.resolve import resolved
+from mimkit.recipe.read.resolve import resolved
 from mimkit.recipe.schema import check as read
 from mimkit.recipe.tables import Recipe
 
