@@ -11,7 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, ParamSpec, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -88,8 +88,21 @@ class Images(Protocol):
         """
 
 
+if TYPE_CHECKING:
+    _P = ParamSpec("_P")
+    _R_co = TypeVar("_R_co", covariant=True)
+
+    class _HasForward(Protocol[_P, _R_co]):
+        def forward(self, *args: _P.args, **kwargs: _P.kwargs) -> _R_co: ...
+
+    class _AsForward:
+        """A module is called as its ``forward`` is; to torch's own ``__call__`` all is Any."""
+
+        def __get__(self, module: _HasForward[_P, _R_co], owner: type) -> Callable[_P, _R_co]: ...
+
+
 class Module(nn.Module):
-    """`torch.nn.Module` as the core needs it.
+    """`torch.nn.Module` as the core needs it; calls are type-checked as ``forward`` is.
 
     >>> class Tokened(Module):
     ...     def no_weight_decay(self):
@@ -104,6 +117,9 @@ class Module(nn.Module):
         Parameters of one axis (biases, norms) are always left alone.
         """
         return frozenset()
+
+    if TYPE_CHECKING:
+        __call__ = _AsForward()
 
 
 class Masker(Part):
@@ -199,9 +215,6 @@ class Backbone(Module, ABC):
         raise RecipeError(
             f"{type(self).__name__} has no stochastic depth, so drop_path must be 0, but is {rate}."
         )
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class Encoder(Part, Module):
@@ -299,9 +312,6 @@ class Encoder(Part, Module):
         raise RecipeError(
             f"{type(self).__name__} is none of timm's models. Export it with --format safetensors."
         )
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class Target(Part, Module):
@@ -402,9 +412,6 @@ class Target(Part, Module):
         """
         return {}
 
-    if TYPE_CHECKING:
-        __call__ = forward
-
 
 class Head(Part, Module):
     """Turns the encoder's tokens into predictions; it never sees a target.
@@ -441,9 +448,6 @@ class Head(Part, Module):
     def pooling(self) -> nn.Module | None:
         """Returns a copy of the learned pooling of `Tokens` to (B, D), if this head has one."""
         return None
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class Loss(Part, Module):
@@ -489,9 +493,6 @@ class Loss(Part, Module):
     def render(self, prediction: Tensor, target: Tensor, batch: Batch) -> tuple[Picture, ...]:
         """Shows what was predicted as pictures; by default none."""
         return ()
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class Importer(ABC):

@@ -4,7 +4,7 @@ image -> encoder -> tokens -> head -> predictions -> (with the targets) losses -
 No method is named here, no number decides what is computed, and nothing waits for the GPU.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,3 @@ class Pretrainer(Module):
         batch, groups, targets = mask.target.shape
         axes = Axes(B=batch, G=groups, M=targets)
         axes.check(f"loss '{term.name}'", per_position, "B G M", torch.float32)
-
-    if TYPE_CHECKING:
-        __call__ = forward

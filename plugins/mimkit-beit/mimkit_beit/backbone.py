@@ -57,9 +57,6 @@ class PooledBEiT(Backbone):
         """Those of the encoder."""
         return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())
 
-    if TYPE_CHECKING:
-        __call__ = forward
-
 
 def to_grid(
     tensors: Mapping[str, Tensor], source: Grid, grid: Grid, depth: int

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -308,9 +308,6 @@ class BEiTViT(Encoder):
         for number, block in enumerate(self.blocks, start=1):
             for name in ("attn.proj.weight", "mlp.fc2.weight"):
                 block.get_parameter(name).div_(math.sqrt(2 * number))
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _tokens(x: Tensor, index: Tensor) -> Tokens:

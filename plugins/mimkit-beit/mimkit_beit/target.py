@@ -7,7 +7,7 @@ import difflib
 import string
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import torch
 from annotated_types import Interval
@@ -317,9 +317,6 @@ class DVAETokens(Target):
                 "Call prepare(images, workdir, device=..., say=...) first, as mimkit run does."
             )
         return self.tokenizer
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _choose(weights: str, codebook_size: int | None) -> str:

@@ -63,9 +63,6 @@ class PooledCAE(Backbone):
         """The class token; tables of relative positions are decayed."""
         return frozenset({"vit.cls_token"})
 
-    if TYPE_CHECKING:
-        __call__ = forward
-
 
 def _with_relative_positions(attention: Attention, grid: Grid) -> Attention:
     """Copies an attention, with a table of relative positions that is zero."""

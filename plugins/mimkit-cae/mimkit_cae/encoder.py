@@ -15,6 +15,7 @@ from mimkit import (
     Encoder,
     Geometry,
     Grid,
+    Module,
     Multiple,
     Rate,
     Ratio,
@@ -204,11 +205,10 @@ class CAEViT(Encoder):
         return patch_attention(query, key, 1)
 
     if TYPE_CHECKING:
-        __call__ = forward
         pos_embed: Tensor
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(Module):
     """Projects patches to the width of the tokens, and only those that enter.
 
     The pass over the visible patches and the one over the masked cost together what one
@@ -240,9 +240,6 @@ class PatchEmbedding(nn.Module):
         if context is not None:
             patches = take(patches, context)  # (B, S, C * P * P)
         return F.linear(patches, weight.flatten(1), self.proj.bias)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def positions(grid: Grid, embed_dim: int) -> Tensor:
