@@ -17,7 +17,7 @@ from mimkit.comparison.methods import Asked, default_folder
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load
 from mimkit.train import encoder_file

@@ -20,8 +20,8 @@ from mimkit.data.cache import folder as cache_folder
 from mimkit.data.sources import described, open_source, open_sources
 from mimkit.data.views import Augment, draw, render
 from mimkit.errors import DataError
-from mimkit.parts.base import Images
 from mimkit.parts.records import View
+from mimkit.parts.target import Images
 from mimkit.recipe.sections import DataSection
 
 COLORS = ("red", "green", "blue")

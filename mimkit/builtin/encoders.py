@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
 from mimkit.parts.attention import patch_attention
-from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.bounds import Depth, Multiple, Rate, Ratio, Size
 from mimkit.parts.depth import set_drop_path
+from mimkit.parts.encoder import Backbone, Encoder, TimmModel
 from mimkit.parts.patches import take
-from mimkit.parts.records import Geometry, Grid, TimmModel, Tokens
+from mimkit.parts.records import Geometry, Grid, Tokens
 from mimkit.parts.stream import Stream, as_stream
 
 

@@ -22,7 +22,7 @@ from mimkit.data import cache
 from mimkit.data.sources import Source, open_sources
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import sha256, write_atomic, write_json
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.patches import unpatchify
 from mimkit.parts.records import Batch, Grid, Mask, View
 from mimkit.parts.shapes import Axes

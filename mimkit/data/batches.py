@@ -19,7 +19,7 @@ from mimkit.data.device import ahead, on_all, pinned
 from mimkit.data.views import EPOCH_STRIDE, Augment, draw, finish
 from mimkit.data.workers import leave_signals_to_parent, loaders
 from mimkit.errors import DataError, RecipeError
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.parts.records import Batch, Mask, View
 from mimkit.recipe.sections import DataSection
 

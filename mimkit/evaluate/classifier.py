@@ -15,7 +15,7 @@ from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.score import Score, are_right
-from mimkit.parts.base import Backbone, Encoder
+from mimkit.parts.encoder import Backbone, Encoder
 from mimkit.parts.records import Grid
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate

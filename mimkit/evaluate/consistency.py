@@ -22,8 +22,8 @@ from mimkit.evaluate.features import (
 )
 from mimkit.evaluate.image_scores import pack
 from mimkit.evaluate.images import Renderings, evenly_spaced
-from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import AnyCount, Count
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 VARIATION: Final = Augment(crop="resized", crop_scale=(0.2, 1.0), flip=True)

@@ -14,7 +14,7 @@ from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.images import WholeImages
 from mimkit.evaluate.on_disk import OnDisk, refuse_full_disk
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Tokens, View
 
 Pool = Literal["mean", "cls"]

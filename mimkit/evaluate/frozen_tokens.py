@@ -18,7 +18,7 @@ from mimkit.evaluate.cross_attention import standardise
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.images import Images, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 
 _FLOAT32_BYTES: Final = 4
 _SHAPES: Final = WeakKeyDictionary[Encoder | PixelTokens, tuple[int, int]]()

@@ -16,7 +16,8 @@ from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Subject, silent
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
-from mimkit.parts.records import Batch, Preparation
+from mimkit.parts.records import Batch
+from mimkit.parts.target import Preparation
 from mimkit.pipeline.ledger import seconds_before
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct

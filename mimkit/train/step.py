@@ -9,9 +9,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from mimkit.parts.base import Module, Target
-from mimkit.parts.records import Batch, Mask, StepOutput, Term, Width
+from mimkit.parts.loss import StepOutput, Term
+from mimkit.parts.part import Module
+from mimkit.parts.records import Batch, Mask, Width
 from mimkit.parts.shapes import Axes
+from mimkit.parts.target import Target
 from mimkit.recipe.build import Parts
 
 
