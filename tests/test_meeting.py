@@ -12,8 +12,8 @@ from rich.console import Console
 from mimkit.data import meeting, survey
 from mimkit.data.batches import Batches, stream
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.sources import open_source, open_sources
-from mimkit.data.views import Augment
+from mimkit.data.opening import open_source, open_sources
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError
 from mimkit.parts.masker import Masker
 from mimkit.parts.records import Grid, Mask, View

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.counter import uniform
-from mimkit.data.cut import cut
 from mimkit.data.device import ahead, on_all, pinned
-from mimkit.data.views import EPOCH_STRIDE, Augment, draw, finish
+from mimkit.data.pixels.augment import EPOCH_STRIDE, Augment, draw
+from mimkit.data.pixels.cut import cut
+from mimkit.data.pixels.views import finish
 from mimkit.data.workers import leave_signals_to_parent, loaders
 from mimkit.errors import DataError, RecipeError
 from mimkit.parts.masker import Masker
@@ -24,7 +25,7 @@ from mimkit.parts.records import Batch, Mask, View
 from mimkit.recipe.sections import DataSection
 
 if TYPE_CHECKING:
-    from mimkit.data.sources import Source
+    from mimkit.data.source import Source
 
 _ORDER_STREAM: Final = 102
 _MASK_STREAM: Final = 103

@@ -15,7 +15,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.data.device import send
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest

@@ -17,8 +17,8 @@ from mimkit.train.precision import autocast, uses_bfloat16
 Plain = str | int | float | bool | None
 
 if TYPE_CHECKING:
-    from mimkit.data.sources import Source
-    from mimkit.data.views import Augment
+    from mimkit.data.pixels.augment import Augment
+    from mimkit.data.source import Source
     from mimkit.parts.masker import Masker
     from mimkit.parts.records import View
     from mimkit.train.step import Pretrainer

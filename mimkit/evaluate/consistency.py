@@ -9,7 +9,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.data.counter import uniform
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.images import WholeImages

@@ -8,8 +8,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from mimkit.data.sources import Source
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.evaluate.at_once import Call, at_once
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work

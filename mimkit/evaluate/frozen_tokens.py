@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.cross_attention import standardise
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode

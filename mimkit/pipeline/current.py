@@ -10,8 +10,10 @@ from rich.console import Console
 
 from mimkit.data import cache
 from mimkit.data.batches import Batches, default_workers, stream
-from mimkit.data.sources import Source, described, find, open_labelled, open_sources
-from mimkit.data.views import Augment, render
+from mimkit.data.opening import find, open_labelled, open_sources
+from mimkit.data.pixels.augment import Augment
+from mimkit.data.pixels.views import render
+from mimkit.data.source import Source, described
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Subject, silent
 from mimkit.evaluate.fractions import labels_in

@@ -11,7 +11,7 @@ from typing import Any
 
 from mimkit.data.cache import split_folder
 from mimkit.data.changes import changes
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.errors import DataError
 from mimkit.files import write_json
 from mimkit.report.folder import RunFolder

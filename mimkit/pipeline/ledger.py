@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import mimkit
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.memory import peak_bytes
 from mimkit.parts.records import Geometry
 from mimkit.parts.target import Preparation

@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor
 
 from mimkit.data.device import send
-from mimkit.data.resample import crop, resample
+from mimkit.data.pixels.resample import crop, resample
 from mimkit.parts.records import View
 
 if TYPE_CHECKING:
-    from mimkit.data.sources import Source
-    from mimkit.data.views import Augment, Draws
+    from mimkit.data.pixels.augment import Augment, Draws
+    from mimkit.data.source import Source
 
 _PILLOW: Final = {
     "bilinear": Image.Resampling.BILINEAR,

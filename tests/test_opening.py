@@ -17,8 +17,10 @@ from PIL import Image
 
 from mimkit.data import registered, survey
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.sources import described, open_source, open_sources
-from mimkit.data.views import Augment, draw, render
+from mimkit.data.opening import open_source, open_sources
+from mimkit.data.pixels.augment import Augment, draw
+from mimkit.data.pixels.views import render
+from mimkit.data.source import described
 from mimkit.errors import DataError
 from mimkit.parts.records import View
 from mimkit.parts.target import Images
