@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,15 +11,12 @@ from torch import Tensor
 from mimkit.data.device import send
 from mimkit.data.pixels.augment import Augment, Draws, draw
 from mimkit.data.pixels.color import jitter
-from mimkit.data.pixels.cut import cut
+from mimkit.data.pixels.cut import Stored, cut
 from mimkit.parts.records import View
-
-if TYPE_CHECKING:
-    from mimkit.data.source import Source
 
 
 def render(
-    source: Source, index: Tensor, view: View, draws: Draws | None, augment: Augment
+    source: Stored, index: Tensor, view: View, draws: Draws | None, augment: Augment
 ) -> Tensor:
     """Renders one view of some images.
 
