@@ -216,7 +216,10 @@ class BEiTViT(Encoder):
         moved = to_grid(self.state_dict(), self.grid, grid, len(self.blocks))
         kept = {name: tensor for name, tensor in moved.items() if name in own}
         vit.load_state_dict(own | kept, assign=True)
-        return PooledBEiT(vit.to(weight.device))
+        vit.to(weight.device)
+        assert vit.fc_norm is not None, "that of final_norm='pooled'"
+        norm, vit.fc_norm = vit.fc_norm, None
+        return PooledBEiT(vit, norm)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``Beit`` gives the same tokens, and the kept classifier's scores."""

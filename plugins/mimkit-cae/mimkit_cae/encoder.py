@@ -1,5 +1,6 @@
 """CAE's vision transformer (arXiv 2202.03026, section 3.1), on timm's blocks."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -146,7 +147,11 @@ class CAEViT(Encoder):
                 "encoder 'cae_vit': the patches of another grid must be "
                 f"{self.grid.patch_size} px, but are {grid.patch_size} px."
             )
-        return PooledCAE(self, grid, positions(grid, self.embed_dim))
+        vit = copy.deepcopy(self)
+        vit.grid = grid
+        vit.pos_embed = positions(grid, self.embed_dim).to(self.pos_embed)
+        norm, vit.norm = vit.norm, nn.Identity()
+        return PooledCAE(vit, norm, grid)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens.
