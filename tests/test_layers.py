@@ -21,7 +21,6 @@ STILL_TOO_LONG = {  # must shrink until it is empty
     "mimkit/evaluate/finetune.py",
     "mimkit/evaluate/linear.py",
     "mimkit/pipeline/current.py",
-    "plugins/mimkit-beit/mimkit_beit/target.py",
 }
 METHODS = re.compile(r"(?<![a-z])(selfie|beit|cae|mae|simmim|i_?jepa)(?![a-z])", re.IGNORECASE)
 
