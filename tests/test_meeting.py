@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from mimkit.data import meeting, survey
 from mimkit.data.batches import Batches, stream
 from mimkit.data.cache import folder as cache_folder
+from mimkit.data.looking import meeting, survey
 from mimkit.data.opening import open_source, open_sources
 from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError

@@ -15,8 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.data import registered, survey
+from mimkit.data import registered
 from mimkit.data.cache import folder as cache_folder
+from mimkit.data.looking import survey
 from mimkit.data.opening import open_source, open_sources
 from mimkit.data.pixels.augment import Augment, draw
 from mimkit.data.pixels.views import render

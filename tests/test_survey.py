@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from mimkit.data import chunks, survey
 from mimkit.data.cache import folder as cache_folder
+from mimkit.data.looking import chunks, survey
+from mimkit.data.looking.pace import Pace
 from mimkit.data.opening import find, open_source, open_sources
-from mimkit.data.pace import Pace
 from mimkit.recipe.sections import DataSection
 
 

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.data.changes import write_names
 from mimkit.data.intake.table import Listing, Skipped, Table
-from mimkit.data.meeting import Meeting, glimpse
-from mimkit.data.survey import Depth, Survey, forget, survey
+from mimkit.data.looking.changes import write_names
+from mimkit.data.looking.meeting import Meeting, glimpse
+from mimkit.data.looking.survey import Depth, Survey, forget, survey
 from mimkit.errors import DataError
 from mimkit.files import write_atomic
 

@@ -14,10 +14,10 @@ from mimkit.data.cache import folder as cache_folder
 from mimkit.data.drawing import split as numbers_of
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing
+from mimkit.data.looking.survey import RESIDENT_SIZE
 from mimkit.data.pixels.readers import Files, Pictures
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.source import Source
-from mimkit.data.survey import RESIDENT_SIZE
 from mimkit.errors import DataError
 from mimkit.recipe.sections import DataSection
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.data.cache import split_folder
-from mimkit.data.changes import changes
+from mimkit.data.looking.changes import changes
 from mimkit.data.source import Source
 from mimkit.errors import DataError
 from mimkit.files import write_json

@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimkit.data.chunks import DIGEST_BYTES
 from mimkit.data.intake.table import Table
+from mimkit.data.looking.chunks import DIGEST_BYTES
 from mimkit.files import write_atomic
 
 _SHOWN: Final = 3
