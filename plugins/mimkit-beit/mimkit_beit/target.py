@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final
 
@@ -168,36 +169,14 @@ class DVAETokens(Target):
 
         Raises: DataError if a file is missing, damaged, or not the tokenizer that is asked for.
         """
-        if self.weights == "train":
-            tokenizer, preparation = train(
-                images,
-                self.token_view,
-                workdir,
-                size=self.size,
-                plan=self.plan,
-                num_images=self.num_images,
-                device=device,
-                say=say,
-            )
-            preparation = self._counted(preparation, images)
-        else:
-            tokenizer, preparation = load(
-                images,
-                self.token_view,
-                workdir,
-                source=path_of(self.weights),
-                sha256=self.sha256,
-                size=self.size,
-                device=device,
-                say=say,
-            )
+        preparation = self._obtain(
+            images, workdir, device, partial(train, say=say), partial(load, say=say)
+        )
         facts = preparation.facts
         say(
             f"dvae: {facts['codes used']:,} of {facts['codes']:,} codes are used, perplexity "
             f"{facts['perplexity of the codes']}"
         )
-        freeze(tokenizer)
-        self.tokenizer = tokenizer
         return preparation
 
     def rehearse(self, images: Images, workdir: Path, *, device: torch.device) -> Preparation:
@@ -205,8 +184,19 @@ class DVAETokens(Target):
 
         Raises: DataError as `prepare`.
         """
+        return self._obtain(images, workdir, device, rehearse_training, rehearse_loading)
+
+    def _obtain(
+        self,
+        images: Images,
+        workdir: Path,
+        device: torch.device,
+        by_training: Callable[..., tuple[Tokenizer, Preparation]],
+        by_loading: Callable[..., tuple[Tokenizer, Preparation]],
+    ) -> Preparation:
+        """Gets the tokenizer in one of two ways, and keeps it."""
         if self.weights == "train":
-            tokenizer, preparation = rehearse_training(
+            tokenizer, preparation = by_training(
                 images,
                 self.token_view,
                 workdir,
@@ -215,9 +205,11 @@ class DVAETokens(Target):
                 num_images=self.num_images,
                 device=device,
             )
-            preparation = self._counted(preparation, images)
+            num_images = min(self.num_images, len(images))
+            flops = training_flops(self.size, self.plan, self.token_view.image_size, num_images)
+            preparation = dataclasses.replace(preparation, flops=flops)
         else:
-            tokenizer, preparation = rehearse_loading(
+            tokenizer, preparation = by_loading(
                 images,
                 self.token_view,
                 workdir,
@@ -229,12 +221,6 @@ class DVAETokens(Target):
         freeze(tokenizer)
         self.tokenizer = tokenizer
         return preparation
-
-    def _counted(self, preparation: Preparation, images: Images) -> Preparation:
-        """Adds the floating-point operations of the training."""
-        num_images = min(self.num_images, len(images))
-        flops = training_flops(self.size, self.plan, self.token_view.image_size, num_images)
-        return dataclasses.replace(preparation, flops=flops)
 
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
         """Looks up the ids of the target patches.
