@@ -24,18 +24,6 @@ _HOMES = {
     ),
     "mimkit.evaluate.base": ("Evaluator", "Result", "Subject", "Work"),
     "mimkit.parts.attention": ("patch_attention",),
-    "mimkit.parts.base": (
-        "Backbone",
-        "Encoder",
-        "Head",
-        "Images",
-        "Importer",
-        "Loss",
-        "Masker",
-        "Module",
-        "Part",
-        "Target",
-    ),
     "mimkit.parts.bounds": (
         "AnyCount",
         "Count",
@@ -50,6 +38,7 @@ _HOMES = {
     ),
     "mimkit.parts.checkpoints": ("read_checkpoint",),
     "mimkit.parts.depth": ("set_drop_path",),
+    "mimkit.parts.encoder": ("Backbone", "Encoder", "TimmModel"),
     "mimkit.parts.fitting": (
         "count_blocks",
         "misfits",
@@ -60,24 +49,25 @@ _HOMES = {
     ),
     "mimkit.parts.flops": ("count_flops",),
     "mimkit.parts.frozen": ("freeze",),
+    "mimkit.parts.head": ("Head",),
+    "mimkit.parts.importer": ("Imported", "Importer"),
+    "mimkit.parts.loss": ("Loss", "StepOutput", "Term"),
+    "mimkit.parts.masker": ("Masker",),
+    "mimkit.parts.part": ("Module", "Part"),
     "mimkit.parts.patches": ("paste", "patchify", "scatter", "take", "unpatchify"),
     "mimkit.parts.records": (
         "Batch",
         "Geometry",
         "Grid",
-        "Imported",
         "Mask",
         "Picture",
-        "Preparation",
-        "StepOutput",
-        "Term",
-        "TimmModel",
         "Tokens",
         "View",
         "Width",
     ),
     "mimkit.parts.state_dicts": ("Checkpoint", "unwrap"),
     "mimkit.parts.stream": ("Stream", "as_stream"),
+    "mimkit.parts.target": ("Images", "Preparation", "Target"),
     "mimkit.train.resumable": ("Resumable",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -170,18 +160,6 @@ if TYPE_CHECKING:
     )
     from mimkit.evaluate.base import Evaluator, Result, Subject, Work
     from mimkit.parts.attention import patch_attention
-    from mimkit.parts.base import (
-        Backbone,
-        Encoder,
-        Head,
-        Images,
-        Importer,
-        Loss,
-        Masker,
-        Module,
-        Part,
-        Target,
-    )
     from mimkit.parts.bounds import (
         AnyCount,
         Count,
@@ -196,6 +174,7 @@ if TYPE_CHECKING:
     )
     from mimkit.parts.checkpoints import read_checkpoint
     from mimkit.parts.depth import set_drop_path
+    from mimkit.parts.encoder import Backbone, Encoder, TimmModel
     from mimkit.parts.fitting import (
         count_blocks,
         misfits,
@@ -206,24 +185,16 @@ if TYPE_CHECKING:
     )
     from mimkit.parts.flops import count_flops
     from mimkit.parts.frozen import freeze
+    from mimkit.parts.head import Head
+    from mimkit.parts.importer import Imported, Importer
+    from mimkit.parts.loss import Loss, StepOutput, Term
+    from mimkit.parts.masker import Masker
+    from mimkit.parts.part import Module, Part
     from mimkit.parts.patches import paste, patchify, scatter, take, unpatchify
-    from mimkit.parts.records import (
-        Batch,
-        Geometry,
-        Grid,
-        Imported,
-        Mask,
-        Picture,
-        Preparation,
-        StepOutput,
-        Term,
-        TimmModel,
-        Tokens,
-        View,
-        Width,
-    )
+    from mimkit.parts.records import Batch, Geometry, Grid, Mask, Picture, Tokens, View, Width
     from mimkit.parts.state_dicts import Checkpoint, unwrap
     from mimkit.parts.stream import Stream, as_stream
+    from mimkit.parts.target import Images, Preparation, Target
     from mimkit.train.resumable import Resumable
 
 

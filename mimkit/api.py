@@ -5,10 +5,9 @@ import shlex
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mimkit.comparison.budget import parse_budget, parse_within
 from mimkit.comparison.conduct import conduct
@@ -17,7 +16,8 @@ from mimkit.comparison.methods import Asked, default_folder
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.part import Module
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load
 from mimkit.train import encoder_file
@@ -170,7 +170,7 @@ def load_encoder(run: str | PathLike[str]) -> "Features":
     return Features(encoder, record["mean"], record["std"]).eval()
 
 
-class Features(nn.Module):
+class Features(Module):
     """An encoder that takes images as they come: in [0, 1], not normalised.
 
     >>> model = load_encoder(run(tiny, settings=["train.total_steps=4"]))
@@ -205,9 +205,6 @@ class Features(nn.Module):
         Shape: (B, C, H, W) in [0, 1], of the size of pre-training; (B, D).
         """
         return self.encoder.features(self.normalised(image)).patches.mean(dim=1)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _command(*words: str, **options: str | int | PathLike[str] | Sequence[str] | None) -> str:

@@ -98,6 +98,15 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, write)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file atomically."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    write_atomic(path, write)
+
+
 def write_json(path: Path, value: object) -> None:
     """Writes a JSON file atomically, keys in the given order; see `finite`."""
     write_text(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")

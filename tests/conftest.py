@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mimkit import Batch, Geometry, Grid, Mask, Subject
-from mimkit.data.sources import open_source
-from mimkit.data.views import Augment
+from mimkit.data.opening import open_source
+from mimkit.data.pixels.augment import Augment
 from mimkit.recipe import registry
 from mimkit.recipe.build import build
 from mimkit.recipe.schema import load

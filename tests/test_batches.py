@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from mimkit.data.batches import Batches, default_workers, positions, stream
-from mimkit.data.sources import Source
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
+from mimkit.data.source import Source
 from mimkit.errors import DataError, RecipeError
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.parts.records import Grid, Mask, View
 from mimkit.recipe.sections import DataSection
 

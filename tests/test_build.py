@@ -4,9 +4,13 @@ from torch import nn
 
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator
-from mimkit.parts.base import Encoder, Head, Loss, Masker, Target
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.head import Head
+from mimkit.parts.loss import Loss
+from mimkit.parts.masker import Masker
 from mimkit.parts.patches import take
 from mimkit.parts.records import Mask, Tokens, View, Width
+from mimkit.parts.target import Target
 from mimkit.recipe.build import build, construct
 from mimkit.recipe.schema import load
 

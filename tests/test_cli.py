@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from mimkit.cli import app
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.recipe.describe import listing
 from mimkit.recipe.sections import SECTIONS
 from mimkit.train.signals import Interrupted

@@ -24,7 +24,7 @@ from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv
-from mimkit.data.sources import open_source
+from mimkit.data.opening import open_source
 from mimkit.recipe.schema import load
 
 KILLS = 20

@@ -19,7 +19,7 @@ from mimkit.comparison import pictures as module
 from mimkit.comparison.pictures import draw
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.region import fit_region, hidden_region
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
 

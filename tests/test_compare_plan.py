@@ -18,7 +18,7 @@ from mimkit.comparison.outlook import table, warnings
 from mimkit.comparison.plan import make_plan, read_plan
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.data.sources import open_source
+from mimkit.data.opening import open_source
 from mimkit.errors import DataError, MimkitError, RecipeError
 from mimkit.recipe.schema import load
 

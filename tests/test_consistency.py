@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mimkit import Tokens
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError, RecipeError
 from mimkit.evaluate.consistency import VARIATION, KNNConsistency, shared_neighbours
 from mimkit.evaluate.images import Renderings, WholeImages

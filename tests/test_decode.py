@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimkit.data.decode import UnreadableError, decode, measure
+from mimkit.data.pixels.decode import UnreadableError, decode, measure
 
 RAMP = np.arange(0, 240, 8, dtype=np.uint8).reshape(5, 6)
 COLORS = np.stack([RAMP, RAMP[::-1], RAMP[:, ::-1]], axis=2)

@@ -23,7 +23,7 @@ from mimkit.comparison.records import Budget
 from mimkit.comparison.trial import measure
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
-from mimkit.parts.records import Preparation
+from mimkit.parts.target import Preparation
 from mimkit.pipeline.assemble import assemble
 from mimkit.recipe.schema import load
 from mimkit.report.folder import RunFolder

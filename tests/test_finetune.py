@@ -19,7 +19,7 @@ from mimkit.evaluate.finetune import FineTune
 from mimkit.evaluate.images import TrainingImages
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.statistics import summarise
-from mimkit.parts.base import Backbone
+from mimkit.parts.encoder import Backbone
 
 QUICK = {"total_steps": 3, "batch_size": 8, "warmup_steps": 1, "optimizer": "adamw"}
 ONCE = {**QUICK, "label_fractions": (0.5,), "seeds": 1, "lrs": (0.01,)}

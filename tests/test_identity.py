@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mimkit.comparison.refusals import DATA, is_on_other_data
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.sources import open_sources
+from mimkit.data.opening import open_sources
 from mimkit.errors import DataError
 from mimkit.pipeline.identity import splits, write_data
 from mimkit.pipeline.run import run

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from mimkit.cli import app
 from mimkit.data.intake.locate import Wanted, labels_key, locate
-from mimkit.data.sources import open_labelled, open_sources
+from mimkit.data.opening import open_labelled, open_sources
 from mimkit.errors import DataError
 from mimkit.recipe.sections import DataSection
 

@@ -9,7 +9,7 @@ from PIL import Image
 from rich.console import Console
 
 from mimkit.builtin.targets import Pixels
-from mimkit.data.sources import open_labelled, open_source
+from mimkit.data.opening import open_labelled, open_source
 from mimkit.errors import DataError
 from mimkit.evaluate.fractions import labels_of
 from mimkit.pipeline.assemble import open_run

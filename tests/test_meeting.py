@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from mimkit.data import meeting, survey
 from mimkit.data.batches import Batches, stream
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.sources import open_source, open_sources
-from mimkit.data.views import Augment
+from mimkit.data.looking import meeting, survey
+from mimkit.data.opening import open_source, open_sources
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.parts.records import Grid, Mask, View
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps, PngImagePlugin
 
-from mimkit.data.decode import UnreadableError, decode, look, measure
+from mimkit.data.pixels.decode import UnreadableError, decode, look, measure
 
 SMOOTH = np.linspace(0, 255, 21 * 34 * 3).reshape(21, 34, 3).astype(np.uint8)
 IMAGE = Image.fromarray(SMOOTH)

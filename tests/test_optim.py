@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimkit.parts.base import Module
+from mimkit.parts.part import Module
 from mimkit.recipe.schema import TrainSection
 from mimkit.train.optim import guard, learning_rate, make_optimizer, set_learning_rate
 

@@ -9,8 +9,8 @@ from PIL import Image
 from timm.data.auto_augment import rand_augment_transform
 
 from mimkit import RecipeError, View
-from mimkit.data.sources import open_source
-from mimkit.data.views import Augment
+from mimkit.data.opening import open_source
+from mimkit.data.pixels.augment import Augment
 from mimkit.evaluate.images import TrainingImages
 from mimkit.evaluate.randaugment import (
     RandAugment,

@@ -7,7 +7,11 @@ from hypothesis import strategies as st
 
 from mimkit.errors import PluginError, RecipeError
 from mimkit.evaluate.base import Evaluator
-from mimkit.parts.base import Encoder, Head, Loss, Masker, Target
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.head import Head
+from mimkit.parts.loss import Loss
+from mimkit.parts.masker import Masker
+from mimkit.parts.target import Target
 from mimkit.recipe.schema import check, load, resolved
 
 RECIPE = """\

@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from mimkit.errors import PluginError
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.recipe.registry import KINDS, entries, find, load, recipe_files
 
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from mimkit.data.resample import crop, reflect, resample
+from mimkit.data.pixels.resample import crop, reflect, resample
 
 PILLOW = {
     "bilinear": Image.Resampling.BILINEAR,

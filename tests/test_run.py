@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from mimkit.builtin.losses import MSE
 from mimkit.errors import DataError, RecipeError, TrainingError
 from mimkit.evaluate.base import Result
-from mimkit.parts.base import Loss
+from mimkit.parts.loss import Loss
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load

@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from mimkit.data import chunks, survey
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.pace import Pace
-from mimkit.data.sources import find, open_source, open_sources
+from mimkit.data.looking import chunks, survey
+from mimkit.data.looking.pace import Pace
+from mimkit.data.opening import find, open_source, open_sources
 from mimkit.recipe.sections import DataSection
 
 
@@ -104,7 +104,7 @@ class TestGoingOn:
         for number in range(1, 4000):
             os.link(root / "0.jpg", root / f"{number}.jpg")
         program = (
-            "from mimkit.data.sources import open_source;"
+            "from mimkit.data.opening import open_source;"
             "from mimkit.recipe.sections import DataSection;"
             f"open_source(DataSection(name={str(root)!r}, image_size=8, patch_size=4), 'train')"
         )

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from mimkit.parts.records import StepOutput
+from mimkit.parts.loss import StepOutput
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.distributed import World
 from mimkit.train.loop import total_steps, warmup_steps

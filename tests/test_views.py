@@ -9,8 +9,9 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
-from mimkit.data.sources import Source
-from mimkit.data.views import Augment, Draws, draw, finish, render
+from mimkit.data.pixels.augment import Augment, Draws, draw
+from mimkit.data.pixels.views import finish, render
+from mimkit.data.source import Source
 from mimkit.parts.records import View
 
 PLAIN = View("image", (8, 8), mean=(0.0,) * 3, std=(1.0,) * 3)

@@ -16,7 +16,7 @@ from mimkit.evaluate.heldout import HeldOut
 from mimkit.evaluate.knn import KNN
 from mimkit.evaluate.linear import LinearProbe
 from mimkit.evaluate.score import Score
-from mimkit.parts.base import Backbone
+from mimkit.parts.encoder import Backbone
 
 
 @pytest.fixture

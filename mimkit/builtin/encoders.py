@@ -1,7 +1,7 @@
 """The plain vision transformer, on timm's blocks."""
 
 import copy
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
 from mimkit.parts.attention import patch_attention
-from mimkit.parts.base import Backbone, Encoder
 from mimkit.parts.bounds import Depth, Multiple, Rate, Ratio, Size
 from mimkit.parts.depth import set_drop_path
+from mimkit.parts.encoder import Backbone, Encoder, TimmModel
 from mimkit.parts.patches import take
-from mimkit.parts.records import Geometry, Grid, TimmModel, Tokens
+from mimkit.parts.records import Geometry, Grid, Tokens
 from mimkit.parts.stream import Stream, as_stream
 
 
@@ -243,9 +243,6 @@ class ViT(Encoder):
         """Positions and special tokens are left alone, as in timm."""
         return frozenset({"pos_embed", "cls_token", "mask_token"})
 
-    if TYPE_CHECKING:
-        __call__ = forward
-
 
 class _PooledViT(Backbone):
     def __init__(self, vit: ViT) -> None:
@@ -276,9 +273,6 @@ class _PooledViT(Backbone):
 
     def no_weight_decay(self) -> frozenset[str]:
         return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _token(embed_dim: int) -> nn.Parameter:

@@ -6,7 +6,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from mimkit.errors import BoundaryError
-from mimkit.parts.base import Head
+from mimkit.parts.head import Head
 from mimkit.parts.records import Geometry, Mask, Tokens
 
 _INIT_STD: Final = 0.02

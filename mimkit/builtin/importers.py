@@ -4,9 +4,8 @@ from pathlib import Path
 from typing import Final
 
 from mimkit.builtin.plain_vit import import_vit
-from mimkit.parts.base import Importer
 from mimkit.parts.checkpoints import read_checkpoint
-from mimkit.parts.records import Imported
+from mimkit.parts.importer import Imported, Importer
 
 _PIXELS: Final = (
     "the file does not say how pixels were normalised: the data's mean and standard deviation are "

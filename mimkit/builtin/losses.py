@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mimkit.parts.base import Loss
 from mimkit.parts.bounds import Positive
+from mimkit.parts.loss import Loss
 from mimkit.parts.records import Geometry
 
 

@@ -9,8 +9,8 @@ from einops import rearrange, repeat
 from torch import Generator
 
 from mimkit.errors import RecipeError
-from mimkit.parts.base import Masker
 from mimkit.parts.bounds import Ratio, Size
+from mimkit.parts.masker import Masker
 from mimkit.parts.records import Geometry, Mask
 
 

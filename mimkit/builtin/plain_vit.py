@@ -12,7 +12,8 @@ from mimkit.builtin.encoders import ViT
 from mimkit.builtin.positions import First, sincos_grid
 from mimkit.errors import DataError
 from mimkit.parts.fitting import count_blocks, mlp_ratio, require_fit, square_patches
-from mimkit.parts.records import Geometry, Grid, Imported
+from mimkit.parts.importer import Imported
+from mimkit.parts.records import Geometry, Grid
 from mimkit.parts.state_dicts import listed
 
 _PROJECTION: Final = "patch_embed.proj.weight"

@@ -10,10 +10,11 @@ from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mimkit.errors import RecipeError
-from mimkit.parts.base import Encoder, Target
 from mimkit.parts.bounds import Rate
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.patches import paste, patchify, take
 from mimkit.parts.records import Batch, Geometry, Picture, Width
+from mimkit.parts.target import Target
 
 
 class Pixels(Target):

@@ -10,7 +10,8 @@ from mimkit.comparison.matrix import TRAINED, Sizes, evaluations, shorten
 from mimkit.comparison.methods import Found, fitted_batch, load_for, schedule
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Trial
-from mimkit.data.sources import Source, open_labelled, open_source
+from mimkit.data.opening import open_labelled, open_source
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.recipe.schema import Recipe
 

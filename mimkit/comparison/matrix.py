@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError, nearest
 
 LABELLED: Final = ("knn", "linear_probe", "attentive_probe", "finetune")

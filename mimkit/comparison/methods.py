@@ -10,7 +10,8 @@ from typing import Any, Final
 import torch
 
 from mimkit.data.intake.locate import labels_key, registered
-from mimkit.data.sources import Source, open_source
+from mimkit.data.opening import open_source
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
 from mimkit.recipe.schema import Recipe, load, resolved

@@ -19,10 +19,11 @@ from mimkit.comparison.records import Outcome, Plan
 from mimkit.comparison.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.console import headed
 from mimkit.data import cache
-from mimkit.data.sources import Source, open_sources
+from mimkit.data.opening import open_sources
+from mimkit.data.source import Source
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import sha256, write_atomic, write_json
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.patches import unpatchify
 from mimkit.parts.records import Batch, Grid, Mask, View
 from mimkit.parts.shapes import Axes

@@ -30,7 +30,8 @@ from mimkit.comparison.refusals import (
     refuse_unfit,
     refuse_unlike,
 )
-from mimkit.data.sources import described, find, open_labelled, open_source, open_sources
+from mimkit.data.opening import find, open_labelled, open_source, open_sources
+from mimkit.data.source import described
 from mimkit.errors import DataError
 from mimkit.files import write_json, write_text
 from mimkit.pipeline.identity import write_data

@@ -13,7 +13,8 @@ from mimkit.comparison.methods import Found, load_for
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan
 from mimkit.console import make_console
-from mimkit.data.sources import Source, find, open_labelled, open_source, open_sources
+from mimkit.data.opening import find, open_labelled, open_source, open_sources
+from mimkit.data.source import Source
 from mimkit.errors import DataError, MimkitError, RecipeError
 from mimkit.pipeline.assemble import assemble
 from mimkit.pipeline.identity import other_data, splits

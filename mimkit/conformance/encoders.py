@@ -6,7 +6,7 @@ from torch import Tensor
 from mimkit.conformance.checks import NotApplicableError, check, require
 from mimkit.conformance.specimen import SQUARE, Specimen, cells_of, same, with_noise_at
 from mimkit.errors import BoundaryError, RecipeError
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.patches import take
 from mimkit.parts.records import Mask, Tokens
 

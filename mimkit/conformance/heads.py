@@ -5,7 +5,7 @@ from torch import Tensor
 
 from mimkit.conformance.checks import NotApplicableError, check, require
 from mimkit.conformance.specimen import SQUARE, Specimen, moved, needs_hidden, same
-from mimkit.parts.base import Head
+from mimkit.parts.head import Head
 from mimkit.parts.records import Mask, Tokens
 
 

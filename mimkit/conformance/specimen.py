@@ -12,9 +12,13 @@ from torch import Tensor, nn
 
 from mimkit.builtin.encoders import ViT
 from mimkit.errors import RecipeError
-from mimkit.parts.base import Encoder, Head, Loss, Masker, Target
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.head import Head
+from mimkit.parts.loss import Loss
+from mimkit.parts.masker import Masker
 from mimkit.parts.patches import patchify, take, unpatchify
-from mimkit.parts.records import Batch, Geometry, Grid, Mask, Preparation, Tokens, View, Width
+from mimkit.parts.records import Batch, Geometry, Grid, Mask, Tokens, View, Width
+from mimkit.parts.target import Preparation, Target
 from mimkit.recipe import registry
 from mimkit.recipe.options import options
 from mimkit.recipe.registry import Entry

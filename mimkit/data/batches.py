@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 import torch
@@ -14,17 +14,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.counter import uniform
-from mimkit.data.cut import cut
 from mimkit.data.device import ahead, on_all, pinned
-from mimkit.data.views import EPOCH_STRIDE, Augment, draw, finish
+from mimkit.data.pixels.augment import EPOCH_STRIDE, Augment, draw
+from mimkit.data.pixels.cut import cut
+from mimkit.data.pixels.views import finish
+from mimkit.data.source import Source
 from mimkit.data.workers import leave_signals_to_parent, loaders
 from mimkit.errors import DataError, RecipeError
-from mimkit.parts.base import Masker
+from mimkit.parts.masker import Masker
 from mimkit.parts.records import Batch, Mask, View
 from mimkit.recipe.sections import DataSection
-
-if TYPE_CHECKING:
-    from mimkit.data.sources import Source
 
 _ORDER_STREAM: Final = 102
 _MASK_STREAM: Final = 103

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mimkit.data.changes import write_names
 from mimkit.data.intake.table import Listing, Skipped, Table
-from mimkit.data.meeting import Meeting, glimpse
-from mimkit.data.survey import Depth, Survey, forget, survey
+from mimkit.data.looking.changes import write_names
+from mimkit.data.looking.meeting import Meeting, glimpse
+from mimkit.data.looking.survey import Depth, Survey, forget, survey
 from mimkit.errors import DataError
-from mimkit.files import write_atomic
+from mimkit.files import write_atomic, write_text
 
 _T = TypeVar("_T")
 _FORMAT: Final = 2
@@ -131,16 +131,12 @@ def met(wish: Wish) -> Met:
     def make() -> str:
         write_names(place, table, range(len(table)), wish.listing.origin)
         found = glimpse(table)
-        write_atomic(place / "fingerprint", lambda path: _write(path, found))
+        write_text(place / "fingerprint", found)
         return found
 
     place = split_folder(key)
     fingerprint = _cached(place, load, make)
     return Met(table, key, fingerprint, Meeting.made(table, place / "sizes.bin"))
-
-
-def _write(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")
 
 
 def _cached(place: Path, load: Callable[[Path], _T | None], make: Callable[[], _T]) -> _T:

@@ -15,7 +15,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.data.device import send
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.cells import Cells, cell_key, digest
@@ -35,8 +35,8 @@ from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.evaluate.score import Score, are_right
 from mimkit.evaluate.search import choose_rate, named
-from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Size
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 from mimkit.train.optim import learning_rate, set_learning_rate
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 
-from mimkit.parts.base import Part
+from mimkit.parts.part import Part
 from mimkit.train.precision import autocast, uses_bfloat16
 
 Plain = str | int | float | bool | None
 
 if TYPE_CHECKING:
-    from mimkit.data.sources import Source
-    from mimkit.data.views import Augment
-    from mimkit.parts.base import Masker
+    from mimkit.data.pixels.augment import Augment
+    from mimkit.data.source import Source
+    from mimkit.parts.masker import Masker
     from mimkit.parts.records import View
     from mimkit.train.step import Pretrainer
 

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.score import Score, are_right
-from mimkit.parts.base import Backbone, Encoder
+from mimkit.parts.encoder import Backbone, Encoder
+from mimkit.parts.part import Module
 from mimkit.parts.records import Grid
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.optim import learning_rate, make_optimizer, set_learning_rate
@@ -23,7 +24,7 @@ from mimkit.train.precision import autocast
 from mimkit.train.step import Pretrainer
 
 
-class Classifier(nn.Module):
+class Classifier(Module):
     """A backbone and a new linear layer on top.
 
     Args:
@@ -42,9 +43,6 @@ class Classifier(nn.Module):
         """Gives logits: (B, C, H, W) to (B, num_classes)."""
         scores: Tensor = self.output(self.backbone(image))
         return scores
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def backbone_of(
@@ -224,9 +222,6 @@ class _Pooled(Backbone):
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         return [list(self.encoder.parameters()), list(self.pooling.parameters()), []]
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _layout(image: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.data.counter import uniform
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
 from mimkit.evaluate.features import (
@@ -22,8 +22,8 @@ from mimkit.evaluate.features import (
 )
 from mimkit.evaluate.image_scores import pack
 from mimkit.evaluate.images import Renderings, evenly_spaced
-from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import AnyCount, Count
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 VARIATION: Final = Augment(crop="resized", crop_scale=(0.2, 1.0), flip=True)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mimkit.errors import RecipeError
+from mimkit.parts.part import Module
 
 _EPSILON: Final = 1e-6
 _INIT_STD: Final = 0.02
@@ -16,7 +17,7 @@ _OUTPUT_STD: Final = 0.01
 _MOST_HEADS: Final = 12
 
 
-class AttentiveClassifier(nn.Module):
+class AttentiveClassifier(Module):
     """Pools tokens by one query's attention, then classifies.
 
     There is but one query, so keys and values need not be made token by token: its product with
@@ -63,9 +64,6 @@ class AttentiveClassifier(nn.Module):
         summed = torch.einsum("bhd,hcd->bhc", gathered, value).flatten(1)  # (B, D)
         scored: Tensor = self.output(self.batch_norm(self.project(summed)))
         return scored
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def choose_heads(embed_dim: int, num_heads: int | None) -> int:

@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.images import WholeImages
 from mimkit.evaluate.on_disk import OnDisk, refuse_full_disk
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Tokens, View
 
 Pool = Literal["mean", "cls"]

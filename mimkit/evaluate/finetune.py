@@ -8,8 +8,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from mimkit.data.sources import Source
-from mimkit.data.views import Augment
+from mimkit.data.pixels.augment import Augment
+from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.evaluate.at_once import Call, at_once
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
@@ -37,8 +37,8 @@ from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.randaugment import RandAugment
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
-from mimkit.parts.base import Backbone
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio, Size
+from mimkit.parts.encoder import Backbone
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer

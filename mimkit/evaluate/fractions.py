@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimkit.data.counter import uniform
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.errors import DataError, RecipeError
 from mimkit.evaluate.base import Subject
 

@@ -12,13 +12,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.cross_attention import standardise
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
 from mimkit.evaluate.images import Images, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 
 _FLOAT32_BYTES: Final = 4
 _SHAPES: Final = WeakKeyDictionary[Encoder | PixelTokens, tuple[int, int]]()

@@ -12,10 +12,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.batches import positions
-from mimkit.data.cut import cut
 from mimkit.data.device import ahead
-from mimkit.data.sources import Source
-from mimkit.data.views import Augment, Draws, draw, finish
+from mimkit.data.pixels.augment import Augment, Draws, draw
+from mimkit.data.pixels.cut import cut
+from mimkit.data.pixels.views import finish
+from mimkit.data.source import Source
 from mimkit.data.workers import leave_signals_to_parent
 from mimkit.errors import DataError
 from mimkit.evaluate.randaugment import RandAugment

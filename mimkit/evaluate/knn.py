@@ -9,8 +9,8 @@ from mimkit.evaluate.features import Pool, check_pool, extract, pixels
 from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
 from mimkit.evaluate.image_scores import pack
 from mimkit.evaluate.score import are_right
-from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import AnyCount, Count, Positive
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 _CHUNK_SIMILARITIES = 2**25  # of one matrix product: 128 MiB

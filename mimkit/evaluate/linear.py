@@ -25,8 +25,8 @@ from mimkit.evaluate.fractions import (
 from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
 from mimkit.evaluate.on_disk import OnDisk
 from mimkit.evaluate.score import Score
-from mimkit.parts.base import Encoder
 from mimkit.parts.bounds import Count, Fraction, NonNegative
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 _NAME: Final = "linear_probe"

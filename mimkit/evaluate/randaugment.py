@@ -16,7 +16,7 @@ from timm.data.auto_augment import posterize, rand_augment_transform
 from torch import Tensor
 
 from mimkit.data.counter import uniform
-from mimkit.data.views import EPOCH_STRIDE
+from mimkit.data.pixels.augment import EPOCH_STRIDE
 from mimkit.errors import RecipeError
 from mimkit.parts.records import View
 

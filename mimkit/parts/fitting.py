@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from mimkit.errors import DataError, RecipeError
-from mimkit.parts.base import Encoder, Head
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.head import Head
 from mimkit.parts.records import Geometry
 from mimkit.parts.state_dicts import fault, listed
 

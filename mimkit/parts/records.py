@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimkit.errors import RecipeError
-
-if TYPE_CHECKING:
-    from mimkit.parts.base import Loss
 
 Interpolation = Literal["bilinear", "bicubic", "lanczos"]
 
@@ -295,47 +292,6 @@ class Geometry:
 
 
 @dataclass(frozen=True)
-class Term:
-    """One summand of the training loss.
-
-    >>> from mimkit.builtin.losses import MSE
-    >>> Term("pixels", "pixels", "pixels", MSE(Geometry(Grid(2, 2, 4))), weight=2.0).weight
-    2.0
-
-    Args:
-        name: key of the logs: ``loss/<name>``.
-        prediction: which of the head's predictions.
-        target: which of the recipe's targets.
-        loss: the loss.
-        weight: factor in the sum.
-    """
-
-    name: str
-    prediction: str
-    target: str
-    loss: Loss
-    weight: float = 1.0
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What one training step computed.
-
-    >>> StepOutput(torch.tensor(2.0), {"pixels": torch.tensor(2.0)}, {}).loss
-    tensor(2.)
-
-    Args:
-        loss: () float32, the weighted sum that is differentiated.
-        terms: term name to () float32, unweighted.
-        metrics: ``<term>/<metric>`` to () float32, without gradient.
-    """
-
-    loss: Tensor
-    terms: Mapping[str, Tensor]
-    metrics: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
 class Picture:
     """How a part shows a prediction to people.
 
@@ -353,69 +309,3 @@ class Picture:
     image: Tensor
     correct: Tensor | None = None
     view: View | None = None
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """What `Target.prepare` did, for the ledger and the report.
-
-    >>> Preparation("a tokenizer", 12.5, cached=False, facts={"codes": 512}).facts["codes"]
-    512
-
-    Args:
-        title: what was prepared, in a few words.
-        seconds: what making it cost, also where it was found in a cache.
-        cached: whether it was found in a cache.
-        facts: what a reader should know of it, by name, such as how many codes are used.
-        pictures: title to (n, C, H, W) in [0, 1], shown side by side.
-        flops: floating-point operations of making it (`mimkit.count_flops`), also where it was
-            found in a cache; 0 where they are not known.
-        key: names what was prepared: two targets of one key share it, so that it is made once.
-    """
-
-    title: str
-    seconds: float
-    cached: bool
-    facts: Mapping[str, str | int | float] = field(default_factory=dict)
-    pictures: Mapping[str, Tensor] = field(default_factory=dict)
-    flops: float = 0.0
-    key: str = ""
-
-
-@dataclass(frozen=True)
-class TimmModel:
-    """A model of timm with the weights of an encoder.
-
-    >>> TimmModel("timm.models.vision_transformer:VisionTransformer", {"depth": 12}, {}).options
-    {'depth': 12}
-
-    Args:
-        model: ``"module:class"`` within timm.
-        options: keyword arguments of the class, plain data.
-        tensors: its state dict, which fits with ``strict=True``.
-    """
-
-    model: str
-    options: Mapping[str, Any]
-    tensors: Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Imported:
-    """What an `Importer` found in a checkpoint.
-
-    >>> Imported({"encoder": {"part": "vit", "depth": 2}}, encoder={}).notes
-    ()
-
-    Args:
-        settings: tables of a recipe that follow from the file, as nested mappings: the encoder
-            with all of its options, the image's and the patches' size, and whatever else it fixes.
-        encoder: state dict of that encoder; buffers and new tokens may lack.
-        head: state dict of the recipe's head, or empty if the file holds none.
-        notes: what the user should know, a line each.
-    """
-
-    settings: Mapping[str, Any]
-    encoder: Mapping[str, Tensor]
-    head: Mapping[str, Tensor] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()

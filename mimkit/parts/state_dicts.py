@@ -7,6 +7,12 @@ from pathlib import Path
 from typing import Final
 
 import torch
+from timm.data.constants import (
+    IMAGENET_DEFAULT_MEAN,
+    IMAGENET_DEFAULT_STD,
+    IMAGENET_INCEPTION_MEAN,
+    IMAGENET_INCEPTION_STD,
+)
 from torch import Tensor
 
 from mimkit.errors import DataError
@@ -70,6 +76,21 @@ class Checkpoint:
         """Returns an option of the program that wrote the file, if that is a number."""
         value = self.args.get(name)
         return float(value) if isinstance(value, int | float) else default
+
+    def normalisation(self) -> dict[str, tuple[float, ...]]:
+        """Gives ``data.mean`` and ``data.std`` where the program's options say them, else nothing.
+
+        >>> Checkpoint({}, {"imagenet_default_mean_and_std": False}).normalisation()["mean"]
+        (0.5, 0.5, 0.5)
+
+        Source: the option of microsoft/unilm and of the programs that grew from it.
+        """
+        imagenet = self.args.get("imagenet_default_mean_and_std")
+        if imagenet is None:
+            return {}
+        if imagenet:
+            return {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
+        return {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD}
 
 
 def unwrap(content: object, file: Path) -> Checkpoint:

@@ -5,10 +5,11 @@ import time
 from rich.console import Console
 
 from mimkit.data import cache
-from mimkit.data.sources import Source, described, find, open_labelled, open_sources
+from mimkit.data.opening import find, open_labelled, open_sources
+from mimkit.data.source import Source, described
 from mimkit.errors import RecipeError
 from mimkit.evaluate.fractions import labels_in
-from mimkit.parts.records import Preparation
+from mimkit.parts.target import Preparation
 from mimkit.pipeline.current import Run, build_evaluators, subject
 from mimkit.pipeline.ledger import seconds_before
 from mimkit.pipeline.pictures import draw_preparation

@@ -9,11 +9,13 @@ import torch
 from rich.console import Console
 
 from mimkit.data.batches import Batches, default_workers, stream
-from mimkit.data.sources import Source
-from mimkit.data.views import Augment, render
+from mimkit.data.pixels.augment import Augment
+from mimkit.data.pixels.views import render
+from mimkit.data.source import Source
 from mimkit.evaluate.base import Evaluator, Subject, silent
 from mimkit.evaluate.images import evenly_spaced
-from mimkit.parts.records import Batch, Preparation
+from mimkit.parts.records import Batch
+from mimkit.parts.target import Preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
 from mimkit.report.folder import RunFolder

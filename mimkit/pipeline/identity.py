@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.data.cache import split_folder
-from mimkit.data.changes import changes
-from mimkit.data.sources import Source
+from mimkit.data.looking.changes import changes
+from mimkit.data.source import Source
 from mimkit.errors import DataError
 from mimkit.files import write_json
 from mimkit.report.folder import RunFolder

@@ -12,9 +12,8 @@ from mimkit.data.intake.locate import registered
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.errors import DataError
 from mimkit.files import write_text
-from mimkit.parts.base import Importer
 from mimkit.parts.fitting import misfits
-from mimkit.parts.records import Imported
+from mimkit.parts.importer import Imported, Importer
 from mimkit.parts.state_dicts import listed
 from mimkit.recipe.build import build
 from mimkit.recipe.problems import written

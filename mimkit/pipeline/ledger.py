@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import mimkit
-from mimkit.data.sources import Source
+from mimkit.data.source import Source
 from mimkit.memory import peak_bytes
-from mimkit.parts.records import Geometry, Preparation
+from mimkit.parts.records import Geometry
+from mimkit.parts.target import Preparation
 from mimkit.recipe.schema import TrainSection
 from mimkit.train.precision import uses_bfloat16
 from mimkit.train.progress import Progress

@@ -5,8 +5,8 @@ from typing import cast
 
 import torch
 
-from mimkit.parts.base import Target
-from mimkit.parts.records import Batch, Picture, Preparation, View
+from mimkit.parts.records import Batch, Picture, View
+from mimkit.parts.target import Preparation, Target
 from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.step import Pretrainer
 

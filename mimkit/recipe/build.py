@@ -12,8 +12,12 @@ import torch
 from torch import nn
 
 from mimkit.errors import MimkitError, PluginError, RecipeError
-from mimkit.parts.base import Encoder, Head, Masker, Target
-from mimkit.parts.records import Geometry, Grid, Term, View, Width
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.head import Head
+from mimkit.parts.loss import Term
+from mimkit.parts.masker import Masker
+from mimkit.parts.records import Geometry, Grid, View, Width
+from mimkit.parts.target import Target
 from mimkit.recipe.fit import refuse_misfits
 from mimkit.recipe.tables import PartTable, Recipe
 

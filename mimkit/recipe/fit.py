@@ -3,8 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 
 from mimkit.errors import RecipeError
-from mimkit.parts.base import Encoder, Masker, Target
+from mimkit.parts.encoder import Encoder
+from mimkit.parts.masker import Masker
 from mimkit.parts.records import View, Width
+from mimkit.parts.target import Target
 from mimkit.recipe.tables import Recipe
 
 

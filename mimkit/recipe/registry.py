@@ -41,15 +41,15 @@ class Kind:
 
 
 KINDS = {
-    "maskers": Kind("masker", "mimkit.parts.base:Masker"),
-    "encoders": Kind("encoder", "mimkit.parts.base:Encoder"),
-    "targets": Kind("target", "mimkit.parts.base:Target"),
-    "heads": Kind("head", "mimkit.parts.base:Head"),
-    "losses": Kind("loss", "mimkit.parts.base:Loss"),
+    "maskers": Kind("masker", "mimkit.parts.masker:Masker"),
+    "encoders": Kind("encoder", "mimkit.parts.encoder:Encoder"),
+    "targets": Kind("target", "mimkit.parts.target:Target"),
+    "heads": Kind("head", "mimkit.parts.head:Head"),
+    "losses": Kind("loss", "mimkit.parts.loss:Loss"),
     "datasets": Kind("data set"),
     # By name: this layer stands below the evaluators.
     "evaluators": Kind("evaluator", "mimkit.evaluate.base:Evaluator"),
-    "importers": Kind("importer", "mimkit.parts.base:Importer"),
+    "importers": Kind("importer", "mimkit.parts.importer:Importer"),
     "recipes": Kind("recipe"),
 }
 

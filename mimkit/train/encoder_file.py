@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from mimkit.errors import DataError
 from mimkit.files import write_json
-from mimkit.parts.base import Encoder
+from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.registry import find, load
 from mimkit.recipe.tables import PartTable

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from mimkit.errors import MimkitError, TrainingError, in_one_line, memory_is_full
-from mimkit.parts.records import Batch, StepOutput
+from mimkit.parts.loss import StepOutput
+from mimkit.parts.records import Batch
 from mimkit.recipe.schema import TrainSection
 from mimkit.train import checkpoint
 from mimkit.train.distributed import World

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimkit.parts.records import StepOutput
+from mimkit.parts.loss import StepOutput
 from mimkit.train.distributed import World
 
 

@@ -8,7 +8,7 @@ import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import Tensor, nn
 
-from mimkit.parts.base import Module
+from mimkit.parts.part import Module
 from mimkit.recipe.schema import TrainSection
 
 

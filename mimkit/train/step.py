@@ -4,14 +4,16 @@ image -> encoder -> tokens -> head -> predictions -> (with the targets) losses -
 No method is named here, no number decides what is computed, and nothing waits for the GPU.
 """
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from mimkit.parts.base import Module, Target
-from mimkit.parts.records import Batch, Mask, StepOutput, Term, Width
+from mimkit.parts.loss import StepOutput, Term
+from mimkit.parts.part import Module
+from mimkit.parts.records import Batch, Mask, Width
 from mimkit.parts.shapes import Axes
+from mimkit.parts.target import Target
 from mimkit.recipe.build import Parts
 
 
@@ -102,6 +104,3 @@ class Pretrainer(Module):
         batch, groups, targets = mask.target.shape
         axes = Axes(B=batch, G=groups, M=targets)
         axes.check(f"loss '{term.name}'", per_position, "B G M", torch.float32)
-
-    if TYPE_CHECKING:
-        __call__ = forward

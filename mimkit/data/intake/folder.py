@@ -140,7 +140,7 @@ def list_folder(
 
     Raises: DataError if there is no image, or the splits or labels do not fit.
     """
-    if not any(folder.images for folder in tree.folders):
+    if not tree.count:
         raise DataError(_empty(tree))
     beside = [Path(tree.root, path) for path in tree.others() if Path(path).name in METADATA]
     named = None
@@ -219,8 +219,9 @@ def _layout(tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: b
     codes, left = named.codes, 0
     if only_named:
         kept = tuple(_only(tree.folders, codes.keys()))
-        left = sum(len(f.images) for f in tree.folders) - sum(len(f.images) for f in kept)
+        left = tree.count
         tree = Tree(tree.root, kept)
+        left -= tree.count
 
     def labelled(part: Part) -> bool:
         paths = (p.folder.path(name) for p in part.places for name in p.folder.images)
@@ -238,7 +239,7 @@ def _by_table(tree: Tree, named: Naming) -> Layout:
         files = {file for file, of in named.splits.items() if of == split}
         places = (Place(folder, folder.parts) for folder in _only(tree.folders, files))
         parts[split] = Part(split, tuple(places))
-    left = sum(len(f.images) for f in tree.folders) - parts["train"].count - parts["test"].count
+    left = tree.count - parts["train"].count - parts["test"].count
     unused = (Skipped(tree.root, f"{left:,} images not used: the table puts them in no split"),)
     return Layout(parts["train"], parts["test"], (), unused if left else (), ())
 

@@ -17,7 +17,7 @@ def keep(place: Path, labels: NDArray[np.int64] | None, classes: tuple[str, ...]
     if labels is None or not (labels >= 0).any():
         labels, classes = None, ()
     kept = np.empty(0, dtype=np.int64) if labels is None else labels
-    write_atomic(place / "labels.npy", lambda path: _save(path, kept))
+    write_array(place / "labels.npy", kept)
     # Written last: where it is, the rest is complete.
     write_text(place / "classes.json", json.dumps(classes))
 
@@ -32,6 +32,11 @@ def kept(place: Path) -> Labels | None:
     return (labels if len(labels) else None), classes
 
 
-def _save(path: Path, labels: NDArray[np.int64]) -> None:
-    with path.open("wb") as file:
-        np.save(file, labels)
+def write_array(path: Path, array: NDArray[np.int64]) -> None:
+    """Writes an array atomically."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as file:  # given a path, numpy would add .npy
+            np.save(file, array)
+
+    write_atomic(path, write)

@@ -192,10 +192,10 @@ def _open_folder(folder: Path, origin: str, wanted: Wanted) -> Listings | None:
     if (saved := saved_splits(folder)) is not None:
         return list_rows(saved, wanted.asked)
     tree = walk(str(folder))
+    count = tree.count
     files = [path for path in _near(tree) if path.lower().endswith(".parquet")]
-    if any(each.images for each in tree.folders):
+    if count:
         files = [path for path in files if not _names_files(Path(tree.root, path), Asked())]
-    count = sum(len(each.images) for each in tree.folders)
     if files and not (count and wanted.labels):
         found = _parquet([Path(tree.root, path) for path in sorted(files)], wanted)
         if found and count:

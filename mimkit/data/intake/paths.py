@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimkit.files import write_atomic
+from mimkit.data.intake.kept import write_array
+from mimkit.files import write_bytes
 
 
 @dataclass(frozen=True)
@@ -54,15 +55,6 @@ def write_paths(root: str, names: Sequence[str], place: Path) -> Paths:
     """Writes the names of files below ``root`` to the cache."""
     encoded = [name.encode() for name in names]
     ends = np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-    write_atomic(place / "names.bin", lambda path: _dump(path, b"".join(encoded)))
-    write_atomic(place / "ends.npy", lambda path: _save(path, ends))
+    write_bytes(place / "names.bin", b"".join(encoded))
+    write_array(place / "ends.npy", ends)
     return Paths(root, place)
-
-
-def _dump(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def _save(path: Path, array: NDArray[np.int64]) -> None:
-    with path.open("wb") as file:
-        np.save(file, array)

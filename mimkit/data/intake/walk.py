@@ -59,6 +59,11 @@ class Tree:
     root: str
     folders: tuple[Folder, ...]
 
+    @property
+    def count(self) -> int:
+        """How many images there are."""
+        return sum(len(folder.images) for folder in self.folders)
+
     def others(self) -> Iterator[str]:
         """Paths below the root of files that are no images."""
         for folder in self.folders:

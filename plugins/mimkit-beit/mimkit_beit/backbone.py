@@ -1,17 +1,12 @@
 """What fine-tuning makes of BEiT's encoder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from torch import Tensor, nn
 
-from mimkit import Backbone, Grid, set_drop_path
+from mimkit import Backbone, Encoder, Grid, set_drop_path
 from mimkit_beit.positions import resample_absolute, resample_relative
-
-if TYPE_CHECKING:
-    from mimkit_beit.encoder import BEiTViT
 
 _TABLE: Final = "relative_position_bias_table"
 
@@ -20,18 +15,18 @@ class PooledBEiT(Backbone):
     """The mean of the patches' last states, normalised.
 
     Args:
-        vit: a `BEiTViT` with ``final_norm="pooled"``, which this network owns from now on.
+        vit: a transformer without a final norm, with timm's blocks in ``blocks``, which this
+            network owns from now on.
+        norm: of the mean; owned likewise.
 
     Source: BEiT, arXiv 2106.08254, section 2.6; mean of the patches without cls, then a norm, as
         in the fine-tuning code.
     """
 
-    def __init__(self, vit: BEiTViT) -> None:
+    def __init__(self, vit: Encoder, norm: nn.Module) -> None:
         super().__init__()
-        assert vit.fc_norm is not None, "final_norm must be 'pooled'"
         self.vit = vit
-        self.fc_norm = vit.fc_norm.requires_grad_(True)
-        self.vit.fc_norm = None
+        self.fc_norm = norm.requires_grad_(True)
         self.num_features = vit.embed_dim
 
     def forward(self, image: Tensor) -> Tensor:
@@ -41,24 +36,21 @@ class PooledBEiT(Backbone):
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Lists embedding, every block with its table of positions, norm: depth + 2 groups."""
-        vit = self.vit
-        embedding = [vit.cls_token, vit.pos_embed, *vit.patch_embed.parameters()]
+        embedding = [p for name, p in self.vit.named_parameters() if not name.startswith("blocks.")]
+        blocks = self.vit.get_submodule("blocks").children()
         return [
-            [parameter for parameter in embedding if parameter is not None],
-            *(list(block.parameters()) for block in vit.blocks),
+            embedding,
+            *(list(block.parameters()) for block in blocks),
             list(self.fc_norm.parameters()),
         ]
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
-        set_drop_path(self.vit.blocks, rate)
+        set_drop_path(self.vit.get_submodule("blocks").children(), rate)
 
     def no_weight_decay(self) -> frozenset[str]:
         """Those of the encoder."""
         return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def to_grid(
@@ -67,7 +59,7 @@ def to_grid(
     """Copies an encoder's weights for fine-tuning: on ``grid``, with one table for each block.
 
     Args:
-        tensors: state dict of a `BEiTViT`.
+        tensors: state dict of the encoder.
         source: its grid.
         grid: the grid to fine-tune on.
         depth: number of blocks.

@@ -1,6 +1,6 @@
 """timm's block of BEiT, with the same parameters, computed in fewer passes over memory."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -54,9 +54,6 @@ class Block(TimmBlock):
             bias = None if bias is None else _rows(bias, wanted)
         joined = rearrange(_attention(query, key, value, bias), "b h t d -> b t (h d)")
         return _scaled(joined, attn.proj, self.gamma_1)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _heads(joined: Tensor, parts: int, num_heads: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -216,7 +216,10 @@ class BEiTViT(Encoder):
         moved = to_grid(self.state_dict(), self.grid, grid, len(self.blocks))
         kept = {name: tensor for name, tensor in moved.items() if name in own}
         vit.load_state_dict(own | kept, assign=True)
-        return PooledBEiT(vit.to(weight.device))
+        vit.to(weight.device)
+        assert vit.fc_norm is not None, "that of final_norm='pooled'"
+        norm, vit.fc_norm = vit.fc_norm, None
+        return PooledBEiT(vit, norm)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``Beit`` gives the same tokens, and the kept classifier's scores."""
@@ -308,9 +311,6 @@ class BEiTViT(Encoder):
         for number, block in enumerate(self.blocks, start=1):
             for name in ("attn.proj.weight", "mlp.fc2.weight"):
                 block.get_parameter(name).div_(math.sqrt(2 * number))
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _tokens(x: Tensor, index: Tensor) -> Tokens:

@@ -8,12 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
 from torch import Tensor
 
 from mimkit import (
@@ -80,7 +74,7 @@ class BEiTImporter(Importer):
             "data": {
                 "image_size": grid.image_size,
                 "patch_size": grid.patch_size,
-                **found.normalisation(),
+                **checkpoint.normalisation(),
             },
             "encoder": {"part": "beit_vit", **options},
         }
@@ -164,15 +158,6 @@ class _Found:
             "num_classes": 0 if head is None else head.shape[0],
         }
 
-    def normalisation(self) -> dict[str, tuple[float, ...]]:
-        """Gives ``data.mean`` and ``data.std`` where the program's options say them."""
-        imagenet = self.checkpoint.args.get("imagenet_default_mean_and_std")
-        if imagenet is None:
-            return {}
-        if imagenet:
-            return {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-        return {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD}
-
     def notes(self, options: Mapping[str, Any]) -> tuple[str, ...]:
         """Says what the tensors leave open."""
         notes = []
@@ -182,7 +167,7 @@ class _Found:
                 f"{_HEAD_WIDTH} channels each, as in all released models; else --set "
                 "encoder.num_heads=N"
             )
-        if not self.normalisation():
+        if not self.checkpoint.normalisation():
             notes.append(
                 "the file does not say how pixels were normalised: those of microsoft/unilm, also "
                 "at Hugging Face and in timm, need data.mean = data.std = [0.5, 0.5, 0.5] if they "

@@ -1,13 +1,11 @@
 """BEiT's target: the ids that a discrete VAE gives the patches (arXiv 2106.08254)."""
 
-import contextlib
 import copy
 import dataclasses
-import difflib
-import string
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final
 
 import torch
 from annotated_types import Interval
@@ -16,7 +14,6 @@ from torch import Tensor
 from mimkit import (
     Batch,
     Count,
-    DataError,
     Encoder,
     Geometry,
     Images,
@@ -32,17 +29,15 @@ from mimkit import (
     freeze,
     scatter,
 )
-from mimkit_beit import published
 from mimkit_beit.fit import Plan
 from mimkit_beit.loaded import load
 from mimkit_beit.loaded import rehearse as rehearse_loading
-from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, PUBLISHED, STRIDE, Size, Tokenizer
+from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, STRIDE, Size, Tokenizer
 from mimkit_beit.trained import rehearse as rehearse_training
 from mimkit_beit.trained import train
+from mimkit_beit.weights import check, choose, default_codes, path_of, settled
 from mimkit_beit.work import training_flops
 
-_SUFFIXES: Final = (".pkl", ".pth", ".safetensors")
-_TRAINED_CODES: Final = 512
 _NUM_DIAGNOSED: Final = 16
 
 
@@ -117,16 +112,16 @@ class DVAETokens(Target):
         seed: Annotated[int, Interval(ge=0, lt=2**63)] = 0,
     ) -> None:
         super().__init__()
-        _check_weights(weights, sha256, codebook_size)
+        check(weights, sha256, codebook_size)
         if hidden_dim % 4:
             raise RecipeError(
                 f"target 'dvae', hidden_dim: must be a multiple of 4, but is {hidden_dim}."
             )
-        self.weights = _choose(weights, codebook_size)
+        self.weights = choose(weights, codebook_size)
         self.sha256 = sha256
         self.num_images = num_images
         self.size = Size(
-            codebook_size=codebook_size or _default_codes(self.weights),
+            codebook_size=codebook_size or default_codes(self.weights),
             hidden_dim=hidden_dim,
             num_blocks=num_blocks,
             code_dim=code_dim,
@@ -160,33 +155,7 @@ class DVAETokens(Target):
 
         Raises: DataError if published weights are asked for and cannot be had.
         """
-        settled = dict(options)
-        weights, codebook_size = settled["weights"], settled["codebook_size"]
-        if weights == "auto":
-            reason = f"has no {codebook_size} codes"
-            if codebook_size in (None, PUBLISHED.codebook_size):
-                reason = "cannot be downloaded (mimkit list targets dvae says where it may lie)"
-                with contextlib.suppress(DataError):
-                    published.fetch("encoder", say)
-            weights = _choose(weights, codebook_size)
-            if weights == "train":
-                say(
-                    "dvae: a tokenizer is TRAINED on these images, so that results differ from the "
-                    f"papers': OpenAI's {reason}"
-                )
-            else:
-                say("dvae: weights = 'auto': OpenAI's published tokenizer is used.")
-        if weights == "openai":
-            published.fetch("encoder", say)
-            try:
-                published.fetch("decoder", say)
-            except DataError as error:
-                say(f"dvae: without its decoder no pictures of tokens are made. {error}")
-        if weights != "train" and settled["sha256"] is None:
-            settled["sha256"] = published.identify("encoder", _path(weights))
-        settled["weights"] = weights
-        settled["codebook_size"] = codebook_size or _default_codes(weights)
-        return settled
+        return settled(options, say)
 
     def prepare(
         self,
@@ -200,36 +169,14 @@ class DVAETokens(Target):
 
         Raises: DataError if a file is missing, damaged, or not the tokenizer that is asked for.
         """
-        if self.weights == "train":
-            tokenizer, preparation = train(
-                images,
-                self.token_view,
-                workdir,
-                size=self.size,
-                plan=self.plan,
-                num_images=self.num_images,
-                device=device,
-                say=say,
-            )
-            preparation = self._counted(preparation, images)
-        else:
-            tokenizer, preparation = load(
-                images,
-                self.token_view,
-                workdir,
-                source=_path(self.weights),
-                sha256=self.sha256,
-                size=self.size,
-                device=device,
-                say=say,
-            )
+        preparation = self._obtain(
+            images, workdir, device, partial(train, say=say), partial(load, say=say)
+        )
         facts = preparation.facts
         say(
             f"dvae: {facts['codes used']:,} of {facts['codes']:,} codes are used, perplexity "
             f"{facts['perplexity of the codes']}"
         )
-        freeze(tokenizer)
-        self.tokenizer = tokenizer
         return preparation
 
     def rehearse(self, images: Images, workdir: Path, *, device: torch.device) -> Preparation:
@@ -237,8 +184,19 @@ class DVAETokens(Target):
 
         Raises: DataError as `prepare`.
         """
+        return self._obtain(images, workdir, device, rehearse_training, rehearse_loading)
+
+    def _obtain(
+        self,
+        images: Images,
+        workdir: Path,
+        device: torch.device,
+        by_training: Callable[..., tuple[Tokenizer, Preparation]],
+        by_loading: Callable[..., tuple[Tokenizer, Preparation]],
+    ) -> Preparation:
+        """Gets the tokenizer in one of two ways, and keeps it."""
         if self.weights == "train":
-            tokenizer, preparation = rehearse_training(
+            tokenizer, preparation = by_training(
                 images,
                 self.token_view,
                 workdir,
@@ -247,13 +205,15 @@ class DVAETokens(Target):
                 num_images=self.num_images,
                 device=device,
             )
-            preparation = self._counted(preparation, images)
+            num_images = min(self.num_images, len(images))
+            flops = training_flops(self.size, self.plan, self.token_view.image_size, num_images)
+            preparation = dataclasses.replace(preparation, flops=flops)
         else:
-            tokenizer, preparation = rehearse_loading(
+            tokenizer, preparation = by_loading(
                 images,
                 self.token_view,
                 workdir,
-                source=_path(self.weights),
+                source=path_of(self.weights),
                 sha256=self.sha256,
                 size=self.size,
                 device=device,
@@ -261,12 +221,6 @@ class DVAETokens(Target):
         freeze(tokenizer)
         self.tokenizer = tokenizer
         return preparation
-
-    def _counted(self, preparation: Preparation, images: Images) -> Preparation:
-        """Adds the floating-point operations of the training."""
-        num_images = min(self.num_images, len(images))
-        flops = training_flops(self.size, self.plan, self.token_view.image_size, num_images)
-        return dataclasses.replace(preparation, flops=flops)
 
     def forward(self, batch: Batch, encoder: Encoder) -> Tensor:
         """Looks up the ids of the target patches.
@@ -317,50 +271,3 @@ class DVAETokens(Target):
                 "Call prepare(images, workdir, device=..., say=...) first, as mimkit run does."
             )
         return self.tokenizer
-
-    if TYPE_CHECKING:
-        __call__ = forward
-
-
-def _choose(weights: str, codebook_size: int | None) -> str:
-    """Says what "auto" is as things are on this machine."""
-    if weights != "auto":
-        return weights
-    fits = codebook_size in (None, PUBLISHED.codebook_size)
-    return "openai" if fits and published.is_here("encoder") else "train"
-
-
-def _default_codes(weights: str) -> int:
-    return _TRAINED_CODES if weights == "train" else PUBLISHED.codebook_size
-
-
-def _path(weights: str) -> Path | None:
-    return None if weights == "openai" else Path(weights).expanduser()
-
-
-def _check_weights(weights: str, sha256: str | None, codebook_size: int | None) -> None:
-    words = ("auto", "openai", "train")
-    if weights not in words and Path(weights).suffix not in _SUFFIXES:
-        match = difflib.get_close_matches(weights, words, n=1)
-        hint = f" Did you mean '{match[0]}'?" if match else ""
-        raise RecipeError(
-            "target 'dvae', weights: must be 'auto', 'openai', 'train' or a path that ends in "
-            f"{', '.join(_SUFFIXES)}, but is '{weights}'.{hint}"
-        )
-    if weights == "openai" and codebook_size not in (None, PUBLISHED.codebook_size):
-        raise RecipeError(
-            f"target 'dvae', codebook_size: must be {PUBLISHED.codebook_size} with weights = "
-            f"'openai', but is {codebook_size}. Leave it out, or train with weights = 'train'."
-        )
-    if sha256 is None:
-        return
-    if weights in ("auto", "train"):
-        raise RecipeError(
-            "target 'dvae', sha256: must be left out unless a published file is named, but weights "
-            f"is '{weights}'. Set weights = 'openai', or a path."
-        )
-    if len(sha256) != 64 or not set(sha256) <= set(string.hexdigits.lower()):
-        raise RecipeError(
-            "target 'dvae', sha256: must be 64 hexadecimal digits in lower case, as sha256sum "
-            f"prints them, but is '{sha256}'."
-        )

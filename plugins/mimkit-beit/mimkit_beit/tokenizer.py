@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from dall_e import Decoder, Encoder
 from einops import rearrange
 from torch import Tensor, nn
 
-from mimkit import take
+from mimkit import Module, take
 from mimkit_beit.convolution import aligned_convolution
 
 Network = Literal["encoder", "decoder"]
@@ -75,7 +75,7 @@ def make_network(network: Network, size: Size) -> nn.Module:
     return made
 
 
-class Tokenizer(nn.Module):
+class Tokenizer(Module):
     """The encoder and, if there is one, the decoder, with given weights.
 
     Args:
@@ -159,9 +159,6 @@ class Tokenizer(nn.Module):
         with torch.autocast(ids.device.type, enabled=False):
             output: Tensor = self.decoder(codes.float())
         return picture(output)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def picture(output: Tensor) -> Tensor:

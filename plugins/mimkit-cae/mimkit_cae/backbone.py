@@ -1,40 +1,32 @@
 """What fine-tuning makes of CAE's encoder."""
 
-from __future__ import annotations
-
-import copy
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import torch
 from timm.models.beit import Attention
 from torch import Tensor, nn
 
-from mimkit import Backbone, Grid, set_drop_path
-
-if TYPE_CHECKING:
-    from mimkit_cae.encoder import CAEViT
+from mimkit import Backbone, Encoder, Grid, set_drop_path
 
 
 class PooledCAE(Backbone):
     """The mean of the patches' last states, normalised; every block has relative positions too.
 
     Args:
-        vit: the encoder to start from, which is copied.
+        vit: a transformer without a final norm, with timm's blocks in ``blocks``, which this
+            network owns from now on.
+        norm: of the mean; owned likewise.
         grid: of the images to come.
-        pos_embed: (1, 1 + N, D), the fixed positions on that grid.
 
     Source: the released fine-tuning code: the norm starts as the pre-trained final norm, tables
         of relative positions at zero, and the class token is not decayed (in pre-training it is).
     """
 
-    def __init__(self, vit: CAEViT, grid: Grid, pos_embed: Tensor) -> None:
+    def __init__(self, vit: Encoder, norm: nn.Module, grid: Grid) -> None:
         super().__init__()
-        self.vit = copy.deepcopy(vit)
-        self.vit.grid = grid
-        self.vit.pos_embed = pos_embed.to(vit.pos_embed)
-        self.fc_norm = self.vit.norm
-        self.vit.norm = nn.Identity()
-        for block in self.vit.blocks:
+        self.vit = vit
+        self.fc_norm = norm
+        for block in vit.get_submodule("blocks").children():
             block.attn = _with_relative_positions(cast(Attention, block.attn), grid)
         self.num_features = vit.embed_dim
 
@@ -48,23 +40,21 @@ class PooledCAE(Backbone):
 
         Source: BEiT's code, and so CAE's, in which the norm has the classifier's rate.
         """
-        vit = self.vit
+        embedding = [p for name, p in self.vit.named_parameters() if not name.startswith("blocks.")]
+        blocks = self.vit.get_submodule("blocks").children()
         return [
-            [vit.cls_token, *vit.patch_embed.parameters()],
-            *(list(block.parameters()) for block in vit.blocks),
+            embedding,
+            *(list(block.parameters()) for block in blocks),
             list(self.fc_norm.parameters()),
         ]
 
     def set_drop_path(self, rate: float) -> None:
         """Sets stochastic depth of every block, rising linearly from 0 to ``rate``."""
-        set_drop_path(self.vit.blocks, rate)
+        set_drop_path(self.vit.get_submodule("blocks").children(), rate)
 
     def no_weight_decay(self) -> frozenset[str]:
         """The class token; tables of relative positions are decayed."""
         return frozenset({"vit.cls_token"})
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _with_relative_positions(attention: Attention, grid: Grid) -> Attention:

@@ -1,7 +1,5 @@
 """timm's block, with the same parameters, computed in fewer passes over memory."""
 
-from typing import TYPE_CHECKING
-
 import torch
 from timm.models.beit import Block as TimmBlock
 from torch import Tensor, nn
@@ -21,9 +19,6 @@ class Block(TimmBlock):
         attended = self.attn(self.norm1(x), shared_rel_pos_bias)
         x = add_branch(x, attended, self.gamma_1, self.drop_path1)
         return add_branch(x, self.mlp(self.norm2(x)), self.gamma_2, self.drop_path2)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def add_branch(x: Tensor, branch: Tensor, factors: Tensor | None, drop_path: nn.Module) -> Tensor:

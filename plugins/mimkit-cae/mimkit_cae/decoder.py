@@ -1,15 +1,13 @@
 """The decoder. Source: CAE, arXiv 2202.03026, section 3.1."""
 
-from typing import TYPE_CHECKING
-
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
-from mimkit import Stream, as_stream
+from mimkit import Module, Stream, as_stream
 from mimkit_cae.block import Block
 
 
-class Decoder(nn.Module):
+class Decoder(Module):
     """Self-attention among the masked patches alone; it sees no visible patch and no class token.
 
     Args:
@@ -59,6 +57,3 @@ class Decoder(nn.Module):
             x = block(x)
         decoded: Tensor = self.norm(x)
         return decoded
-
-    if TYPE_CHECKING:
-        __call__ = forward

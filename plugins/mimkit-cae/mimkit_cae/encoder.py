@@ -1,5 +1,6 @@
 """CAE's vision transformer (arXiv 2202.03026, section 3.1), on timm's blocks."""
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from mimkit import (
     Encoder,
     Geometry,
     Grid,
+    Module,
     Multiple,
     Rate,
     Ratio,
@@ -145,7 +147,11 @@ class CAEViT(Encoder):
                 "encoder 'cae_vit': the patches of another grid must be "
                 f"{self.grid.patch_size} px, but are {grid.patch_size} px."
             )
-        return PooledCAE(self, grid, positions(grid, self.embed_dim))
+        vit = copy.deepcopy(self)
+        vit.grid = grid
+        vit.pos_embed = positions(grid, self.embed_dim).to(self.pos_embed)
+        norm, vit.norm = vit.norm, nn.Identity()
+        return PooledCAE(vit, norm, grid)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens.
@@ -204,11 +210,10 @@ class CAEViT(Encoder):
         return patch_attention(query, key, 1)
 
     if TYPE_CHECKING:
-        __call__ = forward
         pos_embed: Tensor
 
 
-class PatchEmbedding(nn.Module):
+class PatchEmbedding(Module):
     """Projects patches to the width of the tokens, and only those that enter.
 
     The pass over the visible patches and the one over the masked cost together what one
@@ -240,9 +245,6 @@ class PatchEmbedding(nn.Module):
         if context is not None:
             patches = take(patches, context)  # (B, S, C * P * P)
         return F.linear(patches, weight.flatten(1), self.proj.bias)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def positions(grid: Grid, embed_dim: int) -> Tensor:

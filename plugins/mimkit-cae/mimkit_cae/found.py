@@ -5,12 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from timm.data.constants import (
-    IMAGENET_DEFAULT_MEAN,
-    IMAGENET_DEFAULT_STD,
-    IMAGENET_INCEPTION_MEAN,
-    IMAGENET_INCEPTION_STD,
-)
 from torch import Tensor
 
 from mimkit import (
@@ -144,22 +138,13 @@ class Found:
             )
         return None
 
-    def normalisation(self) -> dict[str, tuple[float, ...]]:
-        """Gives ``data.mean`` and ``data.std`` where the program's options say them."""
-        imagenet = self.checkpoint.args.get("imagenet_default_mean_and_std")
-        if imagenet is None:
-            return {}
-        if imagenet:
-            return {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
-        return {"mean": IMAGENET_INCEPTION_MEAN, "std": IMAGENET_INCEPTION_STD}
-
     def open_questions(self, num_heads: int) -> list[str]:
         """Says what the tensors leave open."""
         notes = [
             f"the file does not say the encoder's number of heads: {num_heads} is taken, as in "
             "the released models of this width; else --set encoder.num_heads=N"
         ]
-        if not self.normalisation():
+        if not self.checkpoint.normalisation():
             notes.append(
                 "the file does not say how pixels were normalised: the recipe's mean and standard "
                 "deviation are taken; else --set data.mean=[R, G, B] and data.std likewise"

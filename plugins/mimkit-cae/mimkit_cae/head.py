@@ -139,5 +139,4 @@ class CAEHead(Head):
         }
 
     if TYPE_CHECKING:
-        __call__ = forward
         positions: Tensor

@@ -54,7 +54,7 @@ class CAEImporter(Importer):
             "data": {
                 "image_size": grid.image_size,
                 "patch_size": grid.patch_size,
-                **found.normalisation(),
+                **checkpoint.normalisation(),
             },
             "encoder": {"part": "cae_vit", **options},
         }

@@ -1,7 +1,7 @@
 """The alignment constraint. Source: CAE, arXiv 2202.03026, section 3.2."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from einops import repeat
@@ -75,9 +75,6 @@ class AlignmentLoss(Loss):
         view = View("alignment error", size_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         title = "alignment error (white: none, orange: as unrelated vectors)"
         return (Picture(title, paste(ground, patches, batch.mask), view=view),)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _deviation(latent: Tensor, valid: Tensor) -> Tensor:

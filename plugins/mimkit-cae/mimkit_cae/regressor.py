@@ -1,7 +1,5 @@
 """The latent contextual regressor. Source: CAE, arXiv 2202.03026, section 3.1, and its code."""
 
-from typing import TYPE_CHECKING
-
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -10,12 +8,12 @@ from timm.layers.mlp import Mlp
 from timm.layers.norm import LayerNorm
 from torch import Tensor, nn
 
-from mimkit import Stream, as_stream
+from mimkit import Module, Stream, as_stream
 from mimkit_cae.block import add_branch
 from mimkit_cae.initialisation import special_token
 
 
-class Regressor(nn.Module):
+class Regressor(Module):
     """Predicts what the encoder would say of the masked patches, from the visible ones.
 
     Args:
@@ -79,11 +77,8 @@ class Regressor(nn.Module):
         latent: Tensor = self.norm(x)
         return latent
 
-    if TYPE_CHECKING:
-        __call__ = forward
 
-
-class RegressorBlock(nn.Module):
+class RegressorBlock(Module):
     """Cross-attention of the masked patches to the visible ones and to each other, then an MLP.
 
     Positions reach queries and keys, not values. The norm between attention and MLP replaces the
@@ -139,11 +134,8 @@ class RegressorBlock(nn.Module):
         x = self.norm2_cross(x).to(x.dtype)
         return add_branch(x, self.mlp_cross(x), self.gamma_2_cross, self.drop_path)
 
-    if TYPE_CHECKING:
-        __call__ = forward
 
-
-class CrossAttention(nn.Module):
+class CrossAttention(Module):
     """Attention with a projection each for queries, keys and values; keys have no bias.
 
     Args:
@@ -176,9 +168,6 @@ class CrossAttention(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         return rearrange(x, "b t (h d) -> b h t d", h=self.num_heads)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _factors(embed_dim: int, layer_scale: float | None) -> nn.Parameter | None:

@@ -1,7 +1,7 @@
 """MAE's decoder: mask tokens join what the encoder saw, and a small transformer fills them in."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 
 import torch
 from timm.layers.norm import LayerNorm
@@ -112,6 +112,3 @@ class MAEDecoder(Head):
             x = block(x)
         at_targets = self.norm(take(x[:, prefix.shape[1] :], mask.target))  # (B, G, M, E)
         return {name: predict(at_targets) for name, predict in self.predictors.items()}
-
-    if TYPE_CHECKING:
-        __call__ = forward

@@ -1,7 +1,7 @@
 """MaskFeat's target: histograms of oriented gradients."""
 
 import math
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -79,9 +79,6 @@ class HOG(Target):
         patches = patches.expand(-1, -1, -1, batch.image.shape[1], -1, -1)
         image = batch.image.float()
         return (Picture("predicted gradients", paste(image, patches, batch.mask)),)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def oriented_histograms(image: Tensor, cell_size: int) -> Tensor:

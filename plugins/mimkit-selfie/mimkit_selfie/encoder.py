@@ -1,7 +1,7 @@
 """The patch network P of Selfie (arXiv 1906.02940): a ResNet that sees one patch at a time."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Interval
@@ -108,9 +108,6 @@ class PatchResNet(Encoder):
         image = image.contiguous(memory_format=torch.channels_last)
         x: Tensor = self.stages(self.stem(image))
         return x if self.norm is None else self.norm(x)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _tokens(patches: Tensor, index: Tensor) -> Tokens:

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,6 @@ class AttentionPooling(Module):
         for block in self.blocks:
             x = block(x)
         return x[:, 0]
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 class PointerHead(Head):
@@ -116,9 +113,6 @@ class PointerHead(Head):
         It adds no positions: those of the cells of a full image were never learned.
         """
         return copy.deepcopy(self.attention_pooling)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _only_output(geometry: Geometry) -> str:

@@ -1,6 +1,6 @@
 """The pointer: which of the hidden patches belongs here? Source: Selfie, arXiv 1906.02940."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,9 +69,6 @@ class PointerLoss(Loss):
             # Finite, so that a group without any valid candidate gives no NaN.
             lowest = torch.finfo(logits.dtype).min
             return logits.masked_fill(~valid[..., None, :], lowest)
-
-    if TYPE_CHECKING:
-        __call__ = forward
 
 
 def _right(valid: Tensor) -> Tensor:

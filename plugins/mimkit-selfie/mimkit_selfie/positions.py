@@ -1,6 +1,6 @@
 """Learned embeddings of the places on a grid."""
 
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,6 +52,3 @@ class LearnedPositions(Module):
             rows = F.embedding(index // self.num_cols, self.row)
             return rows + F.embedding(index % self.num_cols, self.col)
         return F.embedding(index, self.location)
-
-    if TYPE_CHECKING:
-        __call__ = forward

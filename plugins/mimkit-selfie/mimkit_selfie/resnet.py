@@ -5,7 +5,6 @@ sum, which the next unit's first norm, or a closing one, makes usable.
 """
 
 import copy
-from typing import TYPE_CHECKING
 
 from timm.layers.create_conv2d import create_conv2d
 from timm.layers.norm_act import BatchNormAct2d
@@ -102,6 +101,3 @@ class ResNet(Backbone):
         groups = [list(part.parameters()) for part in (self.stem, *blocks)]
         groups[-1].extend(self.norm.parameters())
         return [*groups, []]
-
-    if TYPE_CHECKING:
-        __call__ = forward

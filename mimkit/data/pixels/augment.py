@@ -1,24 +1,17 @@
-"""Augmented renderings of images: one crop, flip and jitter per image, shared by all its views."""
+"""How training images vary, and what chance decided for each of them."""
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mimkit.data.color import jitter
 from mimkit.data.counter import uniform
-from mimkit.data.cut import cut
 from mimkit.data.device import send
-from mimkit.parts.records import View
-
-if TYPE_CHECKING:
-    from mimkit.data.sources import Source
 
 EPOCH_STRIDE: Final = 2**40
 """Random numbers are drawn for the number ``epoch * EPOCH_STRIDE + index``."""
@@ -115,39 +108,6 @@ def draw(
     )
 
 
-def render(
-    source: Source, index: Tensor, view: View, draws: Draws | None, augment: Augment
-) -> Tensor:
-    """Renders one view of some images.
-
-    Args:
-        source: the images.
-        index: (n,) int64, which of them.
-        view: size, kernel and normalisation.
-        draws: what was drawn for them; None shows whole images, whatever ``augment`` says.
-        augment: what the draws were made for.
-
-    Shape: (n, C, H, W) float32, on the device of the source's pixels, else on the CPU.
-    """
-    if draws is None:
-        augment = Augment.none()
-        zeros = np.zeros(len(index), dtype=np.int64)
-        draws = draw(augment, source.extent(index.cpu()).numpy(), 0, zeros, zeros)
-    return finish(cut(source, index, (view,), draws, augment)[view.name], view, draws.color)
-
-
-def finish(pixels: Tensor, view: View, color: Tensor | None) -> Tensor:
-    """Applies the colour jitter and the view's normalisation.
-
-    Shape: pixels (n, 3, H, W) uint8, color (n, 3) or None; (n, 3, H, W) float32.
-    """
-    mean, std = _constant(view.mean, pixels.device), _constant(view.std, pixels.device)
-    images = pixels.to(torch.float32).mul_(1 / 255)
-    if color is not None:
-        images = jitter(images, send(color, pixels.device))
-    return images.sub_(mean).div_(std)
-
-
 def _extent(
     augment: Augment, sizes: NDArray[np.float64], tries: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -164,9 +124,3 @@ def _extent(
     highest = np.clip(np.round(width / narrow), 1, height)
     centred = ~fits.any(1)
     return np.where(centred[:, None], np.stack([highest, widest], axis=1), first), centred
-
-
-@functools.cache
-def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Keeps per-channel numbers on the device, (C, 1, 1): sending them would cost every batch."""
-    return torch.tensor(values, device=device)[:, None, None]

@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from mimkit.data.metadata import without_metadata
+from mimkit.data.pixels.metadata import without_metadata
 
 _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 SHRINKS: Final = (1, 2, 4, 8)

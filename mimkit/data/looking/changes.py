@@ -9,9 +9,9 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimkit.data.chunks import DIGEST_BYTES
 from mimkit.data.intake.table import Table
-from mimkit.files import write_atomic
+from mimkit.data.looking.chunks import DIGEST_BYTES
+from mimkit.files import write_bytes
 
 _SHOWN: Final = 3
 
@@ -43,7 +43,7 @@ def write_names(place: Path, table: Table, rows: Iterable[int], origin: str) -> 
     root = os.path.abspath(origin) + os.sep
     names = [table.where(int(row)).removeprefix(root) for row in rows]
     content = "\0".join(names).encode("utf-8", errors="backslashreplace")
-    write_atomic(_names(place), lambda path: _write(path, content))
+    write_bytes(_names(place), content)
 
 
 def changes(before: Path, now: Path) -> Changes | None:
@@ -61,10 +61,6 @@ def changes(before: Path, now: Path) -> Changes | None:
 
 def _names(place: Path) -> Path:
     return place / "names.bin"
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
 
 
 def _read(place: Path) -> dict[str, bytes]:

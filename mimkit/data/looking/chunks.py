@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mimkit.data.decode import SHRINKS, UnreadableError, look
 from mimkit.data.intake.table import Skipped, Table
+from mimkit.data.pixels.decode import SHRINKS, UnreadableError, look
 from mimkit.files import write_atomic
 
 DIGEST_BYTES = 32

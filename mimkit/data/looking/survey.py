@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
 from mimkit.console import make_console
-from mimkit.data.chunks import Chunk, load_chunk, look_at, save_chunk
-from mimkit.data.decode import UnreadableError, measure
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.pace import Pace
+from mimkit.data.looking.chunks import Chunk, load_chunk, look_at, save_chunk
+from mimkit.data.looking.pace import Pace
+from mimkit.data.pixels.decode import UnreadableError, measure
 from mimkit.data.workers import cores, leave_signals_to_parent
 from mimkit.errors import DataError
 

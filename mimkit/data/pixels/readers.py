@@ -7,9 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimkit.data.decode import SHRINKS, UnreadableError, decode
 from mimkit.data.drawing import Drawing
 from mimkit.data.intake.table import Skipped, Table
+from mimkit.data.pixels.decode import SHRINKS, UnreadableError, decode
 from mimkit.errors import DataError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal, Protocol
 
 import numpy as np
 import torch
@@ -11,12 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from mimkit.data.device import send
-from mimkit.data.resample import crop, resample
+from mimkit.data.pixels.augment import Augment, Draws
+from mimkit.data.pixels.resample import crop, resample
 from mimkit.parts.records import View
-
-if TYPE_CHECKING:
-    from mimkit.data.sources import Source
-    from mimkit.data.views import Augment, Draws
 
 _PILLOW: Final = {
     "bilinear": Image.Resampling.BILINEAR,
@@ -25,8 +22,22 @@ _PILLOW: Final = {
 }
 
 
+class Stored(Protocol):
+    """Images as they are stored; `mimkit.data.source.Source` is one."""
+
+    @property
+    def pixels(self) -> Tensor | None:
+        """(N, 3, H, W) uint8 if all are decoded and at hand, else None."""
+
+    def extent(self, index: Tensor) -> Tensor:
+        """Tells heights and widths, (n, 2) int32, for (n,) int64 on the CPU."""
+
+    def image(self, index: int, shrink: int = 1) -> Image.Image:
+        """Returns an image in RGB, at its full size, or up to ``shrink`` times smaller."""
+
+
 def cut(
-    source: Source, index: Tensor, views: Sequence[View], draws: Draws, augment: Augment
+    source: Stored, index: Tensor, views: Sequence[View], draws: Draws, augment: Augment
 ) -> dict[str, Tensor]:
     """Cuts and resizes the images of several views, each image decoded once.
 
@@ -70,7 +81,7 @@ def _cut_pixels(pixels: Tensor, view: View, draws: Draws, augment: Augment) -> T
 
 
 def _cut_file(
-    source: Source,
+    source: Stored,
     index: int,
     stored_height: int,
     boxes: Sequence[tuple[View, list[float]]],

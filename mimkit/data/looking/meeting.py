@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimkit.data.decode import UnreadableError, measure
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.readers import read_again
+from mimkit.data.pixels.decode import UnreadableError, measure
+from mimkit.data.pixels.readers import read_again
 from mimkit.errors import DataError
 from mimkit.files import write_atomic
 

@@ -15,13 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.data import registered, survey
+from mimkit.data import registered
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.sources import described, open_source, open_sources
-from mimkit.data.views import Augment, draw, render
+from mimkit.data.looking import survey
+from mimkit.data.opening import open_source, open_sources
+from mimkit.data.pixels.augment import Augment, draw
+from mimkit.data.pixels.views import render
+from mimkit.data.source import described
 from mimkit.errors import DataError
-from mimkit.parts.base import Images
 from mimkit.parts.records import View
+from mimkit.parts.target import Images
 from mimkit.recipe.sections import DataSection
 
 COLORS = ("red", "green", "blue")
