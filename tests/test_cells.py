@@ -90,7 +90,7 @@ def test_a_cell_may_have_several_metrics_and_no_accuracy(subject):
     def evaluate(measure):
         table = Table(told, "segment", torch.arange(40), ("miou", "pixel_accuracy"))
         cell = Cell("pretrained", 3, 0.5, {"lr": 0.1})
-        score = table.score(cell, {"weights": "w"}, measure, num_images=40)
+        score = table.score(cell, {"weights": "w"}, measure)
         return table.results(cell, score, {"label_fraction": 0.5}, {"lr": 0.1})
 
     results = evaluate(lambda: Score({"miou": 0.25, "pixel_accuracy": 0.5}))

@@ -275,7 +275,7 @@ class _Probes:
             self._train(classifier, cell, fitted)
             return self._judge(classifier, cell, judged)
 
-        return self.table.score(cell, depends_on, measure, num_images=len(judged))
+        return self.table.score(cell, depends_on, measure, judged=judged)
 
     def _fresh(self, seed: int) -> AttentiveClassifier:
         num_classes = self.subsets.labels.num_classes

@@ -157,7 +157,7 @@ class Table:
         depends_on: Mapping[str, object],
         measure: Callable[[], Score],
         *,
-        num_images: int,
+        judged: Tensor | None = None,
         note: str = "",
     ) -> Score:
         """Measures a cell and tells of it, unless that was done before.
@@ -167,7 +167,7 @@ class Table:
             depends_on: everything but the images that changes the number, as plain data, such as
                 the ``digest`` of the weights and the options.
             measure: does it.
-            num_images: how many it judges.
+            judged: the images that it judges; None for those of the test split.
             note: ends the line that tells of it.
         """
         key = cell_key(data=self.images, **depends_on)
@@ -178,6 +178,7 @@ class Table:
         score = measure()
         with self.lock:
             tell = self.subject.report if cell.split == "test" else self.subject.detail
+            num_images = len(self.test if judged is None else judged)
             tell(self._line(cell, score, num_images, note))
             self.cells.add(
                 key,

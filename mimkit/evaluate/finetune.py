@@ -269,7 +269,7 @@ class FineTune(Evaluator):
             cell,
             depends_on,
             lambda: train(network, cell, fitted, judged),
-            num_images=len(judged),
+            judged=judged,
         )
 
     def _protocol(self) -> dict[str, Plain]:

@@ -161,23 +161,25 @@ class LinearProbe(Evaluator):
 
     def _results(self, fits: _Fits, num_layers: int) -> list[Result]:
         """Measures one start with every pool and layer."""
-        results = []
-        for row, pool in product(fits.subsets.rows(fits.start.init, fits.start.seeds), self.pools):
-            if self.layers == "last":
-                where: dict[str, Plain] = {"layer": "last", "pool": pool}
-                results += fits.results(row if fits.of_pixels else _at(row, pool), where)
-                continue
-            where = {"layer": _CHOSEN, "num_layers": num_layers, "pool": pool}
-            if fits.of_pixels:  # measured at the first pool, known at the others
-                results += fits.results(row, where)
-                continue
-            scores = {}
-            for layer in range(1, num_layers + 1):
-                cell = _at(row, pool, layer)
-                scores[layer] = fits.score(cell)
-                results += fits.results(cell, {**where, "layer": layer})
-            layer, _ = best(scores, lambda layer: _development(scores[layer]))  # noqa: B023 -- now
-            results += fits.results(_at(row, pool, layer), where, {"layer": layer})
+        start, results = fits.start, []
+        for row, pool in product(fits.subsets.rows(start.init, start.seeds), self.pools):
+            where: dict[str, Plain] = {"layer": "last", "pool": pool}
+            if self.layers == "all":
+                where = {"layer": _CHOSEN, "num_layers": num_layers, "pool": pool}
+            cell = replace(row, setting={"pool": pool})
+            chosen: dict[str, Plain] = {}
+            if start.encoder is None:
+                cell = row  # measured at the first pool, known at the others
+            elif self.layers == "all":
+                cells = [
+                    replace(row, setting={"pool": pool, "layer": layer})
+                    for layer in range(1, num_layers + 1)
+                ]
+                for one in cells:
+                    results += fits.results(one, {**where, "layer": one.setting["layer"]}, {})
+                cell, _ = best(cells, fits.development)
+                chosen = {"layer": cell.setting["layer"]}
+            results += fits.results(cell, where, chosen)
         return results
 
     def _layers(self, subject: Subject) -> list[dict[Pool, Tensor | OnDisk]]:
@@ -230,7 +232,6 @@ class _Fits:
         self.start = start
         self.subject = table.subject
         self.weights = start.weights
-        self.of_pixels = start.encoder is None
         # Images that no subset holds would be encoded for nothing.
         self.train = subsets.union(start.seeds)
 
@@ -255,14 +256,14 @@ class _Fits:
         )
 
     def results(
-        self, cell: Cell, where: Mapping[str, Plain], layer: Mapping[str, Plain] | None = None
+        self, cell: Cell, where: Mapping[str, Plain], chosen: Mapping[str, Plain]
     ) -> list[Result]:
         """Measures a cell.
 
         Args:
             cell: which one.
             where: what its results say of pool and layer.
-            layer: that was chosen, if one was.
+            chosen: what was found on development images beside the weight decay.
         """
         score, options = self.score(cell), self.options
         weight_decays = ", ".join(f"{w:g}" for w in options.weight_decays)
@@ -271,7 +272,7 @@ class _Fits:
             cell,
             score,
             {**self.subsets.protocol(cell), **where, "weight_decays": weight_decays},
-            {**(layer or {}), **{name: score.chosen[name] for name in names}},
+            {**chosen, **{name: score.chosen[name] for name in names}},
         )
 
     def score(self, cell: Cell) -> Score:
@@ -284,12 +285,12 @@ class _Fits:
             "weight_decays": options.weight_decays,
             **self.subject.rounding,
         }
-        return self.table.score(
-            cell,
-            depends_on,
-            lambda: self._fit(cell, self._split(layer, pool)),
-            num_images=len(self.subsets.test),
-        )
+        return self.table.score(cell, depends_on, lambda: self._fit(cell, self._split(layer, pool)))
+
+    def development(self, cell: Cell) -> Score:
+        """Tells what the probe of a cell has scored on development images."""
+        chosen = self.score(cell).chosen
+        return Score({"accuracy": chosen["development_accuracy"]}, chosen["development_loss"])
 
     def _split(self, layer: int, pool: Pooling | None) -> _Split:
         """Gives both splits' features of layer 1, 2, ...; without a pool their pixels."""
@@ -332,14 +333,3 @@ class _Fits:
             "development_loss": development and development.loss,
         }
         return Score(found.metrics, image_scores=found.image_scores, chosen=chosen)
-
-
-def _at(row: Cell, pool: Pooling, layer: int | None = None) -> Cell:
-    setting = {"pool": pool} if layer is None else {"pool": pool, "layer": layer}
-    return replace(row, setting=setting)
-
-
-def _development(score: Score) -> Score:
-    """What a probe has scored on development images."""
-    accuracy, loss = score.chosen["development_accuracy"], score.chosen["development_loss"]
-    return Score({"accuracy": accuracy}, loss)

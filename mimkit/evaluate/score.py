@@ -42,9 +42,10 @@ class Score:
         return self.value, -(self.loss or 0.0)
 
     @classmethod
-    def of(cls, correct: Tensor, loss: float) -> "Score":
+    def of(cls, correct: Tensor, loss: float | None = None) -> "Score":
         """Sums up which images were right, (m,) bool, in ascending order of their numbers."""
-        loss = loss if math.isfinite(loss) else math.inf
+        if loss is not None and not math.isfinite(loss):
+            loss = math.inf
         return cls({"accuracy": int(correct.sum()) / len(correct)}, loss, pack(correct))
 
 
