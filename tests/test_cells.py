@@ -102,3 +102,26 @@ def test_a_cell_may_have_several_metrics_and_no_accuracy(subject):
         "segment, 50 % of the labels, pretrained, seed 3, lr 0.1: miou 0.25, 40 test images"
     ]
     assert evaluate(lambda: pytest.fail("measured again")) == results
+
+
+def test_cells_that_differ_in_anything_are_kept_apart(subject):
+    table = Table(subject, "any", torch.arange(40))
+    cell = Cell("pretrained", 0, 0.5, {"lr": 0.1})
+    others = [
+        dataclasses.replace(cell, **change)
+        for change in (
+            {"init": "random"},
+            {"seed": 1},
+            {"fraction": 1.0},
+            {"setting": {"lr": 0.2}},
+            {"setting": {"weight_decay": 0.1}},
+            {"split": "development"},
+        )
+    ]
+    cells = [cell, *others]
+    for _ in range(2):
+        found = [
+            table.score(one, {"weights": "w"}, lambda n=number: Score({"accuracy": n / 10})).value
+            for number, one in enumerate(cells)
+        ]
+        assert found == [number / 10 for number in range(len(cells))]

@@ -108,13 +108,13 @@ class Table:
 
         Args:
             cell: which one.
-            depends_on: everything but the images that changes the number, as plain data, such as
-                the ``digest`` of the weights and the options.
+            depends_on: everything but images and cell that changes the number, as plain data, such
+                as the ``digest`` of the weights and the options. Its "cell" replaces the record.
             measure: does it.
             judged: the images that it judges; None for those of the test split.
             note: ends the line that tells of it.
         """
-        key = cell_key(data=self.images, **depends_on)
+        key = cell_key(**{"data": self.images, "cell": cell.record, **depends_on})
         with self.lock:
             known = self.cells.get(key)
         if known is not None:

@@ -101,8 +101,7 @@ class KNNConsistency(Evaluator):
         k = min(self.k, (count - 1) // 2)
         depends_on = {
             "weights": start.weights,
-            "cell": [*cell.record.values(), self.num_images],
-            "neighbours": [k, self.pool],
+            "options": [k, self.pool, self.num_images],
             **table.subject.rounding,
         }
         score = table.score(

@@ -19,6 +19,7 @@ from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.randaugment import RandAugment
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.starts import TRAINED, start_of
 from mimkit.evaluate.trainer import Trainer, statistics_batches
 from mimkit.parts.base import Backbone
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio, Size
@@ -140,7 +141,7 @@ class FineTune(Evaluator):
         self.random_erasing = random_erasing
         self.grid = None if image_size is None else _grid_of(image_size, geometry.grid, network)
         self.recompute_batch_norm = recompute_batch_norm
-        self.inits = ("pretrained", "scratch") if baseline else ("pretrained",)
+        self.inits = TRAINED if baseline else TRAINED[:1]
         self.num_test_images = num_test_images
         self.train = TrainSection(
             total_steps=total_steps,
@@ -286,7 +287,7 @@ class FineTune(Evaluator):
     def _network(self, subject: Subject, cell: Cell) -> Classifier:
         devices = [subject.device] if subject.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            start = subject.pretrainer if cell.init == "pretrained" else subject.fresh(cell.seed)
+            start = start_of(cell, subject)
             # New layers begin alike in both starts.
             torch.manual_seed(cell.seed)
             network = Classifier(self.backbone(start), len(subject.train.classes))

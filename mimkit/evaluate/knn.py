@@ -85,8 +85,7 @@ class KNN(Evaluator):
         cell = Cell(start.init, table.subject.seed)
         depends_on = {
             "weights": start.weights,
-            "cell": [*cell.record.values(), self.num_images, self.num_test_images],
-            "vote": [self.k, self.temperature, self.pool],
+            "options": [self.k, self.temperature, self.pool, self.num_images, self.num_test_images],
             **table.subject.rounding,
         }
         score = table.score(cell, depends_on, lambda: self._score(start, table, labels, train))

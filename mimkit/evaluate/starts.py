@@ -1,13 +1,16 @@
-"""What frozen features are judged beside: random weights, and the image itself."""
+"""What pre-training is judged beside: no training, random weights, and the image itself."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from mimkit.evaluate.base import Result, Subject
-from mimkit.evaluate.cells import digest
+from mimkit.evaluate.cells import Cell, digest
 from mimkit.parts.base import Encoder
+from mimkit.train.step import Pretrainer
 
+TRAINED: Final = ("pretrained", "scratch")
+"""Starts of a whole network that is trained on, in the order in which each seed takes them."""
 BASELINES: Final = ("scratch", "random")
 """What ``"pretrained"`` is compared with: the first of these that was measured."""
 
@@ -42,6 +45,11 @@ def starts(subject: Subject, seeds: Sequence[int]) -> Iterator[Start]:
     for some in others:
         yield Start("random", some, subject.fresh(some[0]).encoder)
     yield Start("pixels", seeds, None)
+
+
+def start_of(cell: Cell, subject: Subject) -> Pretrainer:
+    """Returns whose weights a network begins with: the pre-trained ones, or those of the seed."""
+    return subject.pretrainer if cell.init == "pretrained" else subject.fresh(cell.seed)
 
 
 def by_encoder(seeds: Sequence[int]) -> list[Sequence[int]]:
