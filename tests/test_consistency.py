@@ -102,7 +102,7 @@ def test_an_encoder_that_knows_the_image_whatever_the_crop_is_consistent(
     assert by_init(KNNConsistency(geometry, k=5).run(plain))["pretrained"].value > 0.95
 
 
-def test_every_method_sees_the_same_renderings(subject, geometry, monkeypatch):
+def test_every_method_sees_the_same_renderings(subject, geometry, monkeypatch, tmp_path):
     """Whatever the recipe's augmentation, and however often others drew from torch."""
     encoder = subject.pretrainer.encoder
     encode, seen = encoder.features, []
@@ -112,7 +112,9 @@ def test_every_method_sees_the_same_renderings(subject, geometry, monkeypatch):
         return encode(image)
 
     monkeypatch.setattr(encoder, "features", watched)
-    other = dataclasses.replace(subject, augment=Augment(crop="none", color_jitter=0.9))
+    other = dataclasses.replace(
+        subject, augment=Augment(crop="none", color_jitter=0.9), workdir=tmp_path / "other"
+    )
     for judged in (subject, other):
         torch.manual_seed(len(seen))
         KNNConsistency(geometry).run(judged)

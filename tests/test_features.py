@@ -7,7 +7,7 @@ from torch import nn
 
 from mimkit import Tokens
 from mimkit.comparison import trial
-from mimkit.evaluate.features import extract, extract_layers
+from mimkit.evaluate.features import extract, extract_layers, whole
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import subject as subject_of
 from mimkit.recipe.registry import entries, load
@@ -36,7 +36,9 @@ def test_rows_follow_the_index_however_images_are_batched(subject, monkeypatch):
 def test_the_last_layer_is_what_features_give(subject):
     last = layers_of(subject)[-1]
     for pool, features in last.items():
-        alone = extract(subject.pretrainer.encoder, subject, subject.train, INDEX, pool)
+        alone = extract(
+            subject.pretrainer.encoder, subject, whole(subject, subject.train, INDEX), pool
+        )
         torch.testing.assert_close(alone, features)
 
 
@@ -59,7 +61,7 @@ def test_half_precision_tokens_are_kept_in_float32(subject, monkeypatch):
         return dataclasses.replace(tokens, patches=tokens.patches.bfloat16())
 
     monkeypatch.setattr(encoder, "features", features)
-    assert extract(encoder, subject, subject.train, INDEX, "mean").dtype == torch.float32
+    assert extract(encoder, subject, whole(subject, subject.train, INDEX)).dtype == torch.float32
 
 
 def test_the_encoder_is_used_in_evaluation_mode_and_left_as_it_was(subject):

@@ -76,7 +76,7 @@ def test_finished_cells_are_not_measured_again(subject, geometry, monkeypatch):
 
     first = evaluate()
     monkeypatch.setattr(
-        "mimkit.evaluate.finetune.train_classifier", lambda *_, **__: pytest.fail("trained again")
+        "mimkit.evaluate.trainer.train_classifier", lambda *_, **__: pytest.fail("trained again")
     )
     assert evaluate() == first
     with pytest.raises(pytest.fail.Exception, match="trained again"):
@@ -223,7 +223,8 @@ def test_two_rates_alike_on_development_images_are_told_apart_by_the_loss(
 ):
     losses = iter((0.9, 0.5, 0.7, 0.3))
     monkeypatch.setattr(
-        "mimkit.evaluate.finetune.score_classifier", lambda *_, **__: Score(0.5, next(losses), "")
+        "mimkit.evaluate.trainer.score_classifier",
+        lambda *_, **__: Score({"accuracy": 0.5}, next(losses), ""),
     )
     options = {"label_fractions": (1.0,), "seeds": 1, "baseline": False, **QUICK}
     (result,) = FineTune(geometry, lrs=(0.1, 0.2, 0.3), **options).run(subject)
@@ -251,10 +252,10 @@ def test_statistics_are_those_of_mixed_batches(subject, geometry, monkeypatch, r
     sorted_train = dataclasses.replace(
         subject.train, pixels=subject.train.pixels[order], labels=subject.train.labels[order]
     )
-    monkeypatch.setattr("mimkit.evaluate.finetune.FEATURE_BATCH", 30)
+    monkeypatch.setattr("mimkit.evaluate.trainer.FEATURE_BATCH", 30)
     seen = []
     monkeypatch.setattr(
-        "mimkit.evaluate.finetune.recompute_batch_norm", lambda _, images: seen.extend(images)
+        "mimkit.evaluate.trainer.recompute_batch_norm", lambda _, images: seen.extend(images)
     )
     options = {**ONCE, "label_fractions": (1.0,), "baseline": False}
     evaluator = FineTune(geometry, rand_augment=rand_augment, **options)
@@ -275,7 +276,7 @@ def test_both_starts_differ_in_the_pre_trained_weights_alone(subject, geometry, 
         starts.append({name: value.clone() for name, value in network.state_dict().items()})
         streams.append(images[0])
 
-    monkeypatch.setattr("mimkit.evaluate.finetune.train_classifier", record)
+    monkeypatch.setattr("mimkit.evaluate.trainer.train_classifier", record)
     FineTune(geometry, label_fractions=(0.5,), seeds=2, lrs=(0.01,), **QUICK).run(subject)
     ours, scratch, ours_again, scratch_again = starts
     name = "backbone.vit.patch_embed.proj.weight"
@@ -297,7 +298,7 @@ def record_training(monkeypatch):
     """Keeps what is about to be trained, and trains nothing."""
     trainings = []
     monkeypatch.setattr(
-        "mimkit.evaluate.finetune.train_classifier",
+        "mimkit.evaluate.trainer.train_classifier",
         lambda network, images, *_, **options: trainings.append((network, images, options)),
     )
     return trainings
@@ -346,10 +347,10 @@ def test_another_resolution_is_trained_and_judged(subject, geometry, monkeypatch
 
     def score(network, images, *_, **__):
         judged.append((network, images))
-        return Score(0.5, 1.0, "")
+        return Score({"accuracy": 0.5}, 1.0, "")
 
     trainings = record_training(monkeypatch)
-    monkeypatch.setattr("mimkit.evaluate.finetune.score_classifier", score)
+    monkeypatch.setattr("mimkit.evaluate.trainer.score_classifier", score)
     FineTune(geometry, **ONCE, image_size=24).run(subject)
     assert len(trainings) == len(judged) == 2
     for network, images in [*(training[:2] for training in trainings), *judged]:

@@ -182,7 +182,7 @@ def test_splits_of_other_classes_are_refused(subject, geometry):
         KNN(geometry).check(dataclasses.replace(subject, test=other))
 
 
-def test_images_in_files_are_decoded_by_any_number_of_workers(subject, geometry):
+def test_images_in_files_are_decoded_by_any_number_of_workers(subject, geometry, tmp_path):
     def in_files(source):
         return dataclasses.replace(source, pixels=None, reader=Stored(source.pixels))
 
@@ -190,8 +190,9 @@ def test_images_in_files_are_decoded_by_any_number_of_workers(subject, geometry)
         subject, train=in_files(subject.train), test=in_files(subject.test)
     )
     here = KNN(geometry).run(stored)
-    assert here == KNN(geometry).run(dataclasses.replace(stored, workers=2))
-    assert here == KNN(geometry).run(subject)
+    by_others = dataclasses.replace(stored, workers=2, workdir=tmp_path / "by others")
+    assert here == KNN(geometry).run(by_others)
+    assert here == KNN(geometry).run(dataclasses.replace(subject, workdir=tmp_path / "pixels"))
 
 
 class Stored:

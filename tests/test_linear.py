@@ -38,8 +38,8 @@ def test_the_scale_of_features_changes_nothing(scale):
     features, labels = clusters(spread=2.0)
     probe = fit(features * scale, labels, 4, weight_decay=0.01)
     reference = fit(features, labels, 4, weight_decay=0.01)
-    assert probe.score(features * scale, labels).accuracy == pytest.approx(
-        reference.score(features, labels).accuracy, abs=0.02
+    assert probe.score(features * scale, labels).value == pytest.approx(
+        reference.score(features, labels).value, abs=0.02
     )
 
 
@@ -47,7 +47,7 @@ def test_a_feature_that_never_varies_does_no_harm():
     features, labels = clusters()
     features[:, 0] = 3.0
     score = fit(features, labels, 4, weight_decay=0.001).score(features, labels)
-    assert score.accuracy > 0.95
+    assert score.value > 0.95
     assert math.isfinite(score.loss)
 
 
@@ -63,7 +63,7 @@ def test_classes_without_an_image_keep_their_place():
     features, labels = clusters()
     probe = fit(features, labels, 7, weight_decay=0.01)
     assert probe(features).shape == (120, 7)
-    assert probe.score(features, labels).accuracy > 0.95
+    assert probe.score(features, labels).value > 0.95
 
 
 def test_every_result_has_its_baseline_with_the_same_labels(subject, geometry):

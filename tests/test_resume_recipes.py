@@ -8,7 +8,7 @@ import torch
 from rich.console import Console
 
 from mimkit.data.batches import stream
-from mimkit.evaluate import finetune
+from mimkit.evaluate import trainer
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import build_evaluators, subject
 from mimkit.recipe import registry
@@ -166,11 +166,11 @@ def test_fine_tuning_killed_inside_of_its_second_cell_ends_alike(
         if len(trained) == 2:
             raise ZeroDivisionError
 
-    trained, train_classifier = [], finetune.train_classifier
+    trained, train_classifier = [], trainer.train_classifier
     expected = fine_tune(tmp_path / "whole")
     assert len(expected) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(finetune, "train_classifier", die)
+        patch.setattr(trainer, "train_classifier", die)
         with pytest.raises(ZeroDivisionError):
             fine_tune(tmp_path / "killed")
     assert fine_tune(tmp_path / "killed") == expected

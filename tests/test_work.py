@@ -124,7 +124,7 @@ class Constant:
         self.bias = torch.zeros(10)
 
     def score(self, features, labels):
-        return Score(0.5, 1.0, "")
+        return Score({"accuracy": 0.5}, 1.0, "")
 
 
 SEARCHED = {"label_fractions": (0.2, 0.5), "seeds": 2, "num_test_images": 20, "lrs": (0.1, 0.3)}
@@ -181,7 +181,7 @@ def test_batch_norm_that_is_measured_anew_is_counted(
     subject, geometry, classified, monkeypatch, recompute
 ):
     monkeypatch.setattr(type(subject.pretrainer.encoder), "backbone", lambda *_: Normed())
-    monkeypatch.setattr("mimkit.evaluate.finetune.FEATURE_BATCH", 16)
+    monkeypatch.setattr("mimkit.evaluate.trainer.FEATURE_BATCH", 16)
     evaluator = FineTune(geometry, recompute_batch_norm=recompute, **QUICK, **SEARCHED)
     work = evaluator.work(subject)
     evaluator.run(subject)

@@ -123,7 +123,7 @@ def _together(
                     report("one does not fit beside the others: it is trained again, alone")
                 except LostError as error:
                     report(f"{error}: a training is done again, alone")
-        except BaseException:
+        except BaseException:  # also Ctrl-C: else this would wait for the trainings that are left
             threads.shutdown(wait=False, cancel_futures=True)
             crew.close()
             raise
@@ -208,6 +208,8 @@ class _Process:
     """One of a crew's processes, which gets calls and gives answers by pipes.
 
     What is unpickled at either end was pickled by this run itself: no other program has the pipes.
+    multiprocessing's own processes would import the script that asked, which may lack a guard, and
+    executors leave theirs behind when the parent is killed.
     """
 
     def __init__(self, first: bytes) -> None:
@@ -257,7 +259,7 @@ def _serve() -> None:
             answer = error = None
             try:
                 answer = function(*received.get())
-            except Exception as raised:  # the parent raises it
+            except Exception as raised:  # whatever it is, the parent raises it
                 error = raised.with_traceback(None)  # else its frames keep the memory
             pickle.dump((answer, error), answers)
             answers.flush()
@@ -272,7 +274,7 @@ def _receive(calls: IO[bytes], received: "queue.SimpleQueue[Any]") -> None:
             received.put(pickle.load(calls))
     except EOFError:
         os._exit(0)
-    except BaseException:
+    except BaseException:  # said, and the end: without calls the process would wait for ever
         sys.excepthook(*sys.exc_info())
         os._exit(1)
 

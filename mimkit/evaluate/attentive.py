@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from itertools import product
 from typing import Annotated, Final, Literal
 
 import torch
@@ -18,23 +15,17 @@ from mimkit.data.device import send
 from mimkit.data.pixels.augment import Augment
 from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.cross_attention import AttentiveClassifier, choose_heads
 from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
-from mimkit.evaluate.fractions import (
-    Labels,
-    development_split,
-    labels_of,
-    stratified_limit,
-    stratified_subset,
-    tell_gaps,
-)
+from mimkit.evaluate.fractions import Subsets, labels_of
 from mimkit.evaluate.frozen_tokens import FrozenTokens, gib_of, token_shape
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.evaluate.score import Score, are_right
 from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.starts import Start, by_encoder, starts
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Size
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
@@ -115,15 +106,9 @@ class AttentiveProbe(Evaluator):
 
         Raises: DataError, RecipeError.
         """
-        labels = labels_of(subject, _NAME)
-        searches = len(self.lrs) > 1
-        tell_gaps(subject, _NAME, labels, self.label_fractions, searches=searches)
-        judged = [stratified_limit(labels.test, self.num_test_images)]
-        for fraction in self.label_fractions:
-            subset = stratified_subset(labels.train, fraction, subject.seed)
-            if searches:
-                judged.append(development_split(labels.train, subset, subject.seed)[1])
-        fewest = min(len(index) for index in judged)
+        subsets = self.subsets(subject)
+        subsets.check(subject, _NAME)
+        fewest = min(judged for _, judged in subsets.sizes([subject.seed], len(self.lrs)))
         if self.batch_norm == "batch" and fewest < 2:
             raise RecipeError(
                 f"evaluator '{_NAME}', batch_norm: 'batch' needs at least two images to judge, "
@@ -138,66 +123,80 @@ class AttentiveProbe(Evaluator):
         They come from a few steps on random tokens. Judging an image counts as a third of training
         on it.
         """
-        labels = labels_of(subject, _NAME)
-        seeds = range(subject.seed, subject.seed + self.seeds)
-        num_test = len(stratified_limit(labels.test, self.num_test_images))
+        subsets = self.subsets(subject)
+        num_classes = subsets.labels.num_classes
         shape = token_shape(subject.pretrainer.encoder, subject)
-        a_pass = self._seconds_of_image(shape, labels, subject)
+        a_pass = self._seconds_of_image(shape, num_classes, subject)
         encoded, seconds = 0, 0.0
-        for some in (seeds, *([seed] for seed in seeds)):
-            trained, judged = self._passes(labels, some)
-            num_kept = len(self.training_images(labels.train, some)) + num_test
+        for some in by_encoder(subsets.seeds):
+            trained, judged = self._passes(subsets, some)
+            num_kept = len(subsets.union(some)) + len(subsets.test)
             kept = gib_of(num_kept, shape) <= self.cache_gib
             encoded += num_kept if kept else trained + judged
             seconds += (trained + judged / 3) * a_pass
-        shape = token_shape(self._pixels(subject), subject)
-        trained, judged = self._passes(labels, seeds)
-        seconds += (trained + judged / 3) * self._seconds_of_image(shape, labels, subject)
+        shape = token_shape(self.pixels(subject), subject)
+        trained, judged = self._passes(subsets, subsets.seeds)
+        seconds += (trained + judged / 3) * self._seconds_of_image(shape, num_classes, subject)
         # One image of each random encoder shows the tokens' shape.
-        return Work(encoded=encoded + len(seeds), seconds=seconds)
+        return Work(encoded=encoded + len(subsets.seeds), seconds=seconds)
 
     def run(self, subject: Subject) -> list[Result]:
-        """Gives ``accuracy`` of the encoder, of random ones, of pixels, by fraction and seed."""
-        table = _Table(
-            options=self,
-            subject=subject,
-            labels=labels_of(subject, _NAME),
-            cells=Cells(subject.workdir / "cells.jsonl"),
-        )
-        seeds = range(subject.seed, subject.seed + self.seeds)
-        results = table.probe("pretrained", subject.pretrainer.encoder, seeds)
-        for seed in seeds:
-            results += table.probe("random", subject.fresh(seed).encoder, [seed])
-        return results + table.probe("pixels", self._pixels(subject), seeds)
+        """Gives ``accuracy`` of the encoder, of random ones, of pixels, by seed and fraction."""
+        subsets = self.subsets(subject)
+        table = Table(subject, _NAME, subsets.test)
+        return [
+            result
+            for start in starts(subject, subsets.seeds)
+            for result in self._results(start, subsets, table)
+        ]
 
-    def _pixels(self, subject: Subject) -> PixelTokens:
+    def subsets(self, subject: Subject) -> Subsets:
+        """Returns which images are trained on and judged."""
+        return Subsets(
+            labels=labels_of(subject, _NAME),
+            fractions=self.label_fractions,
+            seeds=range(subject.seed, subject.seed + self.seeds),
+            num_test_images=self.num_test_images,
+            searches=len(self.lrs) > 1,
+        )
+
+    def pixels(self, subject: Subject) -> PixelTokens:
+        """Returns what stands in for an encoder."""
         return PixelTokens(len(subject.view.mean), self.num_heads)
 
-    def training_images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Returns all images of which some fraction and seed reads the label, ascending."""
-        subsets = [
-            stratified_subset(labels, fraction, seed)
-            for fraction in self.label_fractions
-            for seed in seeds
-        ]
-        images: Tensor = torch.cat(subsets).unique()  # type: ignore[no-untyped-call]
-        return images
+    def _results(self, start: Start, subsets: Subsets, table: Table) -> list[Result]:
+        encoder = start.encoder or self.pixels(table.subject)
+        with evaluation_mode(encoder):
+            probes = _Probes(self, table, subsets, encoder, start.seeds)
+            return [
+                result
+                for row in subsets.rows(start.init, start.seeds)
+                for result in self._of_row(row, probes)
+            ]
 
-    def _passes(self, labels: Labels, seeds: Sequence[int]) -> tuple[int, int]:
+    def _of_row(self, row: Cell, probes: _Probes) -> list[Result]:
+        lr, score = choose_rate(row, self.lrs, probes.subsets, probes.score)
+        protocol = {
+            **probes.subsets.protocol(row),
+            "num_heads": self.num_heads or "most of up to 12",
+            "batch_norm": self.batch_norm,
+            "total_steps": self.total_steps,
+            "batch_size": self.batch_size,
+            "warmup_steps": self.warmup_steps,
+            **named(self.lrs),
+        }
+        return probes.table.results(row, score, protocol, {"lr": lr, "num_heads": probes.num_heads})
+
+    def _passes(self, subsets: Subsets, seeds: Sequence[int]) -> tuple[int, int]:
         """Counts the images that the probes of one encoder are trained on, and judge."""
-        trainings = len(seeds) * len(self.label_fractions)
-        judged = trainings * len(stratified_limit(labels.test, self.num_test_images))
-        if len(self.lrs) > 1:
-            for fraction, seed in product(self.label_fractions, seeds):
-                subset = stratified_subset(labels.train, fraction, seed)
-                held = development_split(labels.train, subset, seed)[1]
-                trainings += len(self.lrs)
-                judged += len(self.lrs) * len(held)
-        return trainings * self.total_steps * self.batch_size, judged
+        sizes = subsets.sizes(seeds, len(self.lrs))
+        return len(sizes) * self.total_steps * self.batch_size, sum(judged for _, judged in sizes)
 
-    def _seconds_of_image(self, shape: tuple[int, int], labels: Labels, subject: Subject) -> float:
+    def _seconds_of_image(
+        self, shape: tuple[int, int], num_classes: int, subject: Subject
+    ) -> float:
         """Measures steps on random tokens, each batch gathered as from those that are kept."""
-        num_classes, device = labels.num_classes, subject.device
+        device = subject.device
         size = min(self.batch_size, _TRIAL_IMAGES) if device.type == "cpu" else self.batch_size
         kept = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0)).to(device)
         rows = torch.arange(size, device=device)
@@ -222,172 +221,82 @@ def even_batch(num_images: int, batch_size: int) -> int:
     return next(s for s in sizes if num_images % s == 0 or 2 * (num_images % s) >= s)
 
 
-@dataclass(frozen=True)
-class _Cell:
-    split: Literal["development", "test"]
-    fraction: float
-    init: str
-    seed: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class _Encoded:
-    """What one encoder, or what stands in for it, makes of both splits.
+class _Probes:
+    """Trains and judges probes of what one encoder, or what stands in for it, makes of the images.
 
     Args:
-        init: how its weights came about.
-        weights: digest of them.
-        width: D.
-        train: the images that give their labels.
-        test: the images to judge.
+        options: how.
+        table: where scores are kept.
+        subsets: which images there are.
+        encoder: in evaluation mode.
+        seeds: of the rows that will be asked for.
     """
 
-    init: str
-    weights: str
-    width: int
-    train: FrozenTokens
-    test: FrozenTokens
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The cells of one evaluation; each is measured once, also if the run is killed between."""
-
-    options: AttentiveProbe
-    subject: Subject
-    labels: Labels
-    cells: Cells
-
-    def probe(
-        self, init: str, encoder: Encoder | PixelTokens, seeds: Sequence[int]
-    ) -> list[Result]:
-        """Measures one encoder.
-
-        Args:
-            init: how its weights came about.
-            encoder: left in the mode it is in.
-            seeds: of label subsets and trainings.
-        """
-        with evaluation_mode(encoder):
-            encoded = self._encoded(init, encoder, seeds)
-            return [
-                self._result(encoded, fraction, seed)
-                for fraction, seed in product(self.options.label_fractions, seeds)
-            ]
-
-    def _encoded(self, init: str, encoder: Encoder | PixelTokens, seeds: Sequence[int]) -> _Encoded:
-        options, subject, labels = self.options, self.subject, self.labels
-        train = options.training_images(labels.train, seeds)
-        test = stratified_limit(labels.test, options.num_test_images)
+    def __init__(
+        self,
+        options: AttentiveProbe,
+        table: Table,
+        subsets: Subsets,
+        encoder: Encoder | PixelTokens,
+        seeds: Sequence[int],
+    ) -> None:
+        self.options = options
+        self.table = table
+        self.subsets = subsets
+        self.subject = subject = table.subject
+        train = subsets.union(seeds)
         shape = token_shape(encoder, subject)
-        gib = gib_of(len(train) + len(test), shape)
+        gib = gib_of(len(train) + len(subsets.test), shape)
         keep = gib <= options.cache_gib
         if not keep:
             subject.report(
                 f"{_NAME}: all tokens need {gib:.1f} GiB, more than cache_gib = "
                 f"{options.cache_gib:g}, so every batch is encoded anew"
             )
-        return _Encoded(
-            init,
-            digest(encoder),
-            shape[1],
-            FrozenTokens(encoder, subject, subject.train, train, keep),
-            FrozenTokens(encoder, subject, subject.test, test, keep),
-        )
+        self.weights = digest(encoder)
+        self.width = shape[1]
+        self.num_heads = choose_heads(self.width, options.num_heads)
+        self.train = FrozenTokens(encoder, subject, subject.train, train, keep)
+        self.test = FrozenTokens(encoder, subject, subject.test, subsets.test, keep)
 
-    def _result(self, encoded: _Encoded, fraction: float, seed: int) -> Result:
-        """Chooses a rate, trains on all labelled images and classifies the test images."""
-        options = self.options
-        subset = stratified_subset(self.labels.train, fraction, seed)
-
-        def measure(lr: float, fitted: Tensor, judged: Tensor) -> Score:
-            cell = _Cell("development", fraction, encoded.init, seed, lr)
-            return self._measure(encoded, cell, fitted, judged)
-
-        lr = choose_rate(options.lrs, self.labels.train, subset, seed, measure)
-        test = encoded.test.index
-        score = self._measure(
-            encoded, _Cell("test", fraction, encoded.init, seed, lr), subset, test
-        )
-        return Result(
-            evaluator=_NAME,
-            metric="accuracy",
-            value=score.accuracy,
-            num_images=len(test),
-            seed=seed,
-            init=encoded.init,
-            protocol={
-                "label_fraction": fraction,
-                "num_labels": len(subset),
-                "num_test_images": len(test),
-                "num_heads": options.num_heads or "most of up to 12",
-                "batch_norm": options.batch_norm,
-                "total_steps": options.total_steps,
-                "batch_size": options.batch_size,
-                "warmup_steps": options.warmup_steps,
-                **named(options.lrs),
-            },
-            chosen={"lr": lr, "num_heads": choose_heads(encoded.width, options.num_heads)},
-            image_scores=score.image_scores,
-        )
-
-    def _measure(self, encoded: _Encoded, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
+    def score(self, cell: Cell, fitted: Tensor, judged: Tensor) -> Score:
         """Trains on ``fitted`` and classifies ``judged``, unless that was done before."""
-        subject, options = self.subject, self.options
-        key = cell_key(
-            weights=encoded.weights,
-            data=[subject.train.fingerprint, subject.test.fingerprint, asdict(subject.view)],
-            cell=[*asdict(cell).values(), options.num_test_images],
-            train=[options.total_steps, options.batch_size, options.warmup_steps],
-            model=[options.num_heads, options.batch_norm],
-            **subject.rounding,
-        )
-        known = self.cells.get(key)
-        if known is not None:
-            return Score(known["accuracy"], known["loss"], known["image_scores"])
-        classifier = self._fresh(encoded.width, cell.seed)
-        self._train(classifier, encoded.train, cell, fitted)
-        score = self._judge(classifier, encoded, cell, judged)
-        tell = subject.report if cell.split == "test" else subject.detail
-        tell(
-            f"{_NAME}, {100 * cell.fraction:g} % of the labels, {cell.init}, seed {cell.seed}, "
-            f"lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} {cell.split} images"
-            + ("" if math.isfinite(score.loss) else " (diverged)")
-        )
-        self.cells.add(key, {**asdict(cell), **asdict(score)})
-        return score
+        options = self.options
+        depends_on = {
+            "weights": self.weights,
+            "cell": [*cell.record.values(), options.num_test_images],
+            "train": [options.total_steps, options.batch_size, options.warmup_steps],
+            "model": [options.num_heads, options.batch_norm],
+            **self.subject.rounding,
+        }
 
-    def _fresh(self, width: int, seed: int) -> AttentiveClassifier:
-        num_heads = choose_heads(width, self.options.num_heads)
+        def measure() -> Score:
+            classifier = self._fresh(cell.seed)
+            self._train(classifier, cell, fitted)
+            return self._judge(classifier, cell, judged)
+
+        return self.table.score(cell, depends_on, measure, judged=judged)
+
+    def _fresh(self, seed: int) -> AttentiveClassifier:
+        num_classes = self.subsets.labels.num_classes
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            classifier = AttentiveClassifier(width, self.labels.num_classes, num_heads)
+            classifier = AttentiveClassifier(self.width, num_classes, self.num_heads)
         return classifier.to(self.subject.device)
 
-    def _train(
-        self, classifier: AttentiveClassifier, frozen: FrozenTokens, cell: _Cell, fitted: Tensor
-    ) -> None:
+    def _train(self, classifier: AttentiveClassifier, cell: Cell, fitted: Tensor) -> None:
         subject, options = self.subject, self.options
-        labels = self.labels.train.to(subject.device)
+        peak = cell.setting["lr"]
+        labels = self.subsets.labels.train.to(subject.device)
         images = TrainingImages(
-            frozen.source,
-            fitted,
-            (subject.view,),
-            options.batch_size,
-            Augment.none(),
-            cell.seed,
+            subject.train, fitted, (subject.view,), options.batch_size, Augment.none(), cell.seed
         )
         optimizer = torch.optim.SGD(
-            classifier.parameters(), lr=cell.lr, momentum=_MOMENTUM, nesterov=True
+            classifier.parameters(), lr=peak, momentum=_MOMENTUM, nesterov=True
         )
-        for step, (index, tokens) in enumerate(frozen.stream(images, options.total_steps)):
+        for step, (index, tokens) in enumerate(self.train.stream(images, options.total_steps)):
             lr = learning_rate(
-                step,
-                total=options.total_steps,
-                warmup=options.warmup_steps,
-                peak=cell.lr,
-                floor=0.0,
+                step, total=options.total_steps, warmup=options.warmup_steps, peak=peak, floor=0.0
             )
             set_learning_rate(optimizer, lr)
             loss = F.cross_entropy(classifier(tokens), labels[send(index, subject.device)])
@@ -396,13 +305,10 @@ class _Table:
             optimizer.step()
 
     @torch.no_grad()
-    def _judge(
-        self, classifier: AttentiveClassifier, encoded: _Encoded, cell: _Cell, judged: Tensor
-    ) -> Score:
-        subject = self.subject
-        on_test = cell.split == "test"
-        frozen = encoded.test if on_test else encoded.train
-        labels = self.labels.test if on_test else self.labels.train
+    def _judge(self, classifier: AttentiveClassifier, cell: Cell, judged: Tensor) -> Score:
+        subject, labels, frozen = self.subject, self.subsets.labels.train, self.train
+        if cell.split == "test":
+            labels, frozen = self.subsets.labels.test, self.test
         size, places = FEATURE_BATCH, torch.arange(len(judged))
         if self.options.batch_norm == "batch":
             # Mixed, since sets often come sorted by class, and no batch much smaller than another.

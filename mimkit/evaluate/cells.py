@@ -1,18 +1,178 @@
-"""Finished pieces of an evaluation, kept so that a killed run repeats none of them."""
+"""The table of an evaluation: labels x seed x start x setting -> score, each cell measured once."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+import math
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from mimkit.evaluate.base import Plain, Result, Subject
+from mimkit.evaluate.score import Score
 from mimkit.files import write_text
+from mimkit.parts.records import View
+from mimkit.report import words
 
 _VERSION: Final = 2
 """Rises when the same options come to mean another measurement, or a cell keeps more of it."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One place of the table.
+
+    >>> print(Cell("scratch", 0, 0.05, {"lr": 0.1}))
+    5 % of the labels, scratch, seed 0, lr 0.1
+
+    Args:
+        init: the start, as in `mimkit.evaluate.base.Result`.
+        seed: of the labels, and of all that is drawn.
+        fraction: of the labels that are trained on; None where nothing is.
+        setting: what else sets it apart, such as a learning rate, a layer.
+        split: whose images are judged: "development" ones while something is chosen.
+    """
+
+    init: str
+    seed: int
+    fraction: float | None = None
+    setting: Mapping[str, Any] = field(default_factory=dict)
+    split: Literal["development", "test"] = "test"
+
+    def __str__(self) -> str:
+        if self.fraction is None:
+            return self.init
+        named = [f"{name} {_short(value)}" for name, value in self.setting.items()]
+        share = f"{100 * self.fraction:g} % of the labels"
+        return ", ".join([share, self.init, f"seed {self.seed}", *named])
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """What the file says of it."""
+        return {
+            "split": self.split,
+            "fraction": self.fraction,
+            "init": self.init,
+            "seed": self.seed,
+            **self.setting,
+        }
+
+
+class Table:
+    """The cells of one evaluation, each scored once, also if the run is killed between.
+
+    Several threads may ask it.
+
+    Args:
+        subject: what is judged; finished cells are kept in its ``workdir``.
+        evaluator: whose it is.
+        test: (m,) int64, the images of the test split to judge.
+        metrics: what each cell is scored by (`mimkit.evaluate.score.Score`), in its order.
+        view: how images are rendered; None for the encoder's own view.
+    """
+
+    def __init__(
+        self,
+        subject: Subject,
+        evaluator: str,
+        test: Tensor,
+        metrics: Sequence[str] = ("accuracy",),
+        view: View | None = None,
+    ) -> None:
+        self.subject = subject
+        self.evaluator = evaluator
+        self.test = test
+        self.metrics = tuple(metrics)
+        self.images = [
+            subject.train.fingerprint,
+            subject.test.fingerprint,
+            asdict(view or subject.view),
+        ]
+        self.cells = Cells(subject.workdir / "cells.jsonl")
+        self.lock = threading.Lock()
+
+    def score(
+        self,
+        cell: Cell,
+        depends_on: Mapping[str, object],
+        measure: Callable[[], Score],
+        *,
+        judged: Tensor | None = None,
+        note: str = "",
+    ) -> Score:
+        """Measures a cell and tells of it, unless that was done before.
+
+        Args:
+            cell: which one.
+            depends_on: everything but images and cell that changes the number, as plain data, such
+                as the ``digest`` of the weights and the options. Its "cell" replaces the record.
+            measure: does it.
+            judged: the images that it judges; None for those of the test split.
+            note: ends the line that tells of it.
+        """
+        key = cell_key(**{"data": self.images, "cell": cell.record, **depends_on})
+        with self.lock:
+            known = self.cells.get(key)
+        if known is not None:
+            return self._read(cell, known)
+        score = measure()
+        with self.lock:
+            tell = self.subject.report if cell.split == "test" else self.subject.detail
+            num_images = len(self.test if judged is None else judged)
+            tell(self._line(cell, score, num_images, note))
+            self.cells.add(
+                key,
+                {
+                    **cell.record,
+                    **score.metrics,
+                    "loss": score.loss,
+                    "image_scores": score.image_scores,
+                    **score.chosen,
+                },
+            )
+        return score
+
+    def results(
+        self,
+        cell: Cell,
+        score: Score,
+        protocol: Mapping[str, Plain],
+        chosen: Mapping[str, Plain] | None = None,
+    ) -> list[Result]:
+        """Gives the results of a cell of the test split, one for each metric."""
+        return [
+            Result(
+                evaluator=self.evaluator,
+                metric=metric,
+                value=score.metrics[metric],
+                num_images=len(self.test),
+                seed=cell.seed,
+                init=cell.init,
+                protocol=protocol,
+                chosen=chosen or {},
+                image_scores=score.image_scores if metric == self.metrics[0] else None,
+            )
+            for metric in self.metrics
+        ]
+
+    def _read(self, cell: Cell, record: Mapping[str, Any]) -> Score:
+        rest = {name: held for name, held in record.items() if name not in {"key", *cell.record}}
+        metrics = {name: rest.pop(name) for name in self.metrics}
+        return Score(metrics, rest.pop("loss", None), rest.pop("image_scores", None), rest)
+
+    def _line(self, cell: Cell, score: Score, num_images: int, note: str) -> str:
+        images = f"{num_images:,} {cell.split} images"
+        metric = self.metrics[0]
+        shown = f"{metric} {score.value:.3g}, {images}"
+        if words.is_share(metric):
+            shown = f"{100 * score.value:.1f} % of {images}"
+        if score.loss is not None and not math.isfinite(score.loss):
+            note = "diverged"
+        return f"{self.evaluator}, {cell}: {shown}" + (f" ({note})" if note else "")
 
 
 class Cells:
@@ -69,3 +229,7 @@ def digest(module: nn.Module) -> str:
         hasher.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
     return hasher.hexdigest()
+
+
+def _short(value: Plain) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -12,18 +12,13 @@ from mimkit.data.counter import uniform
 from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.features import (
-    FEATURE_BATCH,
-    Pool,
-    check_pool,
-    evaluation_mode,
-    flat_pixels,
-    pooled,
-)
+from mimkit.evaluate.cells import Cell, Table
+from mimkit.evaluate.features import FEATURE_BATCH, Pool, check_pool, extract
 from mimkit.evaluate.image_scores import pack
 from mimkit.evaluate.images import Renderings, evenly_spaced
+from mimkit.evaluate.score import Score
+from mimkit.evaluate.starts import Baselines, Start, starts
 from mimkit.parts.bounds import AnyCount, Count
-from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 VARIATION: Final = Augment(crop="resized", crop_scale=(0.2, 1.0), flip=True)
@@ -73,8 +68,7 @@ class KNNConsistency(Evaluator):
         self.pool = pool
         self.num_images = num_images
         self.every_steps = every_steps
-        # They do not change while the encoder trains.
-        self._baselines: list[Result] = []
+        self._baselines = Baselines()
 
     def check(self, subject: Subject) -> None:
         """Refuses too few images and a missing class token.
@@ -96,55 +90,43 @@ class KNNConsistency(Evaluator):
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``consistency`` of the encoder and of both baselines."""
-        ours = self._measure(subject, "pretrained", subject.pretrainer.encoder)
-        if not self._baselines:
-            random = subject.fresh(subject.seed).encoder
-            self._baselines = [
-                self._measure(subject, "random", random),
-                self._measure(subject, "pixels", None),
-            ]
-        return [ours, *self._baselines]
-
-    def _measure(self, subject: Subject, init: str, encoder: Encoder | None) -> Result:
         index = evenly_spaced(subject.test, self.num_images)
-        k = min(self.k, (len(index) - 1) // 2)
-        one, other = (self._features(subject, encoder, index, number) for number in (0, 1))
-        shared = shared_neighbours(one, other, k, subject.seed)
-        value = int(shared.sum()) / (len(index) * k)
-        subject.report(
-            f"{_NAME}, {init}: {100 * value:.1f} % of {k} neighbours, {len(index):,} images "
-            f"(chance {100 * k / (len(index) - 1):.1f} %)"
-        )
-        protocol = {"k": k, "pool": self.pool, "num_images": len(index)}
-        return Result(
-            evaluator=_NAME,
-            metric="consistency",
-            value=value,
-            num_images=len(index),
-            seed=subject.seed,
-            init=init,
-            protocol=protocol,
-            image_scores=pack(shared, k),
+        table = Table(subject, _NAME, index, metrics=("consistency",))
+        return self._baselines.beside(
+            starts(subject, [subject.seed]), lambda start: self._results(start, table)
         )
 
-    @torch.no_grad()
-    def _features(
-        self, subject: Subject, encoder: Encoder | None, index: Tensor, number: int
-    ) -> Tensor:
-        view = subject.view
-        images = Renderings(
-            subject.test, index, (view,), FEATURE_BATCH, VARIATION, subject.seed, number
+    def _results(self, start: Start, table: Table) -> list[Result]:
+        cell, count = Cell(start.init, table.subject.seed), len(table.test)
+        k = min(self.k, (count - 1) // 2)
+        depends_on = {
+            "weights": start.weights,
+            "options": [k, self.pool, self.num_images],
+            **table.subject.rounding,
+        }
+        score = table.score(
+            cell,
+            depends_on,
+            lambda: self._score(start, table, k),
+            note=f"chance {k / (count - 1):.3g}",
         )
-        stream = images.stream(len(images), workers=subject.workers, device=subject.device)
-        if encoder is None:
-            return torch.cat([flat_pixels(views[view.name]) for _, views in stream])
-        vectors = []
-        with evaluation_mode(encoder):
-            for _, views in stream:
-                with subject.autocast():
-                    tokens = encoder.features(views[view.name])
-                vectors.append(pooled(tokens, self.pool))
-        return torch.cat(vectors)
+        return table.results(cell, score, {"k": k, "pool": self.pool, "num_images": count})
+
+    def _score(self, start: Start, table: Table, k: int) -> Score:
+        subject, index = table.subject, table.test
+        views, seed = (subject.view,), subject.seed
+        one, other = (
+            extract(
+                start.encoder,
+                subject,
+                Renderings(subject.test, index, views, FEATURE_BATCH, VARIATION, seed, number),
+                self.pool,
+            )
+            for number in (0, 1)
+        )
+        shared = shared_neighbours(one, other, k, seed)
+        value = int(shared.sum()) / (len(index) * k)
+        return Score({"consistency": value}, image_scores=pack(shared, k))
 
 
 def shared_neighbours(one: Tensor, other: Tensor, k: int, seed: int) -> Tensor:

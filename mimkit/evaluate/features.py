@@ -39,29 +39,30 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def extract(
-    encoder: Encoder, subject: Subject, source: Source, index: Tensor, pool: Pool
+    encoder: Encoder | None, subject: Subject, images: WholeImages, pool: Pool = "mean"
 ) -> Tensor:
-    """Encodes whole images.
+    """Gives one vector an image.
 
     Args:
-        encoder: used in evaluation mode.
+        encoder: used in evaluation mode; None for the images themselves (`flat_pixels`).
         subject: view, precision, device and loader processes.
-        source: the split.
-        index: (n,) int64, which images.
+        images: what to encode.
         pool: the mean of `Encoder.features`' patches, or its first prefix token.
 
     Shape: (n, D) float32 on the subject's device.
     Raises: RecipeError if ``pool`` is "cls" and the encoder has no such token.
     """
+    if encoder is None:
+        return joined(map(flat_pixels, _stream(subject, images)), len(images.index))
 
-    def vectors() -> Iterator[Tensor]:
-        for image in _whole(subject, source, index):
+    def vectors(encoder: Encoder) -> Iterator[Tensor]:
+        for image in _stream(subject, images):
             with subject.autocast():
                 tokens = encoder.features(image)
             yield pooled(tokens, pool)
 
     with evaluation_mode(encoder):
-        return _joined(vectors(), len(index))
+        return joined(vectors(encoder), len(images.index))
 
 
 @torch.no_grad()
@@ -93,7 +94,7 @@ def extract_layers(
     kept: list[dict[Pool, Tensor | OnDisk]] = []
     start = 0
     with evaluation_mode(encoder):
-        for image in _whole(subject, source, index):
+        for image in _stream(subject, whole(subject, source, index)):
             with subject.autocast():
                 found = encoder.layers(image) if layers == "all" else (encoder.features(image),)
             if not kept:
@@ -122,24 +123,25 @@ def _make_room(
 def check_pool(subject: Subject, pool: Pool) -> None:
     """Raises RecipeError if the encoder has nothing to pool, found out on one image."""
     if pool != "mean":  # every encoder has patches
-        extract(subject.pretrainer.encoder, subject, subject.train, torch.arange(1), pool)
+        one = whole(subject, subject.train, torch.arange(1))
+        extract(subject.pretrainer.encoder, subject, one, pool)
 
 
-def pixels(subject: Subject, source: Source, index: Tensor, side: int = _PIXELS_SIDE) -> Tensor:
-    """Gives the images themselves as features: they cost nothing. See `flat_pixels`.
+def pixels(subject: Subject, source: Source, index: Tensor, side: int) -> Tensor:
+    """Gives whole images themselves as features: they cost nothing. See `flat_pixels`.
 
     Shape: (n, C * height * width) float32 on the subject's device.
     """
-    batches = _whole(subject, source, index)
-    return _joined((flat_pixels(image, side) for image in batches), len(index))
+    batches = _stream(subject, whole(subject, source, index))
+    return joined((flat_pixels(image, side) for image in batches), len(index))
 
 
-def _joined(pieces: Iterable[Tensor], num_rows: int) -> Tensor:
-    """Puts pieces (n, D) one below the other, without holding all of them twice."""
+def joined(pieces: Iterable[Tensor], num_rows: int) -> Tensor:
+    """Puts pieces (n, ...) one below the other, without holding all of them twice."""
     found, start = torch.empty(0), 0
     for piece in pieces:
         if not start:
-            found = piece.new_empty(num_rows, piece.shape[1])
+            found = piece.new_empty(num_rows, *piece.shape[1:])
         found[start : start + len(piece)] = piece
         start += len(piece)
     return found
@@ -173,7 +175,11 @@ def pooled(tokens: Tokens, pool: Pool) -> Tensor:
     return tokens.prefix[:, 0].float()
 
 
-def _whole(subject: Subject, source: Source, index: Tensor) -> Iterator[Tensor]:
-    images = WholeImages(source, index, (subject.view,), FEATURE_BATCH)
+def whole(subject: Subject, source: Source, index: Tensor) -> WholeImages:
+    """Names images of a split, (n,) int64, as the encoder sees them."""
+    return WholeImages(source, index, (subject.view,), FEATURE_BATCH)
+
+
+def _stream(subject: Subject, images: WholeImages) -> Iterator[Tensor]:
     for _, views in images.stream(len(images), workers=subject.workers, device=subject.device):
         yield views[subject.view.name]

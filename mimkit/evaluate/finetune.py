@@ -1,49 +1,32 @@
 """Fine-tuning at label fractions, always beside the same network without pre-training."""
 
 import math
-import threading
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from mimkit.data.pixels.augment import Augment
-from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.evaluate.at_once import Call, at_once
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
-from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
-from mimkit.evaluate.classifier import (
-    Classifier,
-    backbone_of,
-    recompute_batch_norm,
-    running_norms,
-    score_classifier,
-    train_classifier,
-)
-from mimkit.evaluate.features import FEATURE_BATCH
-from mimkit.evaluate.fractions import (
-    Labels,
-    development_split,
-    labels_of,
-    stratified_limit,
-    stratified_subset,
-    tell_gaps,
-)
-from mimkit.evaluate.images import TrainingImages, WholeImages
+from mimkit.evaluate.classifier import Classifier, backbone_of, running_norms
+from mimkit.evaluate.fractions import Labels, Subsets, labels_of
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.randaugment import RandAugment
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.starts import TRAINED, start_of
+from mimkit.evaluate.trainer import Trainer, statistics_batches
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio, Size
 from mimkit.parts.encoder import Backbone
 from mimkit.parts.records import Geometry, Grid, View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
 
-_STATISTICS_IMAGES: Final = 2048
 _NAME: Final = "finetune"
 _STANDARD: Final = Augment(crop="resized", crop_scale=(0.5, 1.0))
 _PROTOCOL: Final = {"total_steps", "batch_size", "optimizer", "warmup_steps", "weight_decay"}
@@ -158,7 +141,7 @@ class FineTune(Evaluator):
         self.random_erasing = random_erasing
         self.grid = None if image_size is None else _grid_of(image_size, geometry.grid, network)
         self.recompute_batch_norm = recompute_batch_norm
-        self.inits = ("pretrained", "scratch") if baseline else ("pretrained",)
+        self.inits = TRAINED if baseline else TRAINED[:1]
         self.num_test_images = num_test_images
         self.train = TrainSection(
             total_steps=total_steps,
@@ -189,13 +172,7 @@ class FineTune(Evaluator):
 
         Raises: DataError, RecipeError.
         """
-        labels = labels_of(subject, _NAME)
-        searches = len(self.lrs) > 1
-        tell_gaps(subject, _NAME, labels, self.label_fractions, searches=searches)
-        for fraction in self.label_fractions:
-            subset = stratified_subset(labels.train, fraction, subject.seed)
-            if searches:
-                development_split(labels.train, subset, subject.seed)
+        self.subsets(subject).check(subject, _NAME)
         self._measures_norms(subject)
 
     def _measures_norms(self, subject: Subject) -> bool:
@@ -210,50 +187,112 @@ class FineTune(Evaluator):
 
         Batch norm that is measured anew counts as judging.
         """
-        labels = labels_of(subject, _NAME)
-        num_test = len(stratified_limit(labels.test, self.num_test_images))
-        trainings = encoded = 0
-        seeds = range(subject.seed, subject.seed + self.seeds)
-        for fraction in self.label_fractions:
-            fitted, judged = [], 0
-            for seed in seeds:
-                subset = stratified_subset(labels.train, fraction, seed)
-                fitted.append(len(subset))
-                judged += num_test
-                if len(self.lrs) > 1:
-                    split = development_split(labels.train, subset, seed)
-                    fitted += len(self.lrs) * [len(split[0])]
-                    judged += len(self.lrs) * len(split[1])
-            trainings += len(self.inits) * len(fitted)
-            encoded += len(self.inits) * judged
-            if self._measures_norms(subject):
-                encoded += sum(math.prod(_statistics_batches(count)) for count in fitted)
+        subsets = self.subsets(subject)
+        sizes = subsets.sizes(subsets.seeds, len(self.lrs))
+        encoded = len(self.inits) * sum(judged for _, judged in sizes)
+        if self._measures_norms(subject):
+            encoded += sum(math.prod(statistics_batches(fitted)) for fitted, _ in sizes)
+        trainings = len(self.inits) * len(sizes)
         total_steps = self.train.total_steps or 0
         return Work(encoded=encoded, trained=trainings * total_steps * self.train.batch_size)
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` by fraction, start and seed."""
-        labels = labels_of(subject, _NAME)
-        trainer = _Trainer(
-            options=self,
+        subsets = self.subsets(subject)
+        trainer = self._trainer(subject, subsets.labels)
+        table = Table(subject, _NAME, subsets.test, view=trainer.view)
+        rows = [
+            Cell(init, seed, fraction)
+            for fraction in self.label_fractions
+            for seed in subsets.seeds
+            for init in self.inits  # both starts of a seed in turn: what is known is paired
+        ]
+
+        def results(row: Cell, train: Call) -> list[Result]:
+            def score(cell: Cell, fitted: Tensor, judged: Tensor) -> Score:
+                return self._score(table, cell, fitted, judged, train)
+
+            lr, found = choose_rate(row, self.lrs, subsets, score)
+            protocol = {**subsets.protocol(row), **self._protocol()}
+            return table.results(row, found, protocol, {"lr": lr})
+
+        found = at_once(trainer.one_of, results, rows, device=subject.device, report=subject.report)
+        return [result for of_row in found for result in of_row]
+
+    def subsets(self, subject: Subject) -> Subsets:
+        """Returns which images are trained on and judged."""
+        return Subsets(
+            labels=labels_of(subject, _NAME),
+            fractions=self.label_fractions,
+            seeds=range(subject.seed, subject.seed + self.seeds),
+            num_test_images=self.num_test_images,
+            searches=len(self.lrs) > 1,
+        )
+
+    def _trainer(self, subject: Subject, labels: Labels) -> Trainer:
+        return Trainer(
             train=subject.train,
             test=subject.test,
             labels=labels,
             view=self.view(subject),
             augment=self.augment(subject),
+            rand_augment=self.rand_augment,
+            mixing=self.mixing(labels.num_classes),
+            section=self.train,
+            label_smoothing=self.label_smoothing,
+            layer_decay=self.layer_decay,
+            recompute_batch_norm=self.recompute_batch_norm,
             device=subject.device,
             workers=subject.workers,
         )
-        table = _Table(self, subject, labels, Cells(subject.workdir / "cells.jsonl"))
-        rows = [
-            (fraction, init, seed)
-            for fraction in self.label_fractions
-            for seed in range(subject.seed, subject.seed + self.seeds)
-            for init in self.inits  # both starts of a seed in turn: what is known is paired
-        ]
-        return at_once(
-            trainer.one_of, table.result, rows, device=subject.device, report=subject.report
+
+    def _score(
+        self, table: Table, cell: Cell, fitted: Tensor, judged: Tensor, train: Call
+    ) -> Score:
+        """Trains on ``fitted`` by a `Trainer` or what calls one, unless that was done before."""
+        subject = table.subject
+        with table.lock:  # new weights come from the one random state of all threads
+            network = self._network(subject, cell)
+            weights = digest(network)
+        section = self.train.model_copy(update=cell.setting)
+        depends_on = {
+            "weights": weights,
+            "cell": [*cell.record.values(), self.num_test_images],
+            "train": [section.model_dump(), asdict(self.augment(subject))],
+            "options": [
+                self.label_smoothing,
+                self.layer_decay,
+                self.recompute_batch_norm,
+                self.settings,
+            ],
+        }
+        return table.score(
+            cell,
+            depends_on,
+            lambda: train(network, cell, fitted, judged),
+            judged=judged,
         )
+
+    def _protocol(self) -> dict[str, Plain]:
+        return {
+            "network": self.network,
+            **self.train.model_dump(include=_PROTOCOL),
+            **named(self.lrs),
+            "label_smoothing": self.label_smoothing,
+            "layer_decay": self.layer_decay,
+            "recompute_batch_norm": self.recompute_batch_norm,
+            **self.settings,
+        }
+
+    def _network(self, subject: Subject, cell: Cell) -> Classifier:
+        devices = [subject.device] if subject.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            start = start_of(cell, subject)
+            # New layers begin alike in both starts.
+            torch.manual_seed(cell.seed)
+            network = Classifier(self.backbone(start), len(subject.train.classes))
+        network = network.to(subject.device)
+        return network.to(memory_format=torch.channels_last)
 
     def backbone(self, pretrainer: Pretrainer) -> Backbone:
         """Returns the network to train, with the weights of ``pretrainer``.
@@ -300,185 +339,3 @@ def _grid_of(image_size: int, grid: Grid, network: str) -> Grid:
         )
     side = image_size // grid.patch_size
     return Grid(side, side, grid.patch_size)
-
-
-def _statistics_batches(num_images: int) -> tuple[int, int]:
-    """How many batches of how many images batch norm is measured on."""
-    size = min(FEATURE_BATCH, num_images)
-    return min(num_images, _STATISTICS_IMAGES) // size, size
-
-
-@dataclass(frozen=True)
-class _Cell:
-    split: Literal["development", "test"]
-    fraction: float
-    init: str
-    seed: int
-    lr: float
-
-
-@dataclass(frozen=True)
-class _Trainer:
-    """Trains and judges networks, here or in a process to which it is sent."""
-
-    options: FineTune
-    train: Source
-    test: Source
-    labels: Labels
-    view: View
-    augment: Augment
-    device: torch.device
-    workers: int
-
-    def one_of(self, count: int) -> "_Trainer":
-        """Returns the same trainer for one of so many processes, which share the loaders."""
-        return replace(self, workers=math.ceil(self.workers / count))
-
-    def __call__(self, network: Classifier, cell: _Cell, fitted: Tensor, judged: Tensor) -> Score:
-        """Trains ``network`` on ``fitted`` and lets it classify ``judged``."""
-        train = self.options.train.model_copy(update={"lr": cell.lr})
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            self._train(network, train, cell, fitted)
-        on_test = cell.split == "test"
-        return score_classifier(
-            network,
-            WholeImages(self.test if on_test else self.train, judged, (self.view,), FEATURE_BATCH),
-            self.labels.test if on_test else self.labels.train,
-            precision=train.precision,
-            device=self.device,
-            workers=self.workers,
-        )
-
-    def _train(self, network: Classifier, train: TrainSection, cell: _Cell, index: Tensor) -> None:
-        options, source = self.options, self.train
-        if options.rand_augment is not None:
-            source = source.to("cpu")
-        images = TrainingImages(
-            source,
-            index,
-            (self.view,),
-            train.batch_size,
-            self.augment,
-            cell.seed,
-            options.rand_augment,
-        )
-        if cell.init == "pretrained" and options.recompute_batch_norm:
-            count, size = _statistics_batches(len(index))
-            whole = replace(images, batch_size=size, variation=Augment.none(), rand_augment=None)
-            stream = whole.stream(count, workers=self.workers, device=self.device)
-            recompute_batch_norm(network, (views["image"] for _, views in stream))
-        train_classifier(
-            network,
-            images,
-            self.labels.train,
-            train,
-            label_smoothing=options.label_smoothing,
-            layer_decay=options.layer_decay,
-            mixing=options.mixing(self.labels.num_classes),
-            device=self.device,
-            workers=self.workers,
-        )
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The cells of one evaluation; each is measured once, also if the run is killed between."""
-
-    options: FineTune
-    subject: Subject
-    labels: Labels
-    cells: Cells
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def result(self, row: tuple[float, str, int], train: Call) -> Result:
-        """Chooses a rate, trains on all labelled images and classifies the test images.
-
-        Args:
-            row: fraction of the labels, start and seed.
-            train: a `_Trainer`, or what calls one.
-        """
-        options, (fraction, init, seed) = self.options, row
-        subset = stratified_subset(self.labels.train, fraction, seed)
-
-        def measure(lr: float, fitted: Tensor, judged: Tensor) -> Score:
-            cell = _Cell("development", fraction, init, seed, lr)
-            return self._measure(cell, fitted, judged, train)
-
-        lr = choose_rate(options.lrs, self.labels.train, subset, seed, measure)
-        test = stratified_limit(self.labels.test, options.num_test_images)
-        score = self._measure(_Cell("test", fraction, init, seed, lr), subset, test, train)
-        protocol = {
-            "label_fraction": fraction,
-            "num_labels": len(subset),
-            "num_test_images": len(test),
-            "network": options.network,
-            **options.train.model_dump(include=_PROTOCOL),
-            **named(options.lrs),
-            "label_smoothing": options.label_smoothing,
-            "layer_decay": options.layer_decay,
-            "recompute_batch_norm": options.recompute_batch_norm,
-            **options.settings,
-        }
-        return Result(
-            evaluator=_NAME,
-            metric="accuracy",
-            value=score.accuracy,
-            num_images=len(test),
-            seed=seed,
-            init=init,
-            protocol=protocol,
-            chosen={"lr": lr},
-            image_scores=score.image_scores,
-        )
-
-    def _measure(self, cell: _Cell, fitted: Tensor, judged: Tensor, train: Call) -> Score:
-        """Trains on ``fitted`` and classifies ``judged``, unless that was done before."""
-        subject = self.subject
-        with self.lock:  # new weights come from the one random state of all threads
-            network = self._network(cell)
-            key = self._key(cell, network)
-            known = self.cells.get(key)
-        if known is not None:
-            return Score(known["accuracy"], known["loss"], known["image_scores"])
-        score: Score = train(network, cell, fitted, judged)
-        with self.lock:
-            tell = subject.report if cell.split == "test" else subject.detail
-            tell(
-                f"finetune, {100 * cell.fraction:g} % of the labels, {cell.init}, seed "
-                f"{cell.seed}, lr {cell.lr:g}: {100 * score.accuracy:.1f} % of {len(judged):,} "
-                f"{cell.split} images" + ("" if math.isfinite(score.loss) else " (diverged)")
-            )
-            self.cells.add(key, {**asdict(cell), **asdict(score)})
-        return score
-
-    def _key(self, cell: _Cell, network: Classifier) -> str:
-        options, subject = self.options, self.subject
-        train = options.train.model_copy(update={"lr": cell.lr})
-        return cell_key(
-            weights=digest(network),
-            data=[
-                subject.train.fingerprint,
-                subject.test.fingerprint,
-                asdict(options.view(subject)),
-            ],
-            cell=[*asdict(cell).values(), options.num_test_images],
-            train=[train.model_dump(), asdict(options.augment(subject))],
-            options=[
-                options.label_smoothing,
-                options.layer_decay,
-                options.recompute_batch_norm,
-                options.settings,
-            ],
-        )
-
-    def _network(self, cell: _Cell) -> Classifier:
-        subject = self.subject
-        devices = [subject.device] if subject.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            start = subject.pretrainer if cell.init == "pretrained" else subject.fresh(cell.seed)
-            # New layers begin alike in both starts.
-            torch.manual_seed(cell.seed)
-            network = Classifier(self.options.backbone(start), self.labels.num_classes)
-        network = network.to(subject.device)
-        return network.to(memory_format=torch.channels_last)

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -12,7 +14,8 @@ from torch import Tensor
 from mimkit.data.counter import uniform
 from mimkit.data.source import Source
 from mimkit.errors import DataError, RecipeError
-from mimkit.evaluate.base import Subject
+from mimkit.evaluate.base import Plain, Subject
+from mimkit.evaluate.cells import Cell
 
 # Streams of the counter generator; those of augmentation are small numbers.
 _LABELS, _DEVELOPMENT = 1001, 1002
@@ -131,6 +134,82 @@ def labels_in(train: Source, test: Source, evaluator: str) -> Labels:
             f"'{train.name}', but only '{only}' has any. Give more labelled images."
         )
     return Labels(train.labels, test.labels, len(train.classes))
+
+
+@dataclass(frozen=True)
+class Subsets:
+    """Which images the rows of a table train on, search on and judge.
+
+    Args:
+        labels: of both splits.
+        fractions: of the labels to train on.
+        seeds: each with its own subset of every fraction.
+        num_test_images: to judge, all classes alike; None for all.
+        searches: whether anything is chosen on development images.
+    """
+
+    labels: Labels
+    fractions: Sequence[float]
+    seeds: Sequence[int]
+    num_test_images: int | None
+    searches: bool
+
+    @cached_property
+    def test(self) -> Tensor:
+        """The images of the test split to judge, (m,) int64 ascending."""
+        return stratified_limit(self.labels.test, self.num_test_images)
+
+    def rows(self, init: str, seeds: Sequence[int]) -> list[Cell]:
+        """Walks over seeds and fractions."""
+        return [Cell(init, seed, fraction) for seed, fraction in product(seeds, self.fractions)]
+
+    def train(self, row: Cell) -> Tensor:
+        """The images whose labels a row has, (n,) int64 ascending."""
+        fraction = 1.0 if row.fraction is None else row.fraction
+        return stratified_subset(self.labels.train, fraction, row.seed)
+
+    def development(self, row: Cell) -> tuple[Tensor, Tensor]:
+        """Those of them to train on and to judge while something is chosen."""
+        return development_split(self.labels.train, self.train(row), row.seed)
+
+    def union(self, seeds: Sequence[int]) -> Tensor:
+        """All images of which some row of these seeds has the label, ascending."""
+        rows = [self.train(row) for row in self.rows("pretrained", seeds)]
+        images: Tensor = torch.unique(torch.cat(rows))
+        return images
+
+    def sizes(self, seeds: Sequence[int], candidates: int) -> list[tuple[int, int]]:
+        """Counts for each training, those of a search included, the images it has and judges.
+
+        Args:
+            seeds: of the rows.
+            candidates: how many values each row searches among; one is taken as it is.
+        """
+        found = []
+        for row in self.rows("pretrained", seeds):
+            found.append((len(self.train(row)), len(self.test)))
+            if candidates > 1:
+                fitted, held = self.development(row)
+                found += candidates * [(len(fitted), len(held))]
+        return found
+
+    def check(self, subject: Subject, evaluator: str) -> None:
+        """Reports classes with gaps, and refuses too few labels for a search.
+
+        Raises: RecipeError.
+        """
+        tell_gaps(subject, evaluator, self.labels, self.fractions, searches=self.searches)
+        for row in self.rows("pretrained", [subject.seed]):
+            if self.searches:
+                self.development(row)
+
+    def protocol(self, row: Cell) -> dict[str, Plain]:
+        """What a result says of its images."""
+        return {
+            "label_fraction": row.fraction,
+            "num_labels": len(self.train(row)),
+            "num_test_images": len(self.test),
+        }
 
 
 def tell_gaps(

@@ -15,7 +15,7 @@ from torch import Tensor
 from mimkit.data.source import Source
 from mimkit.evaluate.base import Subject
 from mimkit.evaluate.cross_attention import standardise
-from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode
+from mimkit.evaluate.features import FEATURE_BATCH, evaluation_mode, joined
 from mimkit.evaluate.images import Images, WholeImages
 from mimkit.evaluate.pixel_tokens import PixelTokens
 from mimkit.parts.encoder import Encoder
@@ -46,14 +46,7 @@ class FrozenTokens:
     def kept(self) -> Tensor:
         """Encodes all images of ``index``: (n, T, D) on the device."""
         images = WholeImages(self.source, self.index, (self.subject.view,), FEATURE_BATCH)
-        found = torch.empty(0)
-        start = 0
-        for _, tokens in self._encode(images, len(images)):
-            if not start:  # allocated once, for twice may be too much
-                found = tokens.new_empty(len(self.index), *tokens.shape[1:])
-            found[start : start + len(tokens)] = tokens
-            start += len(tokens)
-        return found
+        return joined((tokens for _, tokens in self._encode(images, len(images))), len(self.index))
 
     def stream(self, images: Images, count: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Gives the first ``count`` batches: image numbers (B,) and tokens (B, T, D)."""

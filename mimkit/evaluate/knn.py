@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mimkit.evaluate.base import Evaluator, Result, Subject, Work
-from mimkit.evaluate.features import Pool, check_pool, extract, pixels
-from mimkit.evaluate.fractions import labels_of, stratified_limit, tell_gaps
-from mimkit.evaluate.image_scores import pack
-from mimkit.evaluate.score import are_right
+from mimkit.evaluate.cells import Cell, Table
+from mimkit.evaluate.features import Pool, check_pool, extract, whole
+from mimkit.evaluate.fractions import Labels, labels_of, stratified_limit, tell_gaps
+from mimkit.evaluate.score import Score, are_right
+from mimkit.evaluate.starts import Baselines, Start, starts
 from mimkit.parts.bounds import AnyCount, Count, Positive
-from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 _CHUNK_SIMILARITIES = 2**25  # of one matrix product: 128 MiB
@@ -54,8 +54,7 @@ class KNN(Evaluator):
         self.num_images = num_images
         self.num_test_images = num_test_images
         self.every_steps = every_steps
-        # They do not change while the encoder trains.
-        self._baselines: list[Result] = []
+        self._baselines = Baselines()
 
     def check(self, subject: Subject) -> None:
         """Refuses unlabelled data and a missing class token.
@@ -74,53 +73,47 @@ class KNN(Evaluator):
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the encoder and of both baselines."""
-        ours = self._measure(subject, "pretrained", subject.pretrainer.encoder)
-        if not self._baselines:
-            random = subject.fresh(subject.seed).encoder
-            self._baselines = [
-                self._measure(subject, "random", random),
-                self._measure(subject, "pixels", None),
-            ]
-        return [ours, *self._baselines]
+        labels = labels_of(subject, "knn")
+        train = stratified_limit(labels.train, self.num_images)
+        table = Table(subject, "knn", stratified_limit(labels.test, self.num_test_images))
+        return self._baselines.beside(
+            starts(subject, [subject.seed]),
+            lambda start: self._results(start, table, labels, train),
+        )
+
+    def _results(self, start: Start, table: Table, labels: Labels, train: Tensor) -> list[Result]:
+        cell = Cell(start.init, table.subject.seed)
+        depends_on = {
+            "weights": start.weights,
+            "options": [self.k, self.temperature, self.pool, self.num_images, self.num_test_images],
+            **table.subject.rounding,
+        }
+        score = table.score(cell, depends_on, lambda: self._score(start, table, labels, train))
+        protocol = {
+            "k": self.k,
+            "temperature": self.temperature,
+            "pool": self.pool,
+            "num_labels": len(train),
+            "num_test_images": len(table.test),
+        }
+        return table.results(cell, score, protocol)
 
     @torch.no_grad()
-    def _measure(self, subject: Subject, init: str, encoder: Encoder | None) -> Result:
-        labels = labels_of(subject, "knn")
-        train_index = stratified_limit(labels.train, self.num_images)
-        test_index = stratified_limit(labels.test, self.num_test_images)
-        train, test = (
-            pixels(subject, source, index)
-            if encoder is None
-            else extract(encoder, subject, source, index, self.pool)
-            for source, index in ((subject.train, train_index), (subject.test, test_index))
+    def _score(self, start: Start, table: Table, labels: Labels, train: Tensor) -> Score:
+        subject = table.subject
+        ours, judged = (
+            extract(start.encoder, subject, whole(subject, source, index), self.pool)
+            for source, index in ((subject.train, train), (subject.test, table.test))
         )
         votes = nearest_neighbours(
-            train,
-            labels.train[train_index].to(subject.device),
-            test,
+            ours,
+            labels.train[train].to(subject.device),
+            judged,
             num_classes=labels.num_classes,
             k=self.k,
             temperature=self.temperature,
         )
-        correct = are_right(votes.cpu(), labels.test[test_index])
-        value = int(correct.sum()) / len(correct)
-        subject.report(f"knn, {init}: {100 * value:.1f} % of {len(test_index):,} test images")
-        return Result(
-            "knn",
-            "accuracy",
-            value,
-            len(test_index),
-            subject.seed,
-            init,
-            {
-                "k": self.k,
-                "temperature": self.temperature,
-                "pool": self.pool,
-                "num_labels": len(train_index),
-                "num_test_images": len(test_index),
-            },
-            image_scores=pack(correct),
-        )
+        return Score.of(are_right(votes.cpu(), labels.test[table.test]))
 
 
 def nearest_neighbours(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Final, Literal
@@ -12,26 +12,20 @@ import torch
 from torch import Tensor
 
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
-from mimkit.evaluate.cells import Cells, cell_key, digest
+from mimkit.evaluate.cells import Cell, Table
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.features import Pool, extract_layers, pixels, pixels_width
-from mimkit.evaluate.fractions import (
-    development_split,
-    labels_of,
-    stratified_limit,
-    stratified_subset,
-    tell_gaps,
-)
+from mimkit.evaluate.fractions import Subsets, labels_of
 from mimkit.evaluate.logistic import Probe, fit, seconds_of_fit
 from mimkit.evaluate.on_disk import OnDisk
 from mimkit.evaluate.score import Score
+from mimkit.evaluate.search import best
+from mimkit.evaluate.starts import Start, by_encoder, starts
 from mimkit.parts.bounds import Count, Fraction, NonNegative
-from mimkit.parts.encoder import Encoder
 from mimkit.parts.records import Geometry
 
 _NAME: Final = "linear_probe"
 _CHOSEN: Final = "chosen on development images"
-_PIXELS: Final = "pixels"
 _PIXELS_SIDE: Final = 16
 # On CIFAR-10, mean of weight decays from 0.1 (a quarter of the most) to 0.001 (nearly all).
 
@@ -115,12 +109,7 @@ class LinearProbe(Evaluator):
 
         Raises: DataError, RecipeError.
         """
-        labels = labels_of(subject, _NAME)
-        tell_gaps(subject, _NAME, labels, self.label_fractions, searches=self.searches)
-        for fraction in self.label_fractions:
-            subset = stratified_subset(labels.train, fraction, subject.seed)
-            if self.searches:
-                development_split(labels.train, subset, subject.seed)
+        self.subsets(subject).check(subject, _NAME)
         self._layers(subject)
 
     def work(self, subject: Subject) -> Work:
@@ -129,65 +118,69 @@ class LinearProbe(Evaluator):
         They come from a few iterations on random features, as if every fit took half of those that
         it may take; with weak weight decay it takes them all.
         """
-        labels = labels_of(subject, _NAME)
-        seeds = range(subject.seed, subject.seed + self.seeds)
-        num_test = len(stratified_limit(labels.test, self.num_test_images))
+        subsets = self.subsets(subject)
         num_encoded = 0
-        for some in (seeds, *([seed] for seed in seeds)):
-            num_encoded += len(self.training_images(labels.train, some)) + num_test
+        for some in by_encoder(subsets.seeds):
+            num_encoded += len(subsets.union(some)) + len(subsets.test)
         # Width of features to how often they are fitted: pixels once, encoders with either weights.
         widths = {pixels_width(subject.view, _PIXELS_SIDE): 1}
         for layer, pool in product(self._layers(subject), self.pools):
             width = sum(layer[part].shape[1] for part in _PARTS[pool])
             widths[width] = widths.get(width, 0) + 2
         seconds = 0.0
-        for fraction, (width, count) in product(self.label_fractions, widths.items()):
-            num_labels = len(stratified_subset(labels.train, fraction, subject.seed))
-            once = seconds_of_fit(num_labels, width, labels.num_classes, subject.device)
-            seconds += count * once
+        rows = subsets.rows("pretrained", [subject.seed])
+        for row, (width, count) in product(rows, widths.items()):
+            num_labels, num_classes = len(subsets.train(row)), subsets.labels.num_classes
+            seconds += count * seconds_of_fit(num_labels, width, num_classes, subject.device)
         num_fits = 1 + self.searches * len(self.weight_decays)
-        return Work(encoded=num_encoded, seconds=len(seeds) * num_fits * seconds)
+        return Work(encoded=num_encoded, seconds=self.seeds * num_fits * seconds)
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``accuracy`` of the pre-trained encoder, of random ones and of raw pixels.
 
         One result by seed, fraction, pool and layer; with all layers one more of the chosen one.
         """
-        seeds = range(subject.seed, subject.seed + self.seeds)
+        subsets = self.subsets(subject)
+        table = Table(subject, _NAME, subsets.test)
         num_layers = len(self._layers(subject))
-        encoder = subject.pretrainer.encoder
-        results = self._probe(subject, "pretrained", encoder, seeds, num_layers)
-        for seed in seeds:
-            encoder = subject.fresh(seed).encoder
-            results += self._probe(subject, "random", encoder, [seed], num_layers)
-        return results + self._probe(subject, _PIXELS, None, seeds, num_layers)
-
-    def training_images(self, labels: Tensor, seeds: Sequence[int]) -> Tensor:
-        """Returns all images of which some seed and fraction reads the label, ascending."""
-        subsets = [
-            stratified_subset(labels, fraction, seed)
-            for fraction, seed in product(self.label_fractions, seeds)
+        return [
+            result
+            for start in starts(subject, subsets.seeds)
+            for result in self._results(_Fits(self, table, subsets, start), num_layers)
         ]
-        images: Tensor = torch.unique(torch.cat(subsets))
-        return images
 
-    def _probe(
-        self,
-        subject: Subject,
-        init: str,
-        encoder: Encoder | None,
-        seeds: Sequence[int],
-        num_layers: int,
-    ) -> list[Result]:
-        table = _Table(
-            options=self,
-            subject=subject,
-            encoded=_Encoded(self, subject, encoder, seeds),
-            init=init,
-            num_layers=num_layers,
-            cells=Cells(subject.workdir / "cells.jsonl"),
+    def subsets(self, subject: Subject) -> Subsets:
+        """Returns which images are trained on and judged."""
+        return Subsets(
+            labels=labels_of(subject, _NAME),
+            fractions=self.label_fractions,
+            seeds=range(subject.seed, subject.seed + self.seeds),
+            num_test_images=self.num_test_images,
+            searches=self.searches,
         )
-        return [result for seed in seeds for result in table.results(seed)]
+
+    def _results(self, fits: _Fits, num_layers: int) -> list[Result]:
+        """Measures one start with every pool and layer."""
+        start, results = fits.start, []
+        for row, pool in product(fits.subsets.rows(start.init, start.seeds), self.pools):
+            where: dict[str, Plain] = {"layer": "last", "pool": pool}
+            if self.layers == "all":
+                where = {"layer": _CHOSEN, "num_layers": num_layers, "pool": pool}
+            cell = replace(row, setting={"pool": pool})
+            chosen: dict[str, Plain] = {}
+            if start.encoder is None:
+                cell = row  # measured at the first pool, known at the others
+            elif self.layers == "all":
+                cells = [
+                    replace(row, setting={"pool": pool, "layer": layer})
+                    for layer in range(1, num_layers + 1)
+                ]
+                for one in cells:
+                    results += fits.results(one, {**where, "layer": one.setting["layer"]}, {})
+                cell, _ = best(cells, fits.development)
+                chosen = {"layer": cell.setting["layer"]}
+            results += fits.results(cell, where, chosen)
+        return results
 
     def _layers(self, subject: Subject) -> list[dict[Pool, Tensor | OnDisk]]:
         """Encodes one image: shows how many layers there are, and whether they can be pooled."""
@@ -229,29 +222,27 @@ class _Split:
         return self.train[rows.to(self.train.device)], self.train_labels[subset]
 
 
-class _Encoded:
-    """What one encoder makes of both splits, as soon as it is asked for."""
+class _Fits:
+    """Fits and judges probes of the features of one start, encoded as soon as they are needed."""
 
-    def __init__(
-        self, options: LinearProbe, subject: Subject, encoder: Encoder | None, seeds: Sequence[int]
-    ) -> None:
+    def __init__(self, options: LinearProbe, table: Table, subsets: Subsets, start: Start) -> None:
         self.options = options
-        self.subject = subject
-        self.encoder = encoder
-        self.labels = labels_of(subject, _NAME)
+        self.table = table
+        self.subsets = subsets
+        self.start = start
+        self.subject = table.subject
+        self.weights = start.weights
         # Images that no subset holds would be encoded for nothing.
-        self.train = options.training_images(self.labels.train, seeds)
-        self.test = stratified_limit(self.labels.test, options.num_test_images)
-        self.weights = _PIXELS if encoder is None else digest(encoder)
+        self.train = subsets.union(start.seeds)
 
     @cached_property
     def layers(self) -> list[tuple[dict[Pool, Tensor | OnDisk], dict[Pool, Tensor | OnDisk]]]:
         """Encodes training and test images; for each layer both splits' features."""
-        subject, options, encoder = self.subject, self.options, self.encoder
+        subject, options, encoder = self.subject, self.options, self.start.encoder
         assert encoder is not None  # pixels have no layers
         train, test = (
             extract_layers(encoder, subject, source, index, options.parts, layers=options.layers)
-            for source, index in ((subject.train, self.train), (subject.test, self.test))
+            for source, index in ((subject.train, self.train), (subject.test, self.subsets.test))
         )
         return list(zip(train, test, strict=True))
 
@@ -261,10 +252,47 @@ class _Encoded:
         subject = self.subject
         return (
             pixels(subject, subject.train, self.train, _PIXELS_SIDE),
-            pixels(subject, subject.test, self.test, _PIXELS_SIDE),
+            pixels(subject, subject.test, self.subsets.test, _PIXELS_SIDE),
         )
 
-    def split(self, layer: int, pool: Pooling | None) -> _Split:
+    def results(
+        self, cell: Cell, where: Mapping[str, Plain], chosen: Mapping[str, Plain]
+    ) -> list[Result]:
+        """Measures a cell.
+
+        Args:
+            cell: which one.
+            where: what its results say of pool and layer.
+            chosen: what was found on development images beside the weight decay.
+        """
+        score, options = self.score(cell), self.options
+        weight_decays = ", ".join(f"{w:g}" for w in options.weight_decays)
+        names = ("weight_decay", "development_accuracy")[: 1 + options.searches]
+        return self.table.results(
+            cell,
+            score,
+            {**self.subsets.protocol(cell), **where, "weight_decays": weight_decays},
+            {**chosen, **{name: score.chosen[name] for name in names}},
+        )
+
+    def score(self, cell: Cell) -> Score:
+        """Fits one probe and classifies the test images, unless that was done before."""
+        options, pool, layer = self.options, cell.setting.get("pool"), cell.setting.get("layer", 1)
+        place = [cell.init, cell.seed, cell.fraction, pool, layer]
+        depends_on = {
+            "weights": self.weights,
+            "cell": [*place, options.layers, options.num_test_images],
+            "weight_decays": options.weight_decays,
+            **self.subject.rounding,
+        }
+        return self.table.score(cell, depends_on, lambda: self._fit(cell, self._split(layer, pool)))
+
+    def development(self, cell: Cell) -> Score:
+        """Tells what the probe of a cell has scored on development images."""
+        chosen = self.score(cell).chosen
+        return Score({"accuracy": chosen["development_accuracy"]}, chosen["development_loss"])
+
+    def _split(self, layer: int, pool: Pooling | None) -> _Split:
         """Gives both splits' features of layer 1, 2, ...; without a pool their pixels."""
         device = self.subject.device
         if pool is None:
@@ -274,164 +302,34 @@ class _Encoded:
                 torch.cat([vectors[part].to(device) for part in _PARTS[pool]], dim=1)
                 for vectors in self.layers[layer - 1]
             )
-        labels = self.labels
+        labels, judged = self.subsets.labels, self.subsets.test
         return _Split(
-            train, self.train, labels.train, test, labels.test[self.test], labels.num_classes
+            train, self.train, labels.train, test, labels.test[judged], labels.num_classes
         )
 
-
-@dataclass(frozen=True)
-class _Cell:
-    init: str
-    seed: int
-    fraction: float
-    pool: Pooling | None  # None of pixels
-    layer: int
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """The best weight decay, and how its probe does on development images, if any were used."""
-
-    weight_decay: float
-    development: Score | None = None
-    probe: Probe | None = None
-
-
-@dataclass(frozen=True)
-class _Found:
-    """What came of a cell."""
-
-    num_labels: int
-    accuracy: float
-    image_scores: str
-    weight_decay: float
-    development_accuracy: float | None
-    development_loss: float | None
-
-
-def _rank(accuracy: float | None, loss: float | None) -> tuple[float, float]:
-    """Orders by development images. Few of them often tie: then the smaller loss decides."""
-    assert accuracy is not None and loss is not None  # noqa: PT018 -- for mypy
-    return accuracy, -loss
-
-
-@dataclass(frozen=True)
-class _Table:
-    """The cells of one encoder; each is measured once, also if the run is killed between."""
-
-    options: LinearProbe
-    subject: Subject
-    encoded: _Encoded
-    init: str
-    num_layers: int
-    cells: Cells
-
-    def results(self, seed: int) -> list[Result]:
-        """Measures every layer with the labels of one seed."""
-        options = self.options
-        results = []
-        for fraction, pool in product(options.label_fractions, options.pools):
-            if self.init == _PIXELS:
-                results.append(self._pixels_result(_Cell(_PIXELS, seed, fraction, None, 1), pool))
-                continue
-            cells = [_Cell(self.init, seed, fraction, pool, n + 1) for n in range(self.num_layers)]
-            found = {cell: self._measure(cell) for cell in cells}
-            if options.layers == "last":
-                last = {"layer": "last", "pool": pool}
-                results.append(self._result(cells[0], found[cells[0]], last))
-                continue
-            count = {"num_layers": self.num_layers, "pool": pool}
-            results += [self._result(c, found[c], {"layer": c.layer, **count}) for c in cells]
-            best = max(
-                cells,
-                key=lambda c: _rank(found[c].development_accuracy, found[c].development_loss),
-            )
-            result = self._result(best, found[best], {"layer": _CHOSEN, **count})
-            results.append(replace(result, chosen={"layer": best.layer, **result.chosen}))
-        return results
-
-    def _pixels_result(self, cell: _Cell, pool: Pooling) -> Result:
-        """Puts pixels beside what was probed: the last layer, or the one that is chosen."""
-        layer: dict[str, Plain] = {"layer": "last"}
-        if self.options.layers == "all":
-            layer = {"layer": _CHOSEN, "num_layers": self.num_layers}
-        # Measured at the first pool, known at the others.
-        return self._result(cell, self._measure(cell), {**layer, "pool": pool})
-
-    def _measure(self, cell: _Cell) -> _Found:
-        """Fits one probe and classifies the test images, unless that was done before."""
-        subject, options = self.subject, self.options
-        key = cell_key(
-            weights=self.encoded.weights,
-            data=[subject.train.fingerprint, subject.test.fingerprint, asdict(subject.view)],
-            cell=[*asdict(cell).values(), options.layers, options.num_test_images],
-            weight_decays=options.weight_decays,
-            **subject.rounding,
-        )
-        known = self.cells.get(key)
-        if known is not None:
-            return _Found(**{field.name: known[field.name] for field in fields(_Found)})
-        found = self._fit(self.encoded.split(cell.layer, cell.pool), cell)
-        what = "" if cell.pool is None else f"{cell.pool}, "
-        if cell.pool is not None and options.layers == "all":
-            what = f"layer {cell.layer} of {self.num_layers}, {what}"
-        subject.report(
-            f"{_NAME}, {cell.init}, {what}{100 * cell.fraction:g} % of the labels, "
-            f"seed {cell.seed}: {100 * found.accuracy:.1f} %"
-        )
-        self.cells.add(key, {**asdict(cell), **asdict(found)})
-        return found
-
-    def _fit(self, split: _Split, cell: _Cell) -> _Found:
-        subset = stratified_subset(self.encoded.labels.train, cell.fraction, cell.seed)
-        choice = self._choose(split, subset, cell.seed)
-        probe = split.fit(subset, choice.weight_decay, start=choice.probe)
-        score, development = probe.score(split.test, split.test_labels), choice.development
-        return _Found(
-            num_labels=len(subset),
-            accuracy=score.accuracy,
-            image_scores=score.image_scores,
-            weight_decay=choice.weight_decay,
-            development_accuracy=development.accuracy if development else None,
-            development_loss=development.loss if development else None,
-        )
-
-    def _choose(self, split: _Split, subset: Tensor, seed: int) -> _Choice:
-        """Finds the weight decay that is best on the development split."""
-        options = self.options
-        if not options.searches:
-            return _Choice(options.weight_decays[0])
-        fitted, held = development_split(self.encoded.labels.train, subset, seed)
-        features, labels = split.training(held)
-        scored = []
-        probe = None
-        # From strong to weak: each optimum is a good start for the next.
-        for weight_decay in sorted(options.weight_decays, reverse=True):
-            probe = split.fit(fitted, weight_decay, start=probe)
-            scored.append((probe.score(features, labels), weight_decay, probe))
-        score, weight_decay, probe = max(scored, key=lambda s: _rank(s[0].accuracy, s[0].loss))
-        return _Choice(weight_decay, score, probe)
-
-    def _result(self, cell: _Cell, found: _Found, layer: Mapping[str, Plain]) -> Result:
-        num_test_images = len(self.encoded.test)
-        chosen: dict[str, Plain] = {"weight_decay": found.weight_decay}
+    def _fit(self, cell: Cell, split: _Split) -> Score:
+        """Finds the weight decay that is best on the development images, and fits with it."""
+        weight_decay, development = self.options.weight_decays[0], None
+        probes: dict[float, Probe] = {}
         if self.options.searches:
-            chosen["development_accuracy"] = found.development_accuracy
-        return Result(
-            evaluator=_NAME,
-            metric="accuracy",
-            value=found.accuracy,
-            num_images=num_test_images,
-            seed=cell.seed,
-            init=cell.init,
-            protocol={
-                "label_fraction": cell.fraction,
-                "num_labels": found.num_labels,
-                "num_test_images": num_test_images,
-                **layer,
-                "weight_decays": ", ".join(f"{w:g}" for w in self.options.weight_decays),
-            },
-            chosen=chosen,
-            image_scores=found.image_scores,
-        )
+            fitted, held = self.subsets.development(cell)
+            features, labels = split.training(held)
+
+            def score(weight_decay: float) -> Score:
+                start = next(reversed(probes.values()), None)
+                probes[weight_decay] = split.fit(fitted, weight_decay, start=start)
+                return probes[weight_decay].score(features, labels)
+
+            # From strong to weak: each optimum is a good start for the next.
+            weight_decay, development = best(
+                sorted(self.options.weight_decays, reverse=True), score
+            )
+        subset = self.subsets.train(cell)
+        probe = split.fit(subset, weight_decay, start=probes.get(weight_decay))
+        found = probe.score(split.test, split.test_labels)
+        chosen = {
+            "weight_decay": weight_decay,
+            "development_accuracy": development and development.value,
+            "development_loss": development and development.loss,
+        }
+        return Score(found.metrics, image_scores=found.image_scores, chosen=chosen)

@@ -1,7 +1,9 @@
-"""How well a classifier does."""
+"""How well a cell of the table does."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 
@@ -12,21 +14,39 @@ from mimkit.evaluate.image_scores import pack
 class Score:
     """What came of judging some images.
 
+    >>> Score({"accuracy": 0.5}, loss=1.2).value
+    0.5
+
     Args:
-        accuracy: in [0, 1].
-        loss: mean cross-entropy; infinite for a network whose training diverged.
-        image_scores: which images were right, as `mimkit.evaluate.image_scores.pack` writes it.
+        metrics: name to number, each reported; the first decides a search, so more of it is better.
+        loss: decides between equally good ones; infinite for a network whose training diverged,
+            None where there is none.
+        image_scores: what each image scored of the first metric, as
+            `mimkit.evaluate.image_scores.pack` writes it; None if its mean is not the metric.
+        chosen: what was found out beside, such as a value that was searched for; plain data.
     """
 
-    accuracy: float
-    loss: float
-    image_scores: str
+    metrics: Mapping[str, float]
+    loss: float | None = None
+    image_scores: str | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def value(self) -> float:
+        """The first metric."""
+        return next(iter(self.metrics.values()))
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Orders scores. Few development images often tie: then the smaller loss decides."""
+        return self.value, -(self.loss or 0.0)
 
     @classmethod
-    def of(cls, correct: Tensor, loss: float) -> "Score":
+    def of(cls, correct: Tensor, loss: float | None = None) -> "Score":
         """Sums up which images were right, (m,) bool, in ascending order of their numbers."""
-        loss = loss if math.isfinite(loss) else math.inf
-        return cls(int(correct.sum()) / len(correct), loss, pack(correct))
+        if loss is not None and not math.isfinite(loss):
+            loss = math.inf
+        return cls({"accuracy": int(correct.sum()) / len(correct)}, loss, pack(correct))
 
 
 def are_right(scores: Tensor, labels: Tensor) -> Tensor:

@@ -4,10 +4,11 @@ import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.image_scores import unpack
+from mimkit.evaluate.starts import BASELINES
 from mimkit.evaluate.uncertainty import (
     LEVEL,
     Estimate,
@@ -16,9 +17,6 @@ from mimkit.evaluate.uncertainty import (
     largest_error,
 )
 from mimkit.report import words
-
-BASELINES: Final = ("scratch", "random")
-"""What ``"pretrained"`` is compared with: the first of these that was measured."""
 
 Entry = dict[str, object]
 
