@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from mimkit.errors import RecipeError
-from mimkit.recipe.read.document import parse, parse_sets
+from mimkit.recipe.document import parse, parse_sets
 
 NAMES = st.text(string.ascii_lowercase + "_-", min_size=1, max_size=6)
 VALUES = st.one_of(

@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from mimkit.errors import MimkitError, RecipeError
 from mimkit.recipe import registry
 from mimkit.recipe.build import build, construct
+from mimkit.recipe.document import Document, Place, parse
 from mimkit.recipe.options import options, with_none
 from mimkit.recipe.problems import Problems
-from mimkit.recipe.read.document import Document, Place, parse
 from mimkit.recipe.read.validate import KIND_OF, _as_json, _part_table, _unwritable, validate
 from mimkit.recipe.schema import load, resolved
 from mimkit.recipe.sections import SECTIONS

@@ -18,9 +18,9 @@ from typing import Any, Final
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from mimkit.recipe.document import parse
 from mimkit.recipe.options import annotation_of, describe, options
 from mimkit.recipe.problems import written
-from mimkit.recipe.read.document import parse
 from mimkit.recipe.registry import KINDS, Entry, entries, find, load
 from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection
 

@@ -9,7 +9,7 @@ from mimkit.conformance.specimen import Specimen
 from mimkit.console import make_console
 from mimkit.pipeline.run import run
 from mimkit.recipe.describe.summary import check as check_recipe
-from mimkit.recipe.read.document import parse
+from mimkit.recipe.document import parse
 from mimkit.recipe.schema import load
 from mimkit.recipe.tables import Recipe
 

@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final, cast, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from mimkit.errors import RecipeError, nearest
+from mimkit.recipe.document import Document, Key, Place
 from mimkit.recipe.options import NONE, annotation_of, describe
-from mimkit.recipe.read.document import Document, Key, Place
 
 _SHOWN: Final = 120
 """So many characters of a value are shown in a message."""

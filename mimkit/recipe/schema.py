@@ -8,8 +8,8 @@ from typing import Any, Final
 
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
+from mimkit.recipe.document import Document, given, parse, parse_sets, plain
 from mimkit.recipe.problems import Problems, cut, shown
-from mimkit.recipe.read.document import Document, given, parse, parse_sets, plain
 from mimkit.recipe.read.resolve import resolved
 from mimkit.recipe.read.validate import validate
 from mimkit.recipe.sections import AugmentSection, DataSection, TrainSection

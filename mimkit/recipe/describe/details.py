@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 
 from mimkit.recipe.describe.listing import origin, plain_table
+from mimkit.recipe.document import parse
 from mimkit.recipe.options import annotation_of, describe, options
 from mimkit.recipe.problems import written
-from mimkit.recipe.read.document import parse
 from mimkit.recipe.registry import KINDS, Entry, find, load
 from mimkit.recipe.sections import SECTIONS
 

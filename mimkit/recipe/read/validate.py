@@ -10,9 +10,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mimkit.errors import PluginError, nearest
 from mimkit.recipe import registry
+from mimkit.recipe.document import Document, Key
 from mimkit.recipe.options import reserved, schema, with_none
 from mimkit.recipe.problems import Problems, label
-from mimkit.recipe.read.document import Document, Key
 from mimkit.recipe.read.names import folder_name, term_name
 from mimkit.recipe.read.resolve import changes
 from mimkit.recipe.sections import SECTIONS, AugmentSection, DataSection, Strict, TrainSection
