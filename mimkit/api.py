@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from mimkit.comparison.budget import parse_budget, parse_within
 from mimkit.comparison.conduct import conduct
-from mimkit.comparison.launchers import LocalLauncher, default_jobs
 from mimkit.comparison.methods import Asked, default_folder
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
+from mimkit.launch.launchers import LocalLauncher, default_jobs
 from mimkit.parts.base import Encoder
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load

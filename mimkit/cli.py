@@ -316,9 +316,9 @@ def compare(
         serve()  # processes that measure, which have imported all by the time that this one has
     from mimkit.comparison.budget import parse_budget, parse_within
     from mimkit.comparison.conduct import conduct, outline
-    from mimkit.comparison.launchers import default_jobs, make_launcher
     from mimkit.comparison.methods import Asked, default_folder
     from mimkit.comparison.question import Question
+    from mimkit.launch.launchers import default_jobs, make_launcher
 
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.devices import Gpus, Need, find
 from mimkit.comparison.execute import execute
 from mimkit.comparison.folder import is_finished, run_folder
-from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
+from mimkit.launch.devices import Gpus, Need, find
+from mimkit.launch.launchers import LocalLauncher
 
 GIB = 2**30
 TRIAL = Trial(
@@ -53,7 +53,7 @@ def machine(monkeypatch):
 
     def make(count, visible=None):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr("mimkit.comparison.devices.gpu_bytes", lambda _: 80 * GIB)
+        monkeypatch.setattr("mimkit.launch.devices.gpu_bytes", lambda _: 80 * GIB)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)

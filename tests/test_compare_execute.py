@@ -15,19 +15,19 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.board import Board, Shown, makespan
-from mimkit.comparison.cause import ended_by, last_words
 from mimkit.comparison.execute import claim, execute
 from mimkit.comparison.folder import cell_command, failure_file, is_finished, log_file, run_folder
-from mimkit.comparison.launchers import (
+from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
+from mimkit.errors import DataError, RecipeError
+from mimkit.launch.board import Board, Shown, makespan
+from mimkit.launch.cause import ended_by, last_words
+from mimkit.launch.launchers import (
     LocalLauncher,
     SlurmLauncher,
     _Task,
     default_jobs,
     make_launcher,
 )
-from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
-from mimkit.errors import DataError, RecipeError
 from mimkit.train.signals import Interrupted
 
 TRIAL = Trial(0.1, 1e6, 2**20, 0.0, {}, {"trainable": 1, "encoder": 1}, 0.1, 0.1, "f", 10, "CPU")
@@ -378,7 +378,7 @@ def test_each_place_has_gpus_of_its_own(tmp_path, monkeypatch, visible, processe
     monkeypatch.setattr(
         torch.cuda, "device_count", lambda: len(visible.split(",")) if visible else 3
     )
-    monkeypatch.setattr("mimkit.comparison.devices.gpu_bytes", lambda _: 80 * 2**30)
+    monkeypatch.setattr("mimkit.launch.devices.gpu_bytes", lambda _: 80 * 2**30)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -486,7 +486,7 @@ def test_wrong_options_of_a_launcher_are_refused(tmp_path, name, options, messag
     [("cpu", 0, 8), (None, 0, 8), (None, 3, 3), ("cuda", 3, 3), ("cuda:1", 3, 1)],
 )
 def test_as_many_runs_at_once_as_there_are_gpus_else_cores(monkeypatch, device, gpus, expected):
-    monkeypatch.setattr("mimkit.comparison.launchers.cores", lambda: 64)
+    monkeypatch.setattr("mimkit.launch.launchers.cores", lambda: 64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert default_jobs(device) == expected

@@ -20,11 +20,11 @@ from mimkit import cli
 from mimkit.comparison.execute import claim, execute
 from mimkit.comparison.folder import is_finished, run_folder
 from mimkit.comparison.gather import gather
-from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv
 from mimkit.data.sources import open_source
+from mimkit.launch.launchers import LocalLauncher
 from mimkit.recipe.schema import load
 
 KILLS = 20

@@ -14,7 +14,6 @@ from rich.console import Console
 
 from mimkit.comparison.conduct import outline
 from mimkit.comparison.gauge import Rehearsed
-from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.methods import Asked
 from mimkit.comparison.outlook import table
 from mimkit.comparison.plan import make_plan
@@ -23,6 +22,7 @@ from mimkit.comparison.records import Budget
 from mimkit.comparison.trial import measure
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
+from mimkit.launch.launchers import LocalLauncher
 from mimkit.parts.records import Preparation
 from mimkit.pipeline.current import assemble
 from mimkit.recipe.schema import load

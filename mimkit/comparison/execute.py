@@ -15,9 +15,6 @@ from typing import Final
 from rich.console import Console
 
 from mimkit import locks
-from mimkit.comparison.board import Board, Shown, makespan
-from mimkit.comparison.cause import disk_is_full, ended_by, last_words, tail
-from mimkit.comparison.devices import Gpus, Need, find
 from mimkit.comparison.folder import (
     cell_command,
     failure_file,
@@ -26,12 +23,15 @@ from mimkit.comparison.folder import (
     recipe_path,
     run_folder,
 )
-from mimkit.comparison.launchers import Job, Launcher
 from mimkit.comparison.records import Cell, Plan
 from mimkit.comparison.watch import watched
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text, writing
+from mimkit.launch.board import Board, Shown, makespan
+from mimkit.launch.cause import disk_is_full, ended_by, last_words, tail
+from mimkit.launch.devices import Gpus, Need, find
+from mimkit.launch.launchers import Job, Launcher
 from mimkit.report import ownership, words
 from mimkit.report.ownership import LOCK
 from mimkit.train.distributed import torchrun
