@@ -16,7 +16,8 @@ from mimkit.comparison.methods import Asked, default_folder
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
-from mimkit.launch.launchers import LocalLauncher, default_jobs
+from mimkit.launch.devices import default_jobs
+from mimkit.launch.local import LocalLauncher
 from mimkit.parts.base import Encoder
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load

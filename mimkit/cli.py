@@ -297,11 +297,11 @@ def compare(
         int | None, typer.Option(min=1, help="Runs at once; default: GPUs, else up to 8 cores.")
     ] = None,
     launcher: Annotated[
-        Literal["local", "slurm"], typer.Option(help="Where runs are started.")
+        str, typer.Option(metavar="NAME", help="Where runs start. See: mimkit list launchers")
     ] = "local",
     slurm: Annotated[
         list[str] | None,
-        typer.Option("--slurm", metavar="KEY=VALUE", help="For Slurm: partition=gpu."),
+        typer.Option("--slurm", metavar="KEY=VALUE", help="For the launcher: partition=gpu."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -318,7 +318,9 @@ def compare(
     from mimkit.comparison.conduct import conduct, outline
     from mimkit.comparison.methods import Asked, default_folder
     from mimkit.comparison.question import Question
-    from mimkit.launch.launchers import default_jobs, make_launcher
+    from mimkit.launch.base import make
+    from mimkit.launch.devices import default_jobs
+    from mimkit.report import ownership
 
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])
@@ -333,7 +335,9 @@ def compare(
         command=command,
         within=parse_within(within, preset),
     )
-    chosen = make_launcher(launcher, folder, slurm or [])
+    if launcher != "local":
+        ownership.claim(folder, "comparison")  # a launcher makes files of its own in it
+    chosen = make(launcher, folder / launcher, slurm or [])
     try:
         (outline if dry_run else conduct)(question, folder, chosen)
     except Interrupted as error:

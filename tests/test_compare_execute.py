@@ -9,25 +9,31 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.execute import claim, execute
-from mimkit.comparison.folder import cell_command, failure_file, is_finished, log_file, run_folder
+from mimkit.comparison.execute import execute
+from mimkit.comparison.folder import (
+    cell_command,
+    claim,
+    failure_file,
+    is_finished,
+    log_file,
+    run_folder,
+)
 from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
 from mimkit.errors import DataError, RecipeError
+from mimkit.launch.base import LOST, Ended, Task, make
 from mimkit.launch.board import Board, Shown, makespan
 from mimkit.launch.cause import ended_by, last_words
-from mimkit.launch.launchers import (
-    LocalLauncher,
-    SlurmLauncher,
-    _Task,
-    default_jobs,
-    make_launcher,
-)
+from mimkit.launch.devices import default_jobs
+from mimkit.launch.local import LocalLauncher
+from mimkit.launch.slurm import Follower, SlurmLauncher
+from mimkit.launch.work import job_file
 from mimkit.train.signals import Interrupted
 
 TRIAL = Trial(0.1, 1e6, 2**20, 0.0, {}, {"trainable": 1, "encoder": 1}, 0.1, 0.1, "f", 10, "CPU")
@@ -53,21 +59,21 @@ class Scripts(LocalLauncher):
     """
 
     def __init__(self, folder: Path, **scripts: str) -> None:
+        super().__init__()
         self.folder = folder
         self.scripts = scripts
         self.asked: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(self, command, *, log, environment):
-        self.asked.append((list(command), dict(environment)))
-        label = Path(next(word for word in command if word.endswith(".toml"))).stem
-        seed = int(command[command.index("--seed") + 1])
+    def submit(self, task):
+        self.asked.append((list(task.command), dict(task.environment)))
+        return super().submit(replace(task, command=self.script(task)))
+
+    def script(self, task):
+        label = Path(next(word for word in task.command if word.endswith(".toml"))).stem
+        seed = int(task.command[task.command.index("--seed") + 1])
         folder = str(run_folder(Cell(label, seed), self.folder))
         script = self.scripts[label].replace("FINISH", FINISH.format(folder=folder))
-        return super().start(
-            [sys.executable, "-c", f"folder = {folder!r}\n{script}"],
-            log=log,
-            environment=environment,
-        )
+        return [sys.executable, "-c", f"folder = {folder!r}\n{script}"]
 
 
 def go(plan, folder, launcher, *, jobs=2, device="cpu", console=None):
@@ -241,20 +247,20 @@ def test_a_run_left_by_a_dead_parent_is_waited_for(tmp_path):
     cell = Cell("a", 0)
     plan = make_plan(tmp_path, "a", "b")
     finish = FINISH.format(folder=str(run_folder(cell, tmp_path)))
-    orphan = LocalLauncher().start(
-        [sys.executable, "-c", "import time; time.sleep(1.5); " + finish],
-        log=log_file(cell, tmp_path),
-        environment={},
-    )
-    assert LocalLauncher().busy(log_file(cell, tmp_path))
+    dead = LocalLauncher()
+    command = [sys.executable, "-c", "import time; time.sleep(1.5); " + finish]
+    orphan = dead.submit(Task(command, log_file(cell, tmp_path)))
+    job_file(log_file(cell, tmp_path)).write_text(orphan)
+    assert LocalLauncher().poll(orphan) is None
     launcher = Scripts(tmp_path, a="raise SystemExit('must not be started')", b="FINISH")
     text = io.StringIO()
     go(plan, tmp_path, launcher, console=Console(file=text, width=200))
-    assert orphan.poll() == 0
+    assert dead.poll(orphan) == Ended(0)
     assert is_finished(cell, tmp_path)
     assert len(launcher.asked) == 1
     assert text.getvalue().count("another process is at work on this run") == 1
-    assert not LocalLauncher().busy(log_file(cell, tmp_path))
+    assert LocalLauncher().poll(orphan) == LOST
+    assert not job_file(log_file(cell, tmp_path)).exists()
 
 
 def test_a_run_that_someone_else_writes_is_waited_for_then_gone_on_with(tmp_path):
@@ -320,12 +326,10 @@ def test_a_signal_stops_the_runs_politely_and_the_same_call_goes_on(tmp_path, nu
 
 
 def test_ctrl_c_at_the_terminal_does_not_reach_the_runs(tmp_path):
-    job = LocalLauncher().start(
-        [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"],
-        log=tmp_path / "logs/x.log",
-        environment={},
-    )
-    until(lambda: job.poll() is not None)
+    launcher = LocalLauncher()
+    command = [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"]
+    job = launcher.submit(Task(command, tmp_path / "logs/x.log"))
+    until(lambda: launcher.poll(job) is not None)
     assert (tmp_path / "logs/x.log").read_text() == "True\n"
 
 
@@ -354,7 +358,7 @@ def test_a_second_comparison_in_the_folder_is_refused_until_the_first_is_gone(tm
 def test_runs_share_the_cores_and_a_number_of_threads_that_was_asked_for_stays(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("mimkit.comparison.execute.cores", lambda: 8)
+    monkeypatch.setattr("mimkit.launch.queue.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launcher = Scripts(tmp_path, a="FINISH", b="FINISH", c="FINISH")
     go(make_plan(tmp_path, "a", "b", "c"), tmp_path, launcher, jobs=2)
@@ -478,7 +482,7 @@ def test_the_cause_is_found_in_exit_codes_and_last_lines():
 )
 def test_wrong_options_of_a_launcher_are_refused(tmp_path, name, options, message):
     with pytest.raises(RecipeError, match=message):
-        make_launcher(name, tmp_path, options)
+        make(name, tmp_path, options)
 
 
 @pytest.mark.parametrize(
@@ -486,7 +490,7 @@ def test_wrong_options_of_a_launcher_are_refused(tmp_path, name, options, messag
     [("cpu", 0, 8), (None, 0, 8), (None, 3, 3), ("cuda", 3, 3), ("cuda:1", 3, 1)],
 )
 def test_as_many_runs_at_once_as_there_are_gpus_else_cores(monkeypatch, device, gpus, expected):
-    monkeypatch.setattr("mimkit.launch.launchers.cores", lambda: 64)
+    monkeypatch.setattr("mimkit.launch.devices.cores", lambda: 64)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert default_jobs(device) == expected
@@ -494,15 +498,13 @@ def test_as_many_runs_at_once_as_there_are_gpus_else_cores(monkeypatch, device, 
 
 def test_the_lock_of_a_log_lasts_as_long_as_its_process(tmp_path):
     log = tmp_path / "x.log"
-    assert not LocalLauncher().busy(log)
-    job = LocalLauncher().start(
-        [sys.executable, "-c", "import time; time.sleep(60)"], log=log, environment={}
-    )
-    assert LocalLauncher().busy(log)
-    job.stop()
-    until(lambda: job.poll() is not None)
-    assert job.poll() == -signal.SIGTERM
-    assert not LocalLauncher().busy(log)
+    launcher = LocalLauncher()
+    job = launcher.submit(Task([sys.executable, "-c", "import time; time.sleep(60)"], log))
+    assert LocalLauncher().poll(job) is None
+    launcher.cancel(job)
+    until(lambda: launcher.poll(job) is not None)
+    assert launcher.poll(job) == Ended(-signal.SIGTERM)
+    assert LocalLauncher().poll(job) == LOST
     with log.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -514,16 +516,8 @@ class OnCluster(SlurmLauncher):
         super().__init__(folder / "slurm", options, cluster)
         self.local = Scripts(folder, **scripts)
 
-    def start(self, command, *, log, environment):
-        label = Path(next(word for word in command if word.endswith(".toml"))).stem
-        seed = int(command[command.index("--seed") + 1])
-        folder = str(run_folder(Cell(label, seed), self.local.folder))
-        script = self.local.scripts[label].replace("FINISH", FINISH.format(folder=folder))
-        return super().start(
-            [sys.executable, "-c", f"folder = {folder!r}\n{script}"],
-            log=log,
-            environment=environment,
-        )
+    def submit(self, task):
+        return super().submit(replace(task, command=self.local.script(task)))
 
 
 @pytest.mark.slow
@@ -593,9 +587,9 @@ def test_a_job_that_a_dead_parent_left_in_the_queue_is_not_queued_twice(fake_slu
     options = {"partition": "gpu", "time": "90", "mem": "32GB", "gpus_per_node": "1"}
     first = OnCluster(tmp_path, options, "slurm", a="import time; time.sleep(3); FINISH")
     log = log_file(Cell("a", 0), tmp_path)
-    first.start(
-        [sys.executable, str(tmp_path / "recipes/a.toml"), "--seed", "0"], log=log, environment={}
-    )
+    command = [sys.executable, str(tmp_path / "recipes/a.toml"), "--seed", "0"]
+    job_file(log).parent.mkdir()
+    job_file(log).write_text(first.submit(Task(command, log)))
     text = (fake_slurm / "41.sh").read_text()
     for flag in ("partition=gpu", "time=90", "mem=32GB", "gpus-per-node=1", "job-name=mimkit"):
         assert f"#SBATCH --{flag}\n" in text
@@ -638,7 +632,7 @@ def test_a_job_whose_time_is_over_goes_back_into_the_queue_with_a_checkpoint(tmp
         "def stop(*_): print('checkpoint', flush=True); sys.exit(143)\n"
         "signal.signal(signal.SIGTERM, stop); print('ready', flush=True); time.sleep(60)"
     )
-    task = _Task([sys.executable, "-c", script], log, {})
+    task = Follower(Task([sys.executable, "-c", script], log))
     before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
     found = []
     signal.signal(signal.SIGUSR2, lambda *_: found.append(task.checkpoint()))
@@ -659,7 +653,7 @@ def test_a_job_whose_time_is_over_goes_back_into_the_queue_with_a_checkpoint(tmp
         for number, handler in before.items():
             signal.signal(number, handler)
     assert log.read_text() == "ready\ncheckpoint\n"
-    assert found[0].function.command == task.command
+    assert found[0].function.task == task.task
     assert found[0].function.process_id is None
 
 

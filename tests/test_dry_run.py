@@ -22,7 +22,7 @@ from mimkit.comparison.records import Budget
 from mimkit.comparison.trial import measure
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
-from mimkit.launch.launchers import LocalLauncher
+from mimkit.launch.local import LocalLauncher
 from mimkit.parts.records import Preparation
 from mimkit.pipeline.current import assemble
 from mimkit.recipe.schema import load
