@@ -1,8 +1,8 @@
 """Measuring what a method costs here, in a process of its own.
 
-``python -m mimkit.comparison.trial RECIPE FILE [DEVICE]`` prepares the targets, which all runs then
-find in the cache, times a few steps, and writes a `Trial` and what the evaluations need. For a plan
-alone nothing is prepared: `Target.rehearse` tells what it would cost.
+``python -m mimkit.comparison.measuring RECIPE FILE [DEVICE]`` prepares the targets, which all runs
+then find in the cache, times a few steps, and writes a `Trial` and what the evaluations need. For a
+plan alone nothing is prepared: `Target.rehearse` tells what it would cost.
 """
 
 import json
