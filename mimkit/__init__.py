@@ -23,6 +23,7 @@ _HOMES = {
         "TrainingError",
     ),
     "mimkit.evaluate.base": ("Evaluator", "Result", "Subject", "Work"),
+    "mimkit.launch.base": ("Ended", "Launcher", "Needs", "Task"),
     "mimkit.parts.attention": ("patch_attention",),
     "mimkit.parts.base": (
         "Backbone",
@@ -92,6 +93,7 @@ __all__ = [
     "DataError",
     "Depth",
     "Encoder",
+    "Ended",
     "Evaluator",
     "Features",
     "Fraction",
@@ -101,12 +103,14 @@ __all__ = [
     "Images",
     "Imported",
     "Importer",
+    "Launcher",
     "Loss",
     "Mask",
     "Masker",
     "MimkitError",
     "Module",
     "Multiple",
+    "Needs",
     "NonNegative",
     "Part",
     "Picture",
@@ -123,6 +127,7 @@ __all__ = [
     "Stream",
     "Subject",
     "Target",
+    "Task",
     "Term",
     "TimmModel",
     "Tokens",
@@ -169,6 +174,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+    from mimkit.launch.base import Ended, Launcher, Needs, Task
     from mimkit.parts.attention import patch_attention
     from mimkit.parts.base import (
         Backbone,

@@ -26,7 +26,7 @@ from mimkit.comparison.folder import (
 )
 from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
 from mimkit.errors import DataError
-from mimkit.launch.base import LOST, Ended, Task
+from mimkit.launch.base import Ended, Task
 from mimkit.launch.local import LocalLauncher
 from mimkit.launch.slurm import SlurmLauncher
 from mimkit.launch.work import job_file
@@ -248,7 +248,7 @@ def test_a_run_left_by_a_dead_parent_is_waited_for(tmp_path):
     assert is_finished(cell, tmp_path)
     assert len(launcher.asked) == 1
     assert text.getvalue().count("another process is at work on this run") == 1
-    assert LocalLauncher().poll(orphan) == LOST
+    assert LocalLauncher().poll(orphan) == Ended.unseen()
     assert not job_file(log_file(cell, tmp_path)).exists()
 
 

@@ -12,13 +12,15 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.errors import RecipeError
-from mimkit.launch.base import LOST, Ended, Task, make
+from mimkit.errors import PluginError, RecipeError
+from mimkit.launch.base import Ended, Launcher, Task, make
 from mimkit.launch.board import Board, Shown, makespan
 from mimkit.launch.cause import ended_by, last_words
 from mimkit.launch.devices import default_jobs
 from mimkit.launch.local import LocalLauncher
+from mimkit.launch.queue import run
 from mimkit.launch.slurm import Follower, SlurmLauncher
+from mimkit.launch.work import Work
 
 
 def until(condition, seconds=20.0):
@@ -107,7 +109,7 @@ def test_the_lock_of_a_log_lasts_as_long_as_its_process(tmp_path):
     launcher.cancel(job)
     until(lambda: launcher.poll(job) is not None)
     assert launcher.poll(job) == Ended(-signal.SIGTERM)
-    assert LocalLauncher().poll(job) == LOST
+    assert LocalLauncher().poll(job) == Ended.unseen()
     with log.open("rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -167,3 +169,72 @@ def test_rows_for_which_the_terminal_has_no_room_are_counted():
     assert "a, seed 4" in file.getvalue()
     assert "a, seed 5" not in file.getvalue()
     assert "and 4 more" in file.getvalue()
+
+
+class Bench(Launcher):
+    """What a package would add: each job a process, known to others by the number of that."""
+
+    def __init__(self, folder, options):
+        self.jobs = {}
+
+    def submit(self, task):
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("ab") as file:
+            process = subprocess.Popen(task.command, stdout=file, stderr=file)
+        self.jobs[str(process.pid)] = process
+        return str(process.pid)
+
+    def poll(self, job):
+        if job not in self.jobs:
+            return Ended.unseen()
+        code = self.jobs[job].poll()
+        return None if code is None else Ended(code)
+
+    def cancel(self, job):
+        self.jobs[job].terminate()
+
+
+class Count(Work):
+    """Counts the processes that began it; the second one finishes it."""
+
+    def __init__(self, folder, name):
+        self.file = folder / name
+        script = f"import os; open({str(self.file)!r}, 'a').write('x'); "
+        script += f"os.path.getsize({str(self.file)!r}) < 2 and os.kill(os.getpid(), 9)"
+        task = Task([sys.executable, "-S", "-c", script], folder / "logs" / f"{name}.log")
+        super().__init__(name, task, folder / "failed" / name, seconds=0.0, fresh=True)
+
+    def is_finished(self):
+        return self.file.is_file() and len(self.file.read_text()) == 2
+
+    def is_claimed(self):
+        return False
+
+    def shown(self, log_start, left):
+        return Shown(self.name, "counts")
+
+
+def test_a_package_adds_a_launcher_which_the_command_line_finds_by_name(tmp_path, register):
+    register("launchers", "bench", Bench)
+    launcher = make("bench", tmp_path, [])
+    text = io.StringIO()
+    console = Console(file=text, width=120)
+    works = [Count(tmp_path, "one"), Count(tmp_path, "two")]
+    run(works, [], tmp_path, jobs=2, launcher=launcher, device=None, console=console)
+    assert all(work.is_finished() for work in works)
+    assert text.getvalue().count("killed by SIGKILL; it goes on from its last checkpoint") == 2
+    assert "finished (2 of 2" in text.getvalue()
+    assert not list((tmp_path / "logs").glob("*.job"))
+
+
+def test_what_is_no_launcher_is_refused(tmp_path, register):
+    register("launchers", "bench", Count)
+    with pytest.raises(PluginError, match=r"must be a subclass of mimkit\.Launcher"):
+        make("bench", tmp_path, [])
+    with pytest.raises(PluginError, match="launcher 'bank' is offered by no installed"):
+        make("bank", tmp_path, [])
+
+
+def test_a_job_of_another_launcher_is_not_taken_for_one_of_slurm(tmp_path):
+    pytest.importorskip("submitit")
+    assert SlurmLauncher(tmp_path, {}, "local").poll(str(tmp_path / "a.log")) == Ended.unseen()

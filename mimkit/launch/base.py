@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar, Final, cast
+from typing import ClassVar, cast
 
 from mimkit.errors import RecipeError
 from mimkit.recipe import registry
@@ -16,6 +16,9 @@ from mimkit.recipe import registry
 @dataclass(frozen=True)
 class Needs:
     """What a process needs.
+
+    >>> Needs(gpus=2)
+    Needs(gpus=2, gpu_bytes=0)
 
     Args:
         gpus: how many, where it is to run on some.
@@ -29,6 +32,9 @@ class Needs:
 @dataclass(frozen=True)
 class Task:
     """A process to start.
+
+    >>> Task(["true"], Path("a.log")).needs.gpus
+    1
 
     Args:
         command: program and arguments.
@@ -47,6 +53,9 @@ class Task:
 class Ended:
     """How a process ended.
 
+    >>> Ended(0)
+    Ended(code=0, reason='')
+
     Args:
         code: its exit code; ``-number`` if a signal ended it.
         reason: what the launcher knows of it and the log does not tell, in words; else "".
@@ -55,9 +64,14 @@ class Ended:
     code: int
     reason: str = ""
 
+    @classmethod
+    def unseen(cls) -> "Ended":
+        """Stands for an end that nobody saw; like every killed process it is tried again.
 
-LOST: Final = Ended(-9, "it ended while nobody looked")
-"""Of a process whose end nobody saw. Like every process that a signal ended it is tried again."""
+        >>> Ended.unseen().code
+        -9
+        """
+        return cls(-9, "it ended while nobody looked")
 
 
 class Launcher(ABC):
@@ -65,6 +79,21 @@ class Launcher(ABC):
 
     A job is known by a text that another process understands too: who called may be killed, and
     the jobs are found again by its successor.
+
+    >>> import subprocess
+    >>> class Blocking(Launcher):
+    ...     def __init__(self, folder, options):
+    ...         self.codes = {}
+    ...     def submit(self, task):
+    ...         self.codes[str(task.log)] = subprocess.call(task.command)
+    ...         return str(task.log)
+    ...     def poll(self, job):
+    ...         return Ended(self.codes[job]) if job in self.codes else Ended.unseen()
+    ...     def cancel(self, job):
+    ...         pass
+    >>> launcher = Blocking(Path("."), {})
+    >>> launcher.poll(launcher.submit(Task(["true"], Path("a.log"))))
+    Ended(code=0, reason='')
 
     Args:
         folder: for the launcher's own files.
@@ -90,8 +119,8 @@ class Launcher(ABC):
         """Says how a job ended; None while it waits or runs.
 
         Args:
-            job: may have been submitted by a process that is no more; `LOST` is then an answer, as
-                it is for a job of which nothing is known.
+            job: may have been submitted by a process that is no more; `Ended.unseen` is then
+                an answer, as it is for a job of which nothing is known.
         """
 
     @abstractmethod

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mimkit import locks
 from mimkit.errors import RecipeError
-from mimkit.launch.base import LOST, Ended, Launcher, Task
+from mimkit.launch.base import Ended, Launcher, Task
 
 
 class LocalLauncher(Launcher):
@@ -50,7 +50,7 @@ class LocalLauncher(Launcher):
         """See `Launcher.poll`."""
         process = self.processes.get(job)
         if process is None:
-            return None if _is_held(job) else LOST
+            return None if _is_held(job) else Ended.unseen()
         code = process.poll()
         return None if code is None or (code < 0 and _is_held(job)) else Ended(code)
 

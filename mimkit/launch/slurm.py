@@ -12,7 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Final
 
 from mimkit.errors import RecipeError
-from mimkit.launch.base import LOST, Ended, Launcher, Task
+from mimkit.launch.base import Ended, Launcher, Task
 
 if TYPE_CHECKING:
     import submitit
@@ -76,7 +76,7 @@ class SlurmLauncher(Launcher):
         because one that never started writes no result; otherwise submitit asks now and then.
         """
         if not job.isdecimal():
-            return LOST
+            return Ended.unseen()
         known = self._job(job)
         ask = job in self.asked and time.monotonic() - self.asked[job] >= _ASK_EVERY_SECONDS
         if ask:
