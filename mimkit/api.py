@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from mimkit.comparison.budget import parse_budget, parse_within
 from mimkit.comparison.conduct import conduct
-from mimkit.comparison.methods import Asked, default_folder
-from mimkit.comparison.question import Question
+from mimkit.comparison.folder import default_folder
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
 from mimkit.launch.devices import default_jobs

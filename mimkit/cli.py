@@ -316,8 +316,8 @@ def compare(
         serve()  # processes that measure, which have imported all by the time that this one has
     from mimkit.comparison.budget import parse_budget, parse_within
     from mimkit.comparison.conduct import conduct, outline
-    from mimkit.comparison.methods import Asked, default_folder
-    from mimkit.comparison.question import Question
+    from mimkit.comparison.folder import default_folder
+    from mimkit.comparison.question import Asked, Question
     from mimkit.launch.base import make
     from mimkit.launch.devices import default_jobs
     from mimkit.report import ownership

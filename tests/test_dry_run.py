@@ -15,10 +15,9 @@ from rich.console import Console
 from mimkit.comparison.conduct import outline
 from mimkit.comparison.gauge import Rehearsed
 from mimkit.comparison.measuring import measure
-from mimkit.comparison.methods import Asked
 from mimkit.comparison.outlook import table
 from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Question
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget
 from mimkit.console import make_console
 from mimkit.errors import RecipeError

@@ -1,6 +1,6 @@
 """Where everything lies in the folder of a comparison, and the commands that make it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,12 @@ def claim(folder: Path) -> Iterator[None]:
         )
     with file:
         yield
+
+
+def default_folder(references: Sequence[str], dataset: str | None) -> Path:
+    """Where a comparison lies if the user does not say."""
+    names = [Path(name).stem for name in (*references, *([dataset] if dataset else []))]
+    return Path("comparisons") / "-".join(names)
 
 
 def recipe_path(folder: Path, label: str) -> Path:
