@@ -173,8 +173,10 @@ class _Queue:
         return self.gpus.have_room(place, work.task.needs, others)
 
     def _take(self, place: int, work: Work) -> None:
-        held = self.places[place] = _Held(work, started=time.monotonic())
         file = job_file(work.task.log)
+        # Of a process that was there before, only what it says from now on counts.
+        held = _Held(work, started=time.monotonic(), log_start=_size(work.task.log))
+        self.places[place] = held
         if file.is_file():
             job = file.read_text(encoding="utf-8")
             if self.launcher.poll(job) is None:
@@ -190,7 +192,7 @@ class _Queue:
         task, failure = held.work.task, held.work.failure
         failure.parent.mkdir(exist_ok=True)
         failure.unlink(missing_ok=True)
-        held.log_start = task.log.stat().st_size if task.log.is_file() else 0
+        held.log_start = _size(task.log)
         held.started = time.monotonic()
         environment = {**task.environment, **self._share(place, task.needs)}
         held.job = self.launcher.submit(replace(task, environment=environment))
@@ -333,6 +335,10 @@ class _Queue:
         if held.job is not None and self.launcher.poll(held.job) is not None:
             self._forget(held)
         return held.job is None
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.is_file() else 0
 
 
 def _full(folder: Path, what: str) -> DataError:
