@@ -23,6 +23,7 @@ _HOMES = {
         "TrainingError",
     ),
     "mimkit.evaluate.base": ("Evaluator", "Result", "Subject", "Work"),
+    "mimkit.launch.base": ("Ended", "Launcher", "Needs", "Task"),
     "mimkit.parts.attention": ("patch_attention",),
     "mimkit.parts.bounds": (
         "AnyCount",
@@ -82,6 +83,7 @@ __all__ = [
     "DataError",
     "Depth",
     "Encoder",
+    "Ended",
     "Evaluator",
     "Features",
     "Fraction",
@@ -91,12 +93,14 @@ __all__ = [
     "Images",
     "Imported",
     "Importer",
+    "Launcher",
     "Loss",
     "Mask",
     "Masker",
     "MimkitError",
     "Module",
     "Multiple",
+    "Needs",
     "NonNegative",
     "Part",
     "Picture",
@@ -113,6 +117,7 @@ __all__ = [
     "Stream",
     "Subject",
     "Target",
+    "Task",
     "Term",
     "TimmModel",
     "Tokens",
@@ -159,6 +164,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+    from mimkit.launch.base import Ended, Launcher, Needs, Task
     from mimkit.parts.attention import patch_attention
     from mimkit.parts.bounds import (
         AnyCount,

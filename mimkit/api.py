@@ -11,11 +11,12 @@ from torch import Tensor
 
 from mimkit.comparison.budget import parse_budget, parse_within
 from mimkit.comparison.conduct import conduct
-from mimkit.comparison.launchers import LocalLauncher, default_jobs
-from mimkit.comparison.methods import Asked, default_folder
-from mimkit.comparison.question import Question
+from mimkit.comparison.folder import default_folder
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
+from mimkit.launch.devices import default_jobs
+from mimkit.launch.local import LocalLauncher
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.part import Module
 from mimkit.pipeline import run as pipeline

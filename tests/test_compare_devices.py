@@ -9,11 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.devices import Gpus, Need, find
 from mimkit.comparison.execute import execute
 from mimkit.comparison.folder import is_finished, run_folder
-from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
+from mimkit.launch.base import Needs
+from mimkit.launch.devices import Gpus, find
+from mimkit.launch.local import LocalLauncher
 
 GIB = 2**30
 TRIAL = Trial(
@@ -35,16 +36,16 @@ told = dict(gpu=gpu, beside=beside, shared="MIMKIT_GPU_IS_SHARED" in os.environ)
 
 class Scripts(LocalLauncher):
     def __init__(self, root, plan):
+        super().__init__()
         self.root = root
         self.cells = iter(plan.cells)
         self.commands = []
 
-    def start(self, command, *, log, environment):
-        self.commands.append(command)
+    def submit(self, task):
+        self.commands.append(task.command)
         folder = str(run_folder(next(self.cells), self.root))
         script = SCRIPT.format(folder=folder, root=str(self.root))
-        command = [sys.executable, "-S", "-c", script]
-        return super().start(command, log=log, environment=environment)
+        return super().submit(replace(task, command=[sys.executable, "-S", "-c", script]))
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def machine(monkeypatch):
 
     def make(count, visible=None):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr("mimkit.comparison.devices.gpu_bytes", lambda _: 80 * GIB)
+        monkeypatch.setattr("mimkit.launch.devices.gpu_bytes", lambda _: 80 * GIB)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -133,14 +134,14 @@ def test_the_gpus_are_those_that_the_command_line_and_the_surroundings_let_see(
 def test_without_gpus_nothing_is_divided(machine):
     machine(0)
     assert find(None, 8) == Gpus()
-    assert find(None, 8).have_room(0, Need(1, 10 * GIB), [(1, Need(1, 10 * GIB))])
+    assert find(None, 8).have_room(0, Needs(1, 10 * GIB), [(1, Needs(1, 10 * GIB))])
 
 
 def test_runs_of_several_processes_need_memory_of_each_of_their_gpus():
     gpus = Gpus(("0", "1", "2"), (80 * GIB,) * 3, places=2)
     assert gpus.of(0, 2) == ["0", "1"]
     assert gpus.of(1, 2) == ["2", "0"]
-    assert gpus.have_room(1, Need(2, 40 * GIB), [(0, Need(2, 40 * GIB))])
-    assert not gpus.have_room(1, Need(2, 41 * GIB), [(0, Need(2, 40 * GIB))])
-    assert gpus.have_room(1, Need(2, 41 * GIB), [(2, Need(1, 79 * GIB))]) is False
-    assert gpus.have_room(0, Need(1, 41 * GIB), [(1, Need(1, 79 * GIB))])
+    assert gpus.have_room(1, Needs(2, 40 * GIB), [(0, Needs(2, 40 * GIB))])
+    assert not gpus.have_room(1, Needs(2, 41 * GIB), [(0, Needs(2, 40 * GIB))])
+    assert gpus.have_room(1, Needs(2, 41 * GIB), [(2, Needs(1, 79 * GIB))]) is False
+    assert gpus.have_room(0, Needs(1, 41 * GIB), [(1, Needs(1, 79 * GIB))])

@@ -1,6 +1,5 @@
 """Running the cells of a comparison: queue, failures, kills, what a dead parent left behind."""
 
-import fcntl
 import io
 import json
 import os
@@ -9,25 +8,28 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.board import Board, Shown, makespan
-from mimkit.comparison.cause import ended_by, last_words
-from mimkit.comparison.execute import claim, execute
-from mimkit.comparison.folder import cell_command, failure_file, is_finished, log_file, run_folder
-from mimkit.comparison.launchers import (
-    LocalLauncher,
-    SlurmLauncher,
-    _Task,
-    default_jobs,
-    make_launcher,
+from mimkit.comparison.execute import execute
+from mimkit.comparison.folder import (
+    cell_command,
+    claim,
+    failure_file,
+    is_finished,
+    log_file,
+    run_folder,
 )
 from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
-from mimkit.errors import DataError, RecipeError
+from mimkit.errors import DataError
+from mimkit.launch.base import Ended, Task
+from mimkit.launch.local import LocalLauncher
+from mimkit.launch.slurm import SlurmLauncher
+from mimkit.launch.work import job_file
 from mimkit.train.signals import Interrupted
 
 TRIAL = Trial(0.1, 1e6, 2**20, 0.0, {}, {"trainable": 1, "encoder": 1}, 0.1, 0.1, "f", 10, "CPU")
@@ -53,21 +55,21 @@ class Scripts(LocalLauncher):
     """
 
     def __init__(self, folder: Path, **scripts: str) -> None:
+        super().__init__()
         self.folder = folder
         self.scripts = scripts
         self.asked: list[tuple[list[str], dict[str, str]]] = []
 
-    def start(self, command, *, log, environment):
-        self.asked.append((list(command), dict(environment)))
-        label = Path(next(word for word in command if word.endswith(".toml"))).stem
-        seed = int(command[command.index("--seed") + 1])
+    def submit(self, task):
+        self.asked.append((list(task.command), dict(task.environment)))
+        return super().submit(replace(task, command=self.script(task)))
+
+    def script(self, task):
+        label = Path(next(word for word in task.command if word.endswith(".toml"))).stem
+        seed = int(task.command[task.command.index("--seed") + 1])
         folder = str(run_folder(Cell(label, seed), self.folder))
         script = self.scripts[label].replace("FINISH", FINISH.format(folder=folder))
-        return super().start(
-            [sys.executable, "-c", f"folder = {folder!r}\n{script}"],
-            log=log,
-            environment=environment,
-        )
+        return [sys.executable, "-c", f"folder = {folder!r}\n{script}"]
 
 
 def go(plan, folder, launcher, *, jobs=2, device="cpu", console=None):
@@ -77,13 +79,6 @@ def go(plan, folder, launcher, *, jobs=2, device="cpu", console=None):
 
 def failure(folder, label="a"):
     return failure_file(Cell(label, 0), folder).read_text()
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def test_every_cell_runs_once_and_never_again(tmp_path):
@@ -241,20 +236,20 @@ def test_a_run_left_by_a_dead_parent_is_waited_for(tmp_path):
     cell = Cell("a", 0)
     plan = make_plan(tmp_path, "a", "b")
     finish = FINISH.format(folder=str(run_folder(cell, tmp_path)))
-    orphan = LocalLauncher().start(
-        [sys.executable, "-c", "import time; time.sleep(1.5); " + finish],
-        log=log_file(cell, tmp_path),
-        environment={},
-    )
-    assert LocalLauncher().busy(log_file(cell, tmp_path))
+    dead = LocalLauncher()
+    command = [sys.executable, "-c", "import time; time.sleep(1.5); " + finish]
+    orphan = dead.submit(Task(command, log_file(cell, tmp_path)))
+    job_file(log_file(cell, tmp_path)).write_text(orphan)
+    assert LocalLauncher().poll(orphan) is None
     launcher = Scripts(tmp_path, a="raise SystemExit('must not be started')", b="FINISH")
     text = io.StringIO()
     go(plan, tmp_path, launcher, console=Console(file=text, width=200))
-    assert orphan.poll() == 0
+    assert dead.poll(orphan) == Ended(0)
     assert is_finished(cell, tmp_path)
     assert len(launcher.asked) == 1
     assert text.getvalue().count("another process is at work on this run") == 1
-    assert not LocalLauncher().busy(log_file(cell, tmp_path))
+    assert LocalLauncher().poll(orphan) == Ended.unseen()
+    assert not job_file(log_file(cell, tmp_path)).exists()
 
 
 def test_a_run_that_someone_else_writes_is_waited_for_then_gone_on_with(tmp_path):
@@ -319,16 +314,6 @@ def test_a_signal_stops_the_runs_politely_and_the_same_call_goes_on(tmp_path, nu
     assert all(is_finished(cell, tmp_path) for cell in plan.cells)
 
 
-def test_ctrl_c_at_the_terminal_does_not_reach_the_runs(tmp_path):
-    job = LocalLauncher().start(
-        [sys.executable, "-c", "import os; print(os.getsid(0) == os.getpid())"],
-        log=tmp_path / "logs/x.log",
-        environment={},
-    )
-    until(lambda: job.poll() is not None)
-    assert (tmp_path / "logs/x.log").read_text() == "True\n"
-
-
 def test_a_second_comparison_in_the_folder_is_refused_until_the_first_is_gone(tmp_path):
     code = (
         "import fcntl, os, sys, time; file = open(sys.argv[1], 'w')\n"
@@ -354,7 +339,7 @@ def test_a_second_comparison_in_the_folder_is_refused_until_the_first_is_gone(tm
 def test_runs_share_the_cores_and_a_number_of_threads_that_was_asked_for_stays(
     tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("mimkit.comparison.execute.cores", lambda: 8)
+    monkeypatch.setattr("mimkit.launch.queue.cores", lambda: 8)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     launcher = Scripts(tmp_path, a="FINISH", b="FINISH", c="FINISH")
     go(make_plan(tmp_path, "a", "b", "c"), tmp_path, launcher, jobs=2)
@@ -378,7 +363,7 @@ def test_each_place_has_gpus_of_its_own(tmp_path, monkeypatch, visible, processe
     monkeypatch.setattr(
         torch.cuda, "device_count", lambda: len(visible.split(",")) if visible else 3
     )
-    monkeypatch.setattr("mimkit.comparison.devices.gpu_bytes", lambda _: 80 * 2**30)
+    monkeypatch.setattr("mimkit.launch.devices.gpu_bytes", lambda _: 80 * 2**30)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
@@ -429,84 +414,6 @@ def test_people_see_progress_as_plain_lines_or_a_live_display(tmp_path):
     assert "step 3/9" in live.getvalue()
 
 
-def test_the_time_left_counts_places_that_become_free():
-    assert makespan([3.0, 1.0], [2.0, 4.0], 2) == 7.0
-    assert makespan([], [2.0, 2.0, 2.0], 2) == 4.0
-    assert makespan([0.5], [], 4) == 0.5
-
-
-TORCHRUN = """\
-[rank1]: Traceback (most recent call last):
-[rank1]:   File "x.py", line 1, in <module>
-[rank1]:     f()
-[rank1]: ValueError: of a rank
-[rank1]: and more
-E1124 19:00:00.000 1 torch/x.py:984] failed (exitcode: 1) local_rank: 1 (pid: 7) of binary: python
-Traceback (most recent call last):
-  File "run.py", line 2, in <module>
-torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
-====
-Root Cause (first observed failure):
-[0]:
-  exitcode  : {code} (pid: 7)
-"""
-
-
-def test_the_cause_is_found_in_what_torchrun_says():
-    assert last_words(TORCHRUN.format(code=1)).startswith("ValueError: of a rank\nand more")
-    assert ended_by(1, TORCHRUN.format(code=1)) is None
-    assert ended_by(1, TORCHRUN.format(code=-9)) is signal.SIGKILL
-    stopped = "SignalException: Process 12 got signal: 15\n"
-    assert ended_by(1, stopped) is signal.SIGTERM
-
-
-def test_the_cause_is_found_in_exit_codes_and_last_lines():
-    assert ended_by(-9, "") is signal.SIGKILL
-    assert ended_by(143, "") is signal.SIGTERM
-    assert ended_by(1, "") is None
-    assert ended_by(2, "") is None
-    assert last_words("one\ntwo\n\n") == "two"
-    assert last_words("") == "it said nothing"
-
-
-@pytest.mark.parametrize(
-    ("name", "options", "message"),
-    [
-        ("local", ["partition=gpu"], "needs --launcher slurm"),
-        ("slurm", ["partition"], "must be KEY=VALUE"),
-    ],
-)
-def test_wrong_options_of_a_launcher_are_refused(tmp_path, name, options, message):
-    with pytest.raises(RecipeError, match=message):
-        make_launcher(name, tmp_path, options)
-
-
-@pytest.mark.parametrize(
-    ("device", "gpus", "expected"),
-    [("cpu", 0, 8), (None, 0, 8), (None, 3, 3), ("cuda", 3, 3), ("cuda:1", 3, 1)],
-)
-def test_as_many_runs_at_once_as_there_are_gpus_else_cores(monkeypatch, device, gpus, expected):
-    monkeypatch.setattr("mimkit.comparison.launchers.cores", lambda: 64)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-    assert default_jobs(device) == expected
-
-
-def test_the_lock_of_a_log_lasts_as_long_as_its_process(tmp_path):
-    log = tmp_path / "x.log"
-    assert not LocalLauncher().busy(log)
-    job = LocalLauncher().start(
-        [sys.executable, "-c", "import time; time.sleep(60)"], log=log, environment={}
-    )
-    assert LocalLauncher().busy(log)
-    job.stop()
-    until(lambda: job.poll() is not None)
-    assert job.poll() == -signal.SIGTERM
-    assert not LocalLauncher().busy(log)
-    with log.open("rb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
 class OnCluster(SlurmLauncher):
     """A script for each method, as `Scripts`, but in a queue."""
 
@@ -514,16 +421,8 @@ class OnCluster(SlurmLauncher):
         super().__init__(folder / "slurm", options, cluster)
         self.local = Scripts(folder, **scripts)
 
-    def start(self, command, *, log, environment):
-        label = Path(next(word for word in command if word.endswith(".toml"))).stem
-        seed = int(command[command.index("--seed") + 1])
-        folder = str(run_folder(Cell(label, seed), self.local.folder))
-        script = self.local.scripts[label].replace("FINISH", FINISH.format(folder=folder))
-        return super().start(
-            [sys.executable, "-c", f"folder = {folder!r}\n{script}"],
-            log=log,
-            environment=environment,
-        )
+    def submit(self, task):
+        return super().submit(replace(task, command=self.local.script(task)))
 
 
 @pytest.mark.slow
@@ -593,9 +492,9 @@ def test_a_job_that_a_dead_parent_left_in_the_queue_is_not_queued_twice(fake_slu
     options = {"partition": "gpu", "time": "90", "mem": "32GB", "gpus_per_node": "1"}
     first = OnCluster(tmp_path, options, "slurm", a="import time; time.sleep(3); FINISH")
     log = log_file(Cell("a", 0), tmp_path)
-    first.start(
-        [sys.executable, str(tmp_path / "recipes/a.toml"), "--seed", "0"], log=log, environment={}
-    )
+    command = [sys.executable, str(tmp_path / "recipes/a.toml"), "--seed", "0"]
+    job_file(log).parent.mkdir()
+    job_file(log).write_text(first.submit(Task(command, log)))
     text = (fake_slurm / "41.sh").read_text()
     for flag in ("partition=gpu", "time=90", "mem=32GB", "gpus-per-node=1", "job-name=mimkit"):
         assert f"#SBATCH --{flag}\n" in text
@@ -629,52 +528,6 @@ def test_a_job_that_the_cluster_ends_is_tried_again_then_told(fake_slurm, tmp_pa
     assert "job 43 of the cluster ended as FAILED" in failure(tmp_path)
 
 
-def test_a_job_whose_time_is_over_goes_back_into_the_queue_with_a_checkpoint(tmp_path):
-    pytest.importorskip("submitit")
-    # What submitit does then, without its minutes: it signals, and the task answers.
-    log = tmp_path / "x.log"
-    script = (
-        "import signal, sys, time\n"
-        "def stop(*_): print('checkpoint', flush=True); sys.exit(143)\n"
-        "signal.signal(signal.SIGTERM, stop); print('ready', flush=True); time.sleep(60)"
-    )
-    task = _Task([sys.executable, "-c", script], log, {})
-    before = {n: signal.getsignal(n) for n in (signal.SIGUSR2, signal.SIGTERM, signal.SIGINT)}
-    found = []
-    signal.signal(signal.SIGUSR2, lambda *_: found.append(task.checkpoint()))
-    waker = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import os, pathlib, signal, sys, time\n"
-            f"log = pathlib.Path({str(log)!r})\n"
-            "while not (log.exists() and 'ready' in log.read_text()): time.sleep(0.01)\n"
-            f"os.kill({os.getpid()}, signal.SIGUSR2)",
-        ]
-    )
-    try:
-        assert task() == 143
-    finally:
-        waker.wait(timeout=20)
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    assert log.read_text() == "ready\ncheckpoint\n"
-    assert found[0].function.command == task.command
-    assert found[0].function.process_id is None
-
-
-def test_unknown_options_of_slurm_are_refused(tmp_path):
-    pytest.importorskip("submitit")
-    with pytest.raises(RecipeError, match=r"--launcher slurm: .*partitoin"):
-        SlurmLauncher(tmp_path, {"partitoin": "gpu"}, "local")
-
-
-def test_without_submitit_the_launcher_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "submitit", None)
-    with pytest.raises(RecipeError, match=r"pip install 'mimkit\[slurm\]'"):
-        SlurmLauncher(tmp_path, {})
-
-
 def test_the_live_table_shows_state_step_loss_and_what_waits(tmp_path):
     script = (
         "import json, pathlib, time; p = pathlib.Path(folder); p.mkdir(parents=True)\n"
@@ -691,14 +544,3 @@ def test_the_live_table_shows_state_step_loss_and_what_waits(tmp_path):
     assert all(head in text for head in ("run", "state", "step", "loss", "left"))
     assert re.search(r"a, seed 0 +trains +2/3 +0\.250", text)
     assert re.search(r"b, seed 0 +waits", text)
-
-
-def test_rows_for_which_the_terminal_has_no_room_are_counted():
-    file = io.StringIO()
-    console = Console(file=file, width=60, height=10, force_terminal=True, color_system=None)
-    with Board(9, console) as board:
-        runs = [Shown(f"a, seed {n}", "waits") for n in range(9)]
-        board.show(runs, finished=0, failed=0, left=None)
-    assert "a, seed 4" in file.getvalue()
-    assert "a, seed 5" not in file.getvalue()
-    assert "and 4 more" in file.getvalue()

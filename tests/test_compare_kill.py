@@ -17,14 +17,14 @@ import pytest
 from rich.console import Console
 
 from mimkit import cli
-from mimkit.comparison.execute import claim, execute
-from mimkit.comparison.folder import is_finished, run_folder
+from mimkit.comparison.execute import execute
+from mimkit.comparison.folder import claim, is_finished, run_folder
 from mimkit.comparison.gather import gather
-from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv
 from mimkit.data.opening import open_source
+from mimkit.launch.local import LocalLauncher
 from mimkit.recipe.schema import load
 
 KILLS = 20
@@ -110,27 +110,28 @@ class Fork:
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code
 
-    def stop(self) -> None:
+    def terminate(self) -> None:
         os.kill(self.pid, signal.SIGTERM)
 
 
 class Forking(LocalLauncher):
     """Starts runs like `LocalLauncher`, but by fork, which saves loading torch each time."""
 
-    def start(self, command, *, log, environment):
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("ab") as file:
+    def submit(self, task):
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
             def run():
                 os.setsid()
                 os.dup2(file.fileno(), 1)
                 os.dup2(file.fileno(), 2)
-                os.environ.update(environment)
-                sys.argv = ["mimkit", *command[3:]]
+                os.environ.update(task.environment)
+                sys.argv = ["mimkit", *task.command[3:]]
                 cli.main()
 
-            return Fork(run)
+            self.processes[str(task.log)] = Fork(run)
+            return str(task.log)
 
 
 def compare(folder: Path, launcher) -> None:

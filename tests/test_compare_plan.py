@@ -13,10 +13,10 @@ from torchvision.transforms.functional import to_pil_image
 from mimkit.comparison.budget import describe, images_of, parse_budget
 from mimkit.comparison.gauge import Thorough, threads
 from mimkit.comparison.matrix import choose_sizes, evaluations
-from mimkit.comparison.methods import Asked, find_methods, fitted_batch, schedule
+from mimkit.comparison.methods import find_methods, fitted_batch, schedule
 from mimkit.comparison.outlook import table, warnings
 from mimkit.comparison.plan import make_plan, read_plan
-from mimkit.comparison.question import Question
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.data.opening import open_source
 from mimkit.errors import DataError, MimkitError, RecipeError

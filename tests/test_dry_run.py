@@ -14,15 +14,14 @@ from rich.console import Console
 
 from mimkit.comparison.conduct import outline
 from mimkit.comparison.gauge import Rehearsed
-from mimkit.comparison.launchers import LocalLauncher
-from mimkit.comparison.methods import Asked
+from mimkit.comparison.measuring import measure
 from mimkit.comparison.outlook import table
 from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Question
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget
-from mimkit.comparison.trial import measure
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
+from mimkit.launch.local import LocalLauncher
 from mimkit.parts.target import Preparation
 from mimkit.pipeline.assemble import assemble
 from mimkit.recipe.schema import load

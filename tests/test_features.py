@@ -6,7 +6,7 @@ from rich.console import Console
 from torch import nn
 
 from mimkit import Tokens
-from mimkit.comparison import trial
+from mimkit.comparison import measuring
 from mimkit.evaluate.features import extract, extract_layers, whole
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import subject as subject_of
@@ -130,8 +130,8 @@ def test_a_comparison_times_encoder_and_fine_tuning_in_the_recipes_precision(tin
     )
     image = current.heldout_batch(2).image
     with hook:
-        seconds, _ = trial._encode(current, image)
-        seconds += trial._train(current, image)
+        seconds, _ = measuring._encode(current, image)
+        seconds += measuring._train(current, image)
     assert seconds > 0
     assert set(seen) == {torch.bfloat16}
 

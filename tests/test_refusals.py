@@ -13,9 +13,9 @@ from rich.console import Console
 
 import mimkit
 from mimkit.builtin.targets import Pixels
-from mimkit.comparison.methods import Asked, Found
+from mimkit.comparison.methods import Found
 from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Question
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.refusals import is_another, is_edited, is_of_other_version
 from mimkit.errors import DataError, MimkitError

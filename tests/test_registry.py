@@ -122,5 +122,6 @@ def test_the_groups_are_these():
         "datasets",
         "evaluators",
         "importers",
+        "launchers",
         "recipes",
     ]

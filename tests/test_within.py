@@ -8,10 +8,9 @@ from rich.console import Console
 
 from mimkit.comparison import within
 from mimkit.comparison.budget import parse_budget, parse_within
-from mimkit.comparison.methods import Asked
 from mimkit.comparison.outlook import seconds_of
 from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Question
+from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget, Trial
 from mimkit.errors import RecipeError
 from mimkit.recipe.schema import load, presets

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -51,11 +51,11 @@ def compare(
         int | None, typer.Option(min=1, help="Runs at once; default: GPUs, else up to 8 cores.")
     ] = None,
     launcher: Annotated[
-        Literal["local", "slurm"], typer.Option(help="Where runs are started.")
+        str, typer.Option(metavar="NAME", help="Where runs start. See: mimkit list launchers")
     ] = "local",
     slurm: Annotated[
         list[str] | None,
-        typer.Option("--slurm", metavar="KEY=VALUE", help="For Slurm: partition=gpu."),
+        typer.Option("--slurm", metavar="KEY=VALUE", help="For the launcher: partition=gpu."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -70,9 +70,11 @@ def compare(
         serve()  # processes that measure, which have imported all by the time that this one has
     from mimkit.comparison.budget import parse_budget, parse_within
     from mimkit.comparison.conduct import conduct, outline
-    from mimkit.comparison.launchers import default_jobs, make_launcher
-    from mimkit.comparison.methods import Asked, default_folder
-    from mimkit.comparison.question import Question
+    from mimkit.comparison.folder import default_folder
+    from mimkit.comparison.question import Asked, Question
+    from mimkit.launch.base import make
+    from mimkit.launch.devices import default_jobs
+    from mimkit.report import ownership
 
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])
@@ -87,7 +89,9 @@ def compare(
         command=command,
         within=parse_within(within, preset),
     )
-    chosen = make_launcher(launcher, folder, slurm or [])
+    if launcher != "local":
+        ownership.claim(folder, "comparison")  # a launcher makes files of its own in it
+    chosen = make(launcher, folder / launcher, slurm or [])
     try:
         (outline if dry_run else conduct)(question, folder, chosen)
     except Interrupted as error:

@@ -6,10 +6,10 @@ from rich.console import Console
 
 from mimkit.comparison import ending, within
 from mimkit.comparison.budget import LONG_SECONDS
-from mimkit.comparison.execute import claim, execute
+from mimkit.comparison.execute import execute
+from mimkit.comparison.folder import claim
 from mimkit.comparison.gather import gather
 from mimkit.comparison.gauge import Thorough, rehearsing
-from mimkit.comparison.launchers import Launcher
 from mimkit.comparison.outlook import seconds_of, table, warnings
 from mimkit.comparison.pictures import draw
 from mimkit.comparison.plan import make_plan
@@ -20,6 +20,7 @@ from mimkit.comparison.report import write_report
 from mimkit.comparison.tables import markdown, write_csv, write_json
 from mimkit.console import make_console
 from mimkit.files import write_text
+from mimkit.launch.base import Launcher
 from mimkit.report.ending import show
 
 

@@ -1,11 +1,42 @@
 """Where everything lies in the folder of a comparison, and the commands that make it."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mimkit import locks
 from mimkit.comparison.records import Cell
+from mimkit.errors import DataError
+from mimkit.files import writing
+from mimkit.report import ownership
 from mimkit.report.folder import RunFolder
+from mimkit.report.ownership import LOCK
+
+
+@contextmanager
+def claim(folder: Path) -> Iterator[None]:
+    """Keeps the folder of a comparison for this process, as long as it lives.
+
+    Raises: DataError if it is not a comparison's, cannot be written, or another process has it.
+    """
+    ownership.claim(folder, "comparison")
+    with writing(folder / LOCK):
+        file = locks.take(folder / LOCK)
+    if file is None:
+        raise DataError(
+            f"{folder}: another mimkit compare is at work in this folder, process "
+            f"{locks.owner(folder / LOCK)}. Wait until it ends, or choose another folder with "
+            "--out."
+        )
+    with file:
+        yield
+
+
+def default_folder(references: Sequence[str], dataset: str | None) -> Path:
+    """Where a comparison lies if the user does not say."""
+    names = [Path(name).stem for name in (*references, *([dataset] if dataset else []))]
+    return Path("comparisons") / "-".join(names)
 
 
 def recipe_path(folder: Path, label: str) -> Path:

@@ -16,7 +16,7 @@ from unittest.mock import patch
 import torch
 from rich.console import Console
 
-from mimkit.comparison import trial
+from mimkit.comparison import measuring
 from mimkit.comparison.records import Trial
 from mimkit.comparison.server import START, serve
 from mimkit.console import headed, make_console
@@ -41,7 +41,7 @@ class Gauge(Protocol):
     """Measures recipes."""
 
     def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, Any]]:
-        """Gives what a method costs, and the other figures of `mimkit.comparison.trial`.
+        """Gives what a method costs, and the other figures of `mimkit.comparison.measuring`.
 
         Raises: RecipeError if it cannot be run; Interrupted after a signal.
         """
@@ -72,11 +72,11 @@ class Thorough:
         trials = self.folder / "trials"
         held, file = trials / f"{label}.toml", trials / f"{label}.json"
         if file.is_file() and held.is_file() and held.read_text(encoding="utf-8") == text:
-            return trial.read_trial(file)
+            return measuring.read_trial(file)
         file.unlink(missing_ok=True)
         write_text(held, text)
         self.console.print(headed("trial", label))
-        command = [sys.executable, "-m", "mimkit.comparison.trial", str(held), str(file)]
+        command = [sys.executable, "-m", "mimkit.comparison.measuring", str(held), str(file)]
         code, message = _call(
             command + ([self.device] if self.device else []),
             {"OMP_NUM_THREADS": str(threads(self.jobs)), **os.environ},
@@ -86,7 +86,7 @@ class Thorough:
             if code != 2:  # not in words for people: keep the last line of the traceback
                 message = f"its trial failed: {message.splitlines()[-1] if message else 'killed'}"
             raise RecipeError(f"compare, method '{label}': {message}")
-        return trial.read_trial(file)
+        return measuring.read_trial(file)
 
     def map(self, do: Callable[[One], Other], methods: Iterable[One]) -> list[Other]:
         """One after the other: of several that need the same tokenizer the first makes it."""
@@ -149,7 +149,7 @@ def _at_once(device: str | None, jobs: int) -> int:
 
 def _rehearse(recipe: Recipe, device: str | None, num_threads: int) -> dict[str, Any]:
     torch.set_num_threads(num_threads)
-    return trial.measure(recipe, device, make_console(quiet=True), rehearsed=True)
+    return measuring.measure(recipe, device, make_console(quiet=True), rehearsed=True)
 
 
 def _call(command: list[str], environment: dict[str, str], label: str) -> tuple[int, str]:

@@ -4,11 +4,11 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 
+from mimkit.comparison.question import Asked
 from mimkit.data.intake.locate import labels_key, registered
 from mimkit.data.opening import open_source
 from mimkit.data.source import Source
@@ -20,25 +20,6 @@ _MIN_STEPS: Final = 50
 _MIN_BATCH: Final = 8
 _SIDES: Final = 1000
 """How many images are measured where not all were looked at."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What the command line says of the recipes.
-
-    Args:
-        dataset: registered name, folder, parquet files or Hugging Face id; None: each recipe's own.
-        preset: of every recipe, or None.
-        overrides: ``a.b=VALUE`` settings for every recipe.
-        data_path: where to look for the data first.
-        labels: labelled images for the evaluations, or a table of files and labels, or None.
-    """
-
-    dataset: str | None
-    preset: str | None = None
-    overrides: tuple[str, ...] = ()
-    data_path: str | None = None
-    labels: str | None = None
 
 
 @dataclass(frozen=True)
@@ -269,9 +250,3 @@ def _side(source: Source) -> float:
     few = torch.arange(min(_SIDES, len(source))) * len(source) // min(_SIDES, len(source))
     sizes = source.extent(few) if source.sizes is None else source.sizes
     return float(sizes.min(dim=1).values.float().median())
-
-
-def default_folder(references: Sequence[str], dataset: str | None) -> Path:
-    """Where a comparison lies if the user does not say."""
-    names = [Path(name).stem for name in (*references, *([dataset] if dataset else []))]
-    return Path("comparisons") / "-".join(names)

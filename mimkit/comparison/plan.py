@@ -13,10 +13,7 @@ from mimkit.comparison.draft import Draft, Settled, draft_method, recipe_of, set
 from mimkit.comparison.folder import recipe_path
 from mimkit.comparison.gauge import Gauge
 from mimkit.comparison.matrix import Sizes, choose_sizes
-from mimkit.comparison.methods import (
-    Found,
-    find_methods,
-)
+from mimkit.comparison.methods import Found, find_methods
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.refusals import (

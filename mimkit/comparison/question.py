@@ -4,10 +4,26 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mimkit.comparison.methods import (
-    Asked,
-)
 from mimkit.comparison.records import Budget
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says of the recipes.
+
+    Args:
+        dataset: registered name, folder, parquet files or Hugging Face id; None: each recipe's own.
+        preset: of every recipe, or None.
+        overrides: ``a.b=VALUE`` settings for every recipe.
+        data_path: where to look for the data first.
+        labels: labelled images for the evaluations, or a table of files and labels, or None.
+    """
+
+    dataset: str | None
+    preset: str | None = None
+    overrides: tuple[str, ...] = ()
+    data_path: str | None = None
+    labels: str | None = None
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from mimkit.comparison.board import Shown
-from mimkit.comparison.cause import tail
+from mimkit.launch.board import Shown
+from mimkit.launch.cause import tail
 from mimkit.report.folder import RunFolder
 
 

@@ -23,11 +23,11 @@ from mimkit.recipe.schema import Recipe, load
 from mimkit.report import ending, findings
 from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
-from mimkit.report.progress import Progress
+from mimkit.report.progress import Display
 from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
-from mimkit.train.progress import Progress as TrainingProgress
+from mimkit.train.progress import Progress
 from mimkit.train.signals import listen
 from mimkit.train.trial import Trial, duration
 
@@ -88,7 +88,7 @@ def run(
     return path
 
 
-def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
+def pretrain(current: Run) -> tuple[Trial | None, Progress]:
     """Trains to the last step, from the last checkpoint if there is one.
 
     Returns: what the steps cost in a trial, None if none was left to do, and how far it is.
@@ -158,7 +158,7 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
             loop.save()
     with (
         listen() as request,
-        Progress(loop.total, start, current.console) as bar,
+        Display(loop.total, start, current.console) as bar,
     ):
         try:
             loop.run(current.stream(start, loop.total), request)
@@ -167,7 +167,7 @@ def pretrain(current: Run) -> tuple[Trial | None, TrainingProgress]:
     return trial, loop.progress
 
 
-def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:
+def finish(current: Run, trial: Trial | None, progress: Progress) -> None:
     """Keeps the encoder, evaluates, draws, reports."""
     recipe, folder = current.recipe, current.folder
     view = current.parts.views[0]
@@ -191,7 +191,7 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     _end(current, write_report(folder), progress)
 
 
-def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
+def _end(current: Run, report: Path, progress: Progress) -> None:
     """Ends with the report's own answer, a small table, and what to do next."""
     found = findings.tables(current.folder.read_results())
     told = [findings.answer(found), findings.tally(found)]
@@ -227,7 +227,7 @@ def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:
         ) from error
 
 
-def _write_ledger(current: Run, trial: Trial | None, progress: TrainingProgress) -> None:
+def _write_ledger(current: Run, trial: Trial | None, progress: Progress) -> None:
     if not current.world.leads:
         return
     current.folder.write_ledger(

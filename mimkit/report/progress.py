@@ -25,7 +25,7 @@ class _Bar(bars.Progress):
         yield Text(self.numbers, no_wrap=True, overflow="ellipsis")
 
 
-class Progress:
+class Display:
     """Shows how far a run is, how fast, and when it ends.
 
     On a terminal that is one bar at the bottom; elsewhere (a log file, a job) a plain line.

@@ -7,31 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
-from mimkit.comparison.records import Trial
-from mimkit.evaluate.at_once import GPU_IS_SHARED, process_bytes
-
-
-@dataclass(frozen=True)
-class Need:
-    """What a run needs of GPUs.
-
-    Args:
-        processes: of the run, with a GPU each.
-        bytes_each: of each of them.
-    """
-
-    processes: int
-    bytes_each: int
-
-    @classmethod
-    def of(cls, trial: Trial, processes: int) -> "Need":
-        """Tells it from the measured trial of the run's method."""
-        return cls(processes, process_bytes(trial.peak_memory_bytes))
+from mimkit.data.workers import cores
+from mimkit.evaluate.at_once import GPU_IS_SHARED
+from mimkit.launch.base import Needs
 
 
 @dataclass(frozen=True)
 class Gpus:
-    """The GPUs that the runs of a comparison share; none where they run on the CPU or elsewhere.
+    """The GPUs that processes share; none where they run on the CPU or elsewhere.
 
     Place after place gets the next one, or the next ones for a run of several processes, and after
     the last the first again. So the runs are spread evenly, each with its GPUs to the end.
@@ -39,7 +22,7 @@ class Gpus:
     Args:
         names: as CUDA_VISIBLE_DEVICES calls them.
         memory: of each, in bytes.
-        places: how many runs there are at once.
+        places: how many there are at once.
         chosen: whether the user chose one: then the command of a run names it already.
     """
 
@@ -57,7 +40,7 @@ class Gpus:
         shared = self.places * processes > len(self.names)
         return {**told, GPU_IS_SHARED: "1"} if shared else told
 
-    def have_room(self, place: int, work: Need, others: Iterable[tuple[int, Need]]) -> bool:
+    def have_room(self, place: int, needs: Needs, others: Iterable[tuple[int, Needs]]) -> bool:
         """Whether a place's GPUs have the memory for a run beside those at work.
 
         A GPU on which nothing is at work always has: whether a run fits there at all is for the
@@ -65,16 +48,16 @@ class Gpus:
 
         Args:
             place: of the run.
-            work: what it needs.
+            needs: of the run.
             others: places of those at work, and what they need.
         """
         held: Counter[str] = Counter()
         for at, other in others:
-            held.update(dict.fromkeys(self.of(at, other.processes), other.bytes_each))
+            held.update(dict.fromkeys(self.of(at, other.gpus), other.gpu_bytes))
         memory = dict(zip(self.names, self.memory, strict=True))
         return all(
-            not held[name] or held[name] + work.bytes_each <= memory[name]
-            for name in self.of(place, work.processes)
+            not held[name] or held[name] + needs.gpu_bytes <= memory[name]
+            for name in self.of(place, needs.gpus)
         )
 
     def of(self, place: int, processes: int) -> list[str]:
@@ -89,7 +72,7 @@ def find(device: str | None, places: int) -> Gpus:
 
     Args:
         device: as on the command line; None and "cuda" are all there are.
-        places: how many runs there are at once.
+        places: how many there are at once.
     """
     count = torch.cuda.device_count()
     if not count or (device is not None and not device.startswith("cuda")):
@@ -105,3 +88,10 @@ def find(device: str | None, places: int) -> Gpus:
 def gpu_bytes(number: int) -> int:
     """Returns the memory of one of the visible GPUs."""
     return int(torch.cuda.get_device_properties(number).total_memory)
+
+
+def default_jobs(device: str | None) -> int:
+    """Runs at once if the user does not say: one a GPU, or on the CPU one a core, up to eight."""
+    if device in (None, "cuda") and torch.cuda.is_available():
+        return torch.cuda.device_count()
+    return 1 if device and device.startswith("cuda") else min(8, cores())

@@ -1,14 +1,15 @@
 """Measuring what a method costs here, in a process of its own.
 
-``python -m mimkit.comparison.trial RECIPE FILE [DEVICE]`` prepares the targets, which all runs then
-find in the cache, times a few steps, and writes a `Trial` and what the evaluations need. For a plan
-alone nothing is prepared: `Target.rehearse` tells what it would cost.
+``python -m mimkit.comparison.measuring RECIPE FILE [DEVICE]`` prepares the targets, which all runs
+then find in the cache, times a few steps, and writes a `Trial` and what the evaluations need. For a
+plan alone nothing is prepared: `Target.rehearse` tells what it would cost.
 """
 
 import json
 import sys
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +19,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
+from mimkit.comparison.filling import Repeated
 from mimkit.comparison.records import Trial
 from mimkit.console import make_console
 from mimkit.errors import MimkitError
@@ -59,7 +61,9 @@ def measure(
     Raises: MimkitError for everything that a run of it would refuse at once.
     """
     with join(device) as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
-        current = assemble(recipe, folder, world, console, announce=False)
+        quickly = Repeated if rehearsed else nullcontext
+        with quickly():
+            current = assemble(recipe, folder, world, console, announce=False)
         if rehearsed:
             rehearse(current)
         else:
@@ -76,7 +80,7 @@ def measure(
             prepared={done.title: done.seconds for done in prepared},
             parameters=count_parameters(current.pretrainer),
             encode_seconds=encode_seconds,
-            train_seconds=_train(current, image),
+            train_seconds=_train(current, image, quickly),
             fingerprint=current.train.fingerprint,
             num_images=len(current.train),
             device=device_name(world.device),
@@ -138,10 +142,14 @@ def _encode(current: Run, image: Tensor) -> tuple[float, bool]:
         return _seconds(encode, image, first=1), prefix > 0
 
 
-def _train(current: Run, image: Tensor) -> float:
+def _train(
+    current: Run,
+    image: Tensor,
+    quickly: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> float:
     """Times forward and backward pass of the network that fine-tuning trains."""
     encoder = current.pretrainer.encoder
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), quickly():
         backbone = encoder.backbone().to(image.device).train()
 
     def passes(part: Tensor) -> None:
