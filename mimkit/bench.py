@@ -13,9 +13,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mimkit.folder import RunFolder
 from mimkit.pipeline.current import Run, open_run
 from mimkit.recipe.schema import Recipe
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.guard import Guard
 from mimkit.train.loop import Hooks

@@ -264,7 +264,7 @@ def test_a_run_that_someone_else_writes_is_waited_for_then_gone_on_with(tmp_path
         [
             sys.executable,
             "-c",
-            "import pathlib, time; from mimkit.report.folder import RunFolder\n"
+            "import pathlib, time; from mimkit.folder import RunFolder\n"
             f"with RunFolder(pathlib.Path({str(folder)!r}), writable=True):\n"
             "    print('held', flush=True); time.sleep(1)",
         ],

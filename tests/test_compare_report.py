@@ -23,8 +23,8 @@ from mimkit.comparison.records import Budget, Interval, Method, Plan, Row, Trial
 from mimkit.comparison.report import write_report
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
+from mimkit.folder import RunFolder
 from mimkit.report.embed import embedded
-from mimkit.report.folder import RunFolder
 from mimkit.report.pictures import Column, contact_sheet
 
 METHODS = ("pointer", "codes", "aligned")

@@ -23,10 +23,10 @@ from mimkit.comparison.records import Budget
 from mimkit.comparison.trial import measure
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
+from mimkit.folder import RunFolder
 from mimkit.parts.records import Preparation
 from mimkit.pipeline.current import assemble
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.glance import Stopwatch, fewest, glance
 from mimkit.train.loop import Hooks

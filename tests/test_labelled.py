@@ -12,10 +12,10 @@ from mimkit.builtin.targets import Pixels
 from mimkit.data.sources import open_labelled, open_source
 from mimkit.errors import DataError
 from mimkit.evaluate.fractions import labels_of
+from mimkit.folder import RunFolder
 from mimkit.pipeline.current import open_run, subject
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 
 COLORS = ("blue", "green", "red")

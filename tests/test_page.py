@@ -13,9 +13,9 @@ import torch
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
+from mimkit.folder import RunFolder
 from mimkit.parts.records import Grid, Mask
 from mimkit.report.findings import answer, tables, tally
-from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
 from mimkit.report.pictures import Column, contact_sheet, masked_input
 

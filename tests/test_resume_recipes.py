@@ -9,10 +9,10 @@ from rich.console import Console
 
 from mimkit.data.batches import stream
 from mimkit.evaluate import finetune
+from mimkit.folder import RunFolder
 from mimkit.pipeline.current import build_evaluators, open_run, subject
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.signals import Interrupted, Request

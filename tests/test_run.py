@@ -272,7 +272,7 @@ def test_files_half_written_by_a_killed_process_are_swept_when_it_goes_on(tiny, 
 DIE = """
 import os, signal, sys, time
 where, last = sys.argv[1], int(sys.argv[2])
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder
 from mimkit.train.loop import Loop
 
 def dying(cls, name, step_of):

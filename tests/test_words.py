@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mimkit.report import words
+from mimkit import words
 
 
 @pytest.mark.parametrize(

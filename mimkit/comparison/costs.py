@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from mimkit import words
 from mimkit.comparison.records import Method, Outcome
-from mimkit.report import words
 
 ALIKE: Final = 1.01
 """Quantities that differ by no more than this factor are called equal."""

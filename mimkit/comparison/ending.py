@@ -3,13 +3,14 @@
 import shlex
 from collections.abc import Iterator
 
+from mimkit import words
 from mimkit.comparison.answer import main_row
 from mimkit.comparison.costs import cost_of
 from mimkit.comparison.records import Comparison, Pair, Verdicts
 from mimkit.comparison.statistics import MOST_SEEDS, differs
 from mimkit.comparison.tables import shared_rows
 from mimkit.comparison.wording import baseline_of
-from mimkit.report import ending, words
+from mimkit.report import ending
 
 _FIRST_SEEDS = 3
 """Seeds to begin with where one gives no interval."""

@@ -14,7 +14,7 @@ from typing import Final
 
 from rich.console import Console
 
-from mimkit import locks
+from mimkit import locks, ownership, words
 from mimkit.comparison.board import Board, Shown, makespan
 from mimkit.comparison.cause import disk_is_full, ended_by, last_words, tail
 from mimkit.comparison.devices import Gpus, Need, find
@@ -32,8 +32,7 @@ from mimkit.comparison.watch import watched
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text, writing
-from mimkit.report import ownership, words
-from mimkit.report.ownership import LOCK
+from mimkit.ownership import LOCK
 from mimkit.train.distributed import torchrun
 from mimkit.train.signals import Interrupted, Request, listen
 from mimkit.train.trial import duration

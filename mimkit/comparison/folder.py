@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mimkit.comparison.records import Cell
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder
 
 
 def recipe_path(folder: Path, label: str) -> Path:

@@ -22,8 +22,8 @@ from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Plain
 from mimkit.evaluate.statistics import of_entry
 from mimkit.evaluate.uncertainty import Measured, mean_of
+from mimkit.folder import RunFolder
 from mimkit.recipe import registry
-from mimkit.report.folder import RunFolder
 
 OF_METHOD: Final = ("num_layers",)
 """Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""

@@ -10,10 +10,9 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from mimkit import locks
+from mimkit import locks, ownership
 from mimkit.data.workers import cores
 from mimkit.errors import RecipeError
-from mimkit.report import ownership
 
 if TYPE_CHECKING:
     import submitit

@@ -22,6 +22,7 @@ from mimkit.data import cache
 from mimkit.data.sources import Source, open_sources
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import sha256, write_atomic, write_json
+from mimkit.folder import RunFolder
 from mimkit.parts.base import Encoder
 from mimkit.parts.patches import unpatchify
 from mimkit.parts.records import Batch, Grid, Mask, View
@@ -30,7 +31,6 @@ from mimkit.pipeline.pictures import prediction_columns
 from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report.embed import MAX_PNG_BYTES
-from mimkit.report.folder import RunFolder
 from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.checkpoint import latest, restore_weights
 from mimkit.train.encoder_file import load_encoder

@@ -15,9 +15,9 @@ from mimkit.comparison.records import Budget, Method, Plan
 from mimkit.console import make_console
 from mimkit.data.sources import Source, find, open_labelled, open_source, open_sources
 from mimkit.errors import DataError, MimkitError, RecipeError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.current import assemble
 from mimkit.pipeline.identity import other_data, splits
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 
 DATA: Final = "data.json"

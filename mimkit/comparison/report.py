@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from mimkit import words
 from mimkit.comparison import charts
 from mimkit.comparison.budget import describe
 from mimkit.comparison.charts import Look, name_of
@@ -20,11 +21,10 @@ from mimkit.comparison.tables import MARKS
 from mimkit.comparison.wording import is_layer
 from mimkit.errors import DataError
 from mimkit.files import write_text
-from mimkit.report import words
+from mimkit.folder import RunFolder
 from mimkit.report.cards import PREFIX, Card, cards
 from mimkit.report.embed import Shown, embedded
 from mimkit.report.findings import key_of, splitting, worded
-from mimkit.report.folder import RunFolder
 from mimkit.report.page import template
 from mimkit.report.plots import Chart
 from mimkit.report.svg import SERIES

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import mimkit
+from mimkit import words
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Comparison, Interval, Pair, Row, Verdicts
 from mimkit.comparison.wording import STARTS, called, is_layer
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
-from mimkit.report import words
 from mimkit.report.findings import worded
 
 MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from mimkit.comparison.board import Shown
 from mimkit.comparison.cause import tail
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder
 
 
 def watched(

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Final
 
+from mimkit import words
 from mimkit.comparison.records import Interval, Pair, Row
 from mimkit.evaluate.statistics import no_interval
-from mimkit.report import words
 
 CALLED: Final = {
     "finetune": "fine-tuning",

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
+from mimkit import words
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.image_scores import unpack
 from mimkit.evaluate.uncertainty import (
@@ -15,7 +16,6 @@ from mimkit.evaluate.uncertainty import (
     estimate_difference,
     largest_error,
 )
-from mimkit.report import words
 
 BASELINES: Final = ("scratch", "random")
 """What ``"pretrained"`` is compared with: the first of these that was measured."""

@@ -16,13 +16,13 @@ from mimkit.errors import RecipeError
 from mimkit.evaluate.base import Evaluator, Subject, silent
 from mimkit.evaluate.fractions import labels_in
 from mimkit.evaluate.images import evenly_spaced
+from mimkit.folder import RunFolder
 from mimkit.parts.records import Batch, Preparation
 from mimkit.pipeline.ledger import seconds_before
 from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.step import Pretrainer

@@ -12,6 +12,7 @@ from mimkit.errors import TrainingError, in_one_line, memory_is_full
 from mimkit.evaluate.base import Evaluator, Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
+from mimkit.folder import RunFolder
 from mimkit.pipeline.adopt import adopt, refuse_another
 from mimkit.pipeline.current import (
     Run,
@@ -27,7 +28,6 @@ from mimkit.pipeline.pictures import draw_predictions
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report import ending, findings
-from mimkit.report.folder import RunFolder
 from mimkit.report.page import write_report
 from mimkit.report.progress import Progress
 from mimkit.train.distributed import join

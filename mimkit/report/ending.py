@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mimkit import words
 from mimkit.console import headed
-from mimkit.report import words
 
 STARTS: Final = {
     "pretrained": "pre-trained",

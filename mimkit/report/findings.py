@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mimkit.report import ending, words
+from mimkit import words
+from mimkit.report import ending
 
 Entry = Mapping[str, Any]
 BASELINES = {

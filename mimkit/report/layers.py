@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mimkit.report import words
+from mimkit import words
 from mimkit.report.findings import (
     BASELINES,
     Entry,

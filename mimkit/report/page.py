@@ -9,13 +9,14 @@ from typing import Any, Protocol
 
 import jinja2
 
+from mimkit import words
 from mimkit.errors import DataError
 from mimkit.files import write_text
-from mimkit.report import findings, words
+from mimkit.folder import RunFolder
+from mimkit.report import findings
 from mimkit.report.cards import cards, cost
 from mimkit.report.embed import embedded
 from mimkit.report.findings import BASELINES, Row, Table
-from mimkit.report.folder import RunFolder
 from mimkit.report.layers import curves
 from mimkit.report.plots import label_chart, layer_chart, training_charts
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
-from mimkit.report import words
+from mimkit import words
 from mimkit.report.findings import BASELINES, Row, Table
 from mimkit.report.layers import Curves, Line
 from mimkit.report.svg import FIRST, INK, SECOND, Plot

@@ -9,7 +9,7 @@ from rich import progress as bars
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mimkit.report import words
+from mimkit import words
 
 MAX_METRICS = 3
 """How many metrics fit beside rate and loss on a terminal of 80 columns."""
@@ -84,7 +84,7 @@ class Progress:
             images_per_second: current rate.
             loss: current training loss.
             metrics: ``<term>/<name>`` to value; the first three are shown; what guessing reaches
-                never, see `mimkit.report.words.GUESSES`.
+                never, see `mimkit.words.GUESSES`.
         """
         numbers = [
             f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s",

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from mimkit import locks
 from mimkit.errors import DataError
 from mimkit.files import finite, reading, write_json, write_text, writing
-from mimkit.report.ownership import LOCK, MARKER, claim, remove, shown
+from mimkit.ownership import LOCK, MARKER, claim, remove, shown
 
 _FILES: Final = (
     *("recipe.toml", "data.json", "metrics.jsonl", "results.json", "ledger.json", "report.html"),
