@@ -72,11 +72,6 @@ class Quantity:
     ratio: str
 
 
-def seconds(value: float) -> str:
-    """A time span, exact enough to compare it with others."""
-    return f"{words.count(value)}{words.NARROW}s" if 90 <= value < 7200 else words.duration(value)
-
-
 def cost_of(method: Method, finished: Iterable[Outcome]) -> Cost:
     """Adds up the finished runs of a method."""
     ledgers = [one.ledger for one in finished if one.cell.method == method.label]
@@ -129,10 +124,10 @@ def quantities(costs: Sequence[Cost]) -> list[Quantity]:
         ("FLOPs of pre-training", [c.images * c.flops_per_image for c in costs], _flops),
         ("FLOPs of preparation", [cost.prepare_flops for cost in costs], _work),
         ("FLOPs of both", [cost.flops for cost in costs if any_prepared], _flops),
-        ("time of pre-training", [cost.train_seconds for cost in costs], seconds),
+        ("time of pre-training", [cost.train_seconds for cost in costs], _seconds),
         ("time of preparation", [cost.prepare_seconds for cost in costs], _span),
-        ("preparation and pre-training", [cost.seconds for cost in costs], seconds),
-        ("time of evaluation", [cost.evaluate_seconds for cost in costs], seconds),
+        ("preparation and pre-training", [cost.seconds for cost in costs], _seconds),
+        ("time of evaluation", [cost.evaluate_seconds for cost in costs], _seconds),
         (
             "images per second",
             [cost.images / cost.train_seconds if cost.train_seconds else 0.0 for cost in costs],
@@ -168,5 +163,9 @@ def _work(value: float) -> str:
     return _flops(value) if value else "none"
 
 
+def _seconds(value: float) -> str:
+    return words.duration(value, exact=True)
+
+
 def _span(value: float) -> str:
-    return seconds(value) if value else "none"
+    return _seconds(value) if value else "none"

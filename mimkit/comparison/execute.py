@@ -35,7 +35,7 @@ from mimkit.files import write_text, writing
 from mimkit.ownership import LOCK
 from mimkit.train.distributed import torchrun
 from mimkit.train.signals import Interrupted, Request, listen
-from mimkit.train.trial import duration
+from mimkit.words import duration
 
 _LOOK_EVERY_SECONDS: Final = 0.2
 _RETRIES: Final = 2

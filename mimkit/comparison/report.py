@@ -12,7 +12,7 @@ from mimkit import words
 from mimkit.comparison import charts
 from mimkit.comparison.budget import describe
 from mimkit.comparison.charts import Look, name_of
-from mimkit.comparison.costs import Cost, cost_of, quantities, seconds
+from mimkit.comparison.costs import Cost, cost_of, quantities
 from mimkit.comparison.curves import Log, progress_charts, training_charts
 from mimkit.comparison.folder import recipe_path
 from mimkit.comparison.gather import OF_METHOD
@@ -133,7 +133,6 @@ def write_report(comparison: Comparison) -> Path:
         num_colours=len(SERIES),
         distinct=distinct,
         probability=probability,
-        seconds=seconds,
         hashed=hashed,
     )
     path = folder / "report.html"

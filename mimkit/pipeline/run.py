@@ -7,6 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mimkit import words
 from mimkit.console import headed, make_console
 from mimkit.errors import TrainingError, in_one_line, memory_is_full
 from mimkit.evaluate.base import Evaluator, Result
@@ -35,7 +36,7 @@ from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.progress import Progress as TrainingProgress
 from mimkit.train.signals import listen
-from mimkit.train.trial import Trial, duration
+from mimkit.train.trial import Trial
 
 _SEEDS = 3
 """Runs that the end of a run proposes to compare."""
@@ -207,8 +208,8 @@ def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
     judged.pop("heldout", None)  # a comparison adds it
     steps = []
     if judged and progress.step:
-        words = ["mimkit", "compare", str(current.folder.recipe), "--seeds", str(_SEEDS)]
-        command = shlex.join([*words, "--evaluate", ",".join(judged)])
+        said = ["mimkit", "compare", str(current.folder.recipe), "--seeds", str(_SEEDS)]
+        command = shlex.join([*said, "--evaluate", ",".join(judged)])
         seconds = _SEEDS * (progress.seconds + current.seconds["evaluate"])
         steps = [ending.Next("whether it holds for other seeds of pre-training", command, seconds)]
     ending.show(current.console, answer, findings.ending_lines(found), report, steps)
@@ -264,7 +265,7 @@ def _announce(current: Run, trial: Trial, loop: Loop) -> None:
     seconds = left * trial.seconds_per_step
     if seconds > PATIENT_SECONDS and current.world.device.type == "cpu":
         current.console.print(
-            f"This recipe is made for a GPU; here it needs {duration(seconds)}. "
+            f"This recipe is made for a GPU; here it needs {words.duration(seconds)}. "
             "For a quick look add --preset demo.",
             style="yellow",
         )
