@@ -26,8 +26,9 @@ from mimkit.comparison.launchers import (
     default_jobs,
     make_launcher,
 )
-from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.errors import DataError, RecipeError
+from mimkit.report.findings import Cell
 from mimkit.train.signals import Interrupted
 
 TRIAL = Trial(0.1, 1e6, 2**20, 0.0, {}, {"trainable": 1, "encoder": 1}, 0.1, 0.1, "f", 10, "CPU")

@@ -9,9 +9,10 @@ from scipy import stats
 import mimkit
 from mimkit.comparison.answer import answer, main_row
 from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Budget, Method, Plan, Row, Trial
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.statistics import judge
 from mimkit.evaluate.image_scores import pack
+from mimkit.report.findings import Row
 
 STEPS, BATCH = 50, 16
 LAYER = "chosen on development images"

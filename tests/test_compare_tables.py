@@ -6,19 +6,11 @@ from pathlib import Path
 import pytest
 
 import mimkit
-from mimkit.comparison.records import (
-    Budget,
-    Cell,
-    Comparison,
-    Method,
-    Outcome,
-    Plan,
-    Row,
-    Trial,
-)
+from mimkit.comparison.records import Budget, Comparison, Method, Plan, Trial
 from mimkit.comparison.statistics import compare, judge, spread
 from mimkit.comparison.tables import lines, markdown, write_csv, write_json
 from mimkit.evaluate.uncertainty import Measured
+from mimkit.report.findings import Cell, Outcome, Row
 
 LAYER = "chosen on development images"
 SHARES = {

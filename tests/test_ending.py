@@ -8,9 +8,10 @@ from rich.console import Console
 
 from mimkit.comparison.answer import answer
 from mimkit.comparison.ending import lines, steps, with_seeds
-from mimkit.comparison.records import Budget, Comparison, Method, Outcome, Plan, Row, Trial
+from mimkit.comparison.records import Budget, Comparison, Method, Plan, Trial
 from mimkit.comparison.statistics import judge
 from mimkit.report import ending
+from mimkit.report.findings import Outcome, Row
 
 TRIAL = Trial(2.0, 1e6, 2**20, 0.0, {}, {}, 0.1, 0.1, "f", 10, "CPU")
 COMMAND = "mimkit compare a b --dataset shapes --seeds 3"

@@ -15,7 +15,7 @@ from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.folder import RunFolder
 from mimkit.parts.records import Grid, Mask
-from mimkit.report.findings import answer, tables, tally
+from mimkit.report.of_run import answer, tables, tally
 from mimkit.report.page import write_report
 from mimkit.report.pictures import Column, contact_sheet, masked_input
 

@@ -4,8 +4,8 @@ import re
 import matplotlib
 import pytest
 
-from mimkit.report.findings import Spread
 from mimkit.report.layers import Curves, Line
+from mimkit.report.of_run import Spread
 from mimkit.report.plots import layer_chart, training_charts
 
 ROWS = [

@@ -4,8 +4,8 @@ import pytest
 
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
-from mimkit.report.findings import answer, tables, tally
 from mimkit.report.layers import curves
+from mimkit.report.of_run import answer, tables, tally
 
 CHOSEN = "chosen on development images"
 

@@ -7,10 +7,11 @@ from typing import Final
 
 from mimkit.comparison.budget import describe
 from mimkit.comparison.elsewhere import elsewhere
-from mimkit.comparison.records import Cell, Interval, Pair, Plan, Row, Verdicts
+from mimkit.comparison.records import Plan
 from mimkit.comparison.statistics import differs
 from mimkit.comparison.wording import baseline_of, called, is_layer, listed, points, sure
 from mimkit.evaluate.statistics import no_interval
+from mimkit.report.findings import Cell, Interval, Pair, Row, Verdicts
 
 MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")
 """Evaluators that speak for a comparison: the first of these that was measured."""

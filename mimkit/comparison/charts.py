@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from mimkit import words
-from mimkit.comparison.records import Interval, Outcome, Row, Verdicts
 from mimkit.comparison.wording import CALLED
-from mimkit.report.findings import BASELINES, key_of, worded
+from mimkit.report.findings import Interval, Outcome, Row, Verdicts
+from mimkit.report.of_run import BASELINES, key_of, worded
 from mimkit.report.plots import (
     MAX_LAYER_TICKS,
     Chart,

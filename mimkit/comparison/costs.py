@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from mimkit import words
-from mimkit.comparison.records import Method, Outcome
+from mimkit.comparison.records import Method
+from mimkit.report.findings import Outcome
 
 ALIKE: Final = 1.01
 """Quantities that differ by no more than this factor are called equal."""

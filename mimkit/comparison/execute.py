@@ -27,12 +27,13 @@ from mimkit.comparison.folder import (
     run_folder,
 )
 from mimkit.comparison.launchers import Job, Launcher
-from mimkit.comparison.records import Cell, Plan
+from mimkit.comparison.records import Plan
 from mimkit.comparison.watch import watched
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text, writing
 from mimkit.ownership import LOCK
+from mimkit.report.findings import Cell
 from mimkit.train.distributed import torchrun
 from mimkit.train.signals import Interrupted, Request, listen
 from mimkit.words import duration

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mimkit.comparison.records import Cell
 from mimkit.folder import RunFolder
+from mimkit.report.findings import Cell
 
 
 def recipe_path(folder: Path, label: str) -> Path:

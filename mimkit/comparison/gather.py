@@ -9,14 +9,7 @@ from typing import Any, Final
 
 from mimkit.comparison.answer import answer
 from mimkit.comparison.folder import cell_command, failure_file, is_whole, run_folder
-from mimkit.comparison.records import (
-    Cell,
-    Comparison,
-    Method,
-    Outcome,
-    Plan,
-    Row,
-)
+from mimkit.comparison.records import Comparison, Method, Plan
 from mimkit.comparison.statistics import judge
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Plain
@@ -24,6 +17,7 @@ from mimkit.evaluate.statistics import of_entry
 from mimkit.evaluate.uncertainty import Measured, mean_of
 from mimkit.folder import RunFolder
 from mimkit.recipe import registry
+from mimkit.report.findings import Cell, Outcome, Row
 
 OF_METHOD: Final = ("num_layers",)
 """Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""

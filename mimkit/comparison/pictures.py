@@ -15,7 +15,7 @@ from torch import Tensor
 
 import mimkit
 from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Outcome, Plan
+from mimkit.comparison.records import Plan
 from mimkit.comparison.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.console import headed
 from mimkit.data import cache
@@ -31,6 +31,7 @@ from mimkit.pipeline.pictures import prediction_columns
 from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report.embed import MAX_PNG_BYTES
+from mimkit.report.findings import Outcome
 from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.checkpoint import latest, restore_weights
 from mimkit.train.encoder_file import load_encoder

@@ -16,7 +16,7 @@ from mimkit.comparison.costs import Cost, cost_of, quantities
 from mimkit.comparison.curves import Log, progress_charts, training_charts
 from mimkit.comparison.folder import recipe_path
 from mimkit.comparison.gather import OF_METHOD
-from mimkit.comparison.records import Comparison, Outcome, Verdicts
+from mimkit.comparison.records import Comparison
 from mimkit.comparison.tables import MARKS
 from mimkit.comparison.wording import is_layer
 from mimkit.errors import DataError
@@ -24,7 +24,8 @@ from mimkit.files import write_text
 from mimkit.folder import RunFolder
 from mimkit.report.cards import PREFIX, Card, cards
 from mimkit.report.embed import Shown, embedded
-from mimkit.report.findings import key_of, splitting, worded
+from mimkit.report.findings import Outcome, Verdicts
+from mimkit.report.of_run import key_of, splitting, worded
 from mimkit.report.page import template
 from mimkit.report.plots import Chart
 from mimkit.report.svg import SERIES

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Final
 
 from mimkit import words
-from mimkit.comparison.records import Interval, Pair, Row
 from mimkit.evaluate.statistics import no_interval
+from mimkit.report.findings import Interval, Pair, Row
 
 CALLED: Final = {
     "finetune": "fine-tuning",

@@ -28,7 +28,8 @@ from mimkit.pipeline.ledger import ledger, seconds_after
 from mimkit.pipeline.pictures import draw_predictions
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
-from mimkit.report import ending, findings
+from mimkit.report import ending
+from mimkit.report import of_run as findings
 from mimkit.report.page import write_report
 from mimkit.report.progress import Progress
 from mimkit.train.distributed import join

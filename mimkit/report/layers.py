@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mimkit import words
-from mimkit.report.findings import (
+from mimkit.report.of_run import (
     BASELINES,
     Entry,
     Spread,

@@ -13,11 +13,11 @@ from mimkit import words
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.folder import RunFolder
-from mimkit.report import findings
+from mimkit.report import of_run as findings
 from mimkit.report.cards import cards, cost
 from mimkit.report.embed import embedded
-from mimkit.report.findings import BASELINES, Row, Table
 from mimkit.report.layers import curves
+from mimkit.report.of_run import BASELINES, Row, Table
 from mimkit.report.plots import label_chart, layer_chart, training_charts
 
 MAX_LISTED = 10

@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 
 from mimkit import words
-from mimkit.report.findings import BASELINES, Row, Table
 from mimkit.report.layers import Curves, Line
+from mimkit.report.of_run import BASELINES, Row, Table
 from mimkit.report.svg import FIRST, INK, SECOND, Plot
 
 MAX_POINTS = 500
