@@ -10,9 +10,9 @@ import mimkit
 from mimkit.comparison.answer import answer, main_row
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.statistics import judge
 from mimkit.evaluate.image_scores import pack
 from mimkit.report.findings import Row
+from mimkit.report.verdicts import judge
 
 STEPS, BATCH = 50, 16
 LAYER = "chosen on development images"

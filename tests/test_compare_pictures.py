@@ -18,10 +18,10 @@ from mimkit.builtin.targets import Pixels
 from mimkit.comparison import pictures as module
 from mimkit.comparison.pictures import draw
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.region import fit_region, hidden_region
 from mimkit.parts.base import Masker
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
+from mimkit.report.region import fit_region, hidden_region
 
 RECIPE = """\
 name = "{name}"

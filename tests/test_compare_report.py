@@ -17,13 +17,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mimkit.comparison.charts import cost_chart, looks, pareto_front
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.report import write_report
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.folder import RunFolder
+from mimkit.report.charts import cost_chart, looks, pareto_front
 from mimkit.report.embed import embedded
 from mimkit.report.findings import Interval, Row, Verdicts
 from mimkit.report.pictures import Column, contact_sheet

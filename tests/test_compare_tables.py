@@ -7,10 +7,10 @@ import pytest
 
 import mimkit
 from mimkit.comparison.records import Budget, Comparison, Method, Plan, Trial
-from mimkit.comparison.statistics import compare, judge, spread
 from mimkit.comparison.tables import lines, markdown, write_csv, write_json
 from mimkit.evaluate.uncertainty import Measured
 from mimkit.report.findings import Cell, Outcome, Row
+from mimkit.report.verdicts import compare, judge, spread
 
 LAYER = "chosen on development images"
 SHARES = {

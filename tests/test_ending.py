@@ -9,9 +9,9 @@ from rich.console import Console
 from mimkit.comparison.answer import answer
 from mimkit.comparison.ending import lines, steps, with_seeds
 from mimkit.comparison.records import Budget, Comparison, Method, Plan, Trial
-from mimkit.comparison.statistics import judge
 from mimkit.report import ending
 from mimkit.report.findings import Outcome, Row
+from mimkit.report.verdicts import judge
 
 TRIAL = Trial(2.0, 1e6, 2**20, 0.0, {}, {}, 0.1, 0.1, "f", 10, "CPU")
 COMMAND = "mimkit compare a b --dataset shapes --seeds 3"

@@ -6,12 +6,12 @@ from itertools import combinations
 from typing import Final
 
 from mimkit.comparison.budget import describe
-from mimkit.comparison.elsewhere import elsewhere
 from mimkit.comparison.records import Plan
-from mimkit.comparison.statistics import differs
-from mimkit.comparison.wording import baseline_of, called, is_layer, listed, points, sure
 from mimkit.evaluate.statistics import no_interval
+from mimkit.report.elsewhere import elsewhere
 from mimkit.report.findings import Cell, Interval, Pair, Row, Verdicts
+from mimkit.report.verdicts import differs
+from mimkit.report.wording import baseline_of, called, is_layer, listed, points, sure
 
 MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")
 """Evaluators that speak for a comparison: the first of these that was measured."""

@@ -7,11 +7,11 @@ from mimkit import words
 from mimkit.comparison.answer import main_row
 from mimkit.comparison.costs import cost_of
 from mimkit.comparison.records import Comparison
-from mimkit.comparison.statistics import MOST_SEEDS, differs
 from mimkit.comparison.tables import shared_rows
-from mimkit.comparison.wording import baseline_of
 from mimkit.report import ending
 from mimkit.report.findings import Pair, Verdicts
+from mimkit.report.verdicts import MOST_SEEDS, differs
+from mimkit.report.wording import baseline_of
 
 _FIRST_SEEDS = 3
 """Seeds to begin with where one gives no interval."""

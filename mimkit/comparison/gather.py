@@ -10,7 +10,6 @@ from typing import Any, Final
 from mimkit.comparison.answer import answer
 from mimkit.comparison.folder import cell_command, failure_file, is_whole, run_folder
 from mimkit.comparison.records import Comparison, Method, Plan
-from mimkit.comparison.statistics import judge
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Plain
 from mimkit.evaluate.statistics import of_entry
@@ -18,6 +17,7 @@ from mimkit.evaluate.uncertainty import Measured, mean_of
 from mimkit.folder import RunFolder
 from mimkit.recipe import registry
 from mimkit.report.findings import Cell, Outcome, Row
+from mimkit.report.verdicts import judge
 
 OF_METHOD: Final = ("num_layers",)
 """Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""

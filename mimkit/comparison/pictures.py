@@ -16,7 +16,6 @@ from torch import Tensor
 import mimkit
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Plan
-from mimkit.comparison.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.console import headed
 from mimkit.data import cache
 from mimkit.data.sources import Source, open_sources
@@ -33,6 +32,7 @@ from mimkit.recipe.schema import Recipe, load
 from mimkit.report.embed import MAX_PNG_BYTES
 from mimkit.report.findings import Outcome
 from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
+from mimkit.report.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.train.checkpoint import latest, restore_weights
 from mimkit.train.encoder_file import load_encoder
 from mimkit.train.step import Pretrainer

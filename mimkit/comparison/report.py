@@ -9,26 +9,26 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimkit import words
-from mimkit.comparison import charts
 from mimkit.comparison.budget import describe
-from mimkit.comparison.charts import Look, name_of
 from mimkit.comparison.costs import Cost, cost_of, quantities
-from mimkit.comparison.curves import Log, progress_charts, training_charts
 from mimkit.comparison.folder import recipe_path
 from mimkit.comparison.gather import OF_METHOD
 from mimkit.comparison.records import Comparison
 from mimkit.comparison.tables import MARKS
-from mimkit.comparison.wording import is_layer
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.folder import RunFolder
+from mimkit.report import charts
 from mimkit.report.cards import PREFIX, Card, cards
+from mimkit.report.charts import Look, name_of
+from mimkit.report.curves import Log, progress_charts, training_charts
 from mimkit.report.embed import Shown, embedded
 from mimkit.report.findings import Outcome, Verdicts
 from mimkit.report.of_run import key_of, splitting, worded
 from mimkit.report.page import template
 from mimkit.report.plots import Chart
 from mimkit.report.svg import SERIES
+from mimkit.report.wording import is_layer
 
 MAX_PICTURE_BYTES: Final = 5_000_000
 """All pictures of the page; as text they weigh a third more, and the page stays below 10 MB."""

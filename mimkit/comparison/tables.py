@@ -13,11 +13,11 @@ import mimkit
 from mimkit import words
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Comparison
-from mimkit.comparison.wording import STARTS, called, is_layer
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
 from mimkit.report.findings import Interval, Pair, Row, Verdicts
 from mimkit.report.of_run import worded
+from mimkit.report.wording import STARTS, called, is_layer
 
 MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}
 """Beside a difference whose interval lies above zero, or below it."""

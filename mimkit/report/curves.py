@@ -7,7 +7,7 @@ from typing import Final
 from matplotlib.axes import Axes
 
 from mimkit import words
-from mimkit.comparison.charts import Look, in_legend, legend, name_of
+from mimkit.report.charts import Look, in_legend, legend, name_of
 from mimkit.report.plots import (
     DASHES,
     Chart,

@@ -11,7 +11,6 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
 from mimkit import words
-from mimkit.comparison.wording import CALLED
 from mimkit.report.findings import Interval, Outcome, Row, Verdicts
 from mimkit.report.of_run import BASELINES, key_of, worded
 from mimkit.report.plots import (
@@ -20,6 +19,7 @@ from mimkit.report.plots import (
     format_values,
 )
 from mimkit.report.svg import INK, SERIES, Plot
+from mimkit.report.wording import CALLED
 
 _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
 _DASHED: Final = (0, (4, 2.5))
