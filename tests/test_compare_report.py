@@ -26,7 +26,7 @@ from mimkit.folder import RunFolder
 from mimkit.report.charts import cost_chart, looks, pareto_front
 from mimkit.report.embed import embedded
 from mimkit.report.findings import Interval, Row, Verdicts
-from mimkit.report.pictures import Column, contact_sheet
+from mimkit.report.sheet import Column, contact_sheet
 
 METHODS = ("pointer", "codes", "aligned")
 """How well each does, and what it costs beside the first."""

@@ -17,7 +17,7 @@ from mimkit.folder import RunFolder
 from mimkit.parts.records import Grid, Mask
 from mimkit.report.of_run import answer, tables, tally
 from mimkit.report.page import write_report
-from mimkit.report.pictures import Column, contact_sheet, masked_input
+from mimkit.report.sheet import Column, contact_sheet, masked_input
 
 RECIPE = """\
 name = "tiny_shapes"

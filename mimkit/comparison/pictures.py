@@ -26,13 +26,13 @@ from mimkit.parts.base import Encoder
 from mimkit.parts.patches import unpatchify
 from mimkit.parts.records import Batch, Grid, Mask, View
 from mimkit.parts.shapes import Axes
-from mimkit.pipeline.pictures import prediction_columns
 from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report.embed import MAX_PNG_BYTES
 from mimkit.report.findings import Outcome
-from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
+from mimkit.report.predictions import prediction_columns
 from mimkit.report.region import NUM_IMAGES, fit_region, hidden_region
+from mimkit.report.sheet import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.checkpoint import latest, restore_weights
 from mimkit.train.encoder_file import load_encoder
 from mimkit.train.step import Pretrainer

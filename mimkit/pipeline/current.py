@@ -19,10 +19,10 @@ from mimkit.evaluate.images import evenly_spaced
 from mimkit.folder import RunFolder
 from mimkit.parts.records import Batch, Preparation
 from mimkit.pipeline.ledger import seconds_before
-from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
+from mimkit.report.predictions import draw_preparation
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.step import Pretrainer

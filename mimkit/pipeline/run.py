@@ -25,12 +25,12 @@ from mimkit.pipeline.current import (
 )
 from mimkit.pipeline.identity import refuse_other_data, splits, write_data
 from mimkit.pipeline.ledger import ledger, seconds_after
-from mimkit.pipeline.pictures import draw_predictions
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report import ending
 from mimkit.report import of_run as findings
 from mimkit.report.page import write_report
+from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Progress
 from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
