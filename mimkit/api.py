@@ -15,11 +15,11 @@ from mimkit.comparison.conduct import conduct
 from mimkit.comparison.launchers import LocalLauncher, default_jobs
 from mimkit.comparison.methods import Asked, default_folder
 from mimkit.comparison.question import Question
-from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
 from mimkit.parts.base import Encoder
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load
+from mimkit.report.findings import Study
 from mimkit.train import encoder_file
 
 
@@ -92,7 +92,7 @@ def compare(
     device: str | None = None,
     jobs: int | None = None,
     out: str | PathLike[str] | None = None,
-) -> Comparison:
+) -> Study:
     """Compares methods at an equal budget, as ``mimkit compare`` does; runs are own processes.
 
     >>> found = compare([tiny], budget="steps=4", seeds=1, evaluate=["knn"], jobs=1)

@@ -598,7 +598,7 @@ def test_frozen_features_are_told_from_random_ones():
         for label, high in (("a", 0.5), ("b", 0.6))
     }
     found = judge(Row("knn_consistency", "consistency", {}, values))
-    said = answer(make_plan("a", "b", seeds=2), [found])
+    said = answer([found], "800 images seen", make_plan("a", "b", seeds=2).cells)
     assert "in k-NN consistency, b is the best, ahead of a by 0.101 (" in said
     assert "b is better than frozen random weights (+0.306, " in said
     assert "points" not in said

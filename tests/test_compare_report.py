@@ -537,7 +537,7 @@ def test_different_tokenizers_have_cards_of_their_own(comparison, tmp_path):
 
 def test_everything_can_be_repeated(page, comparison):
     text = text_of(page)
-    assert comparison.plan.command in text
+    assert comparison.command in text
     for outcome in comparison.outcomes:
         assert outcome.command in text
     assert "recipe codes_cifar the data of it (cifar10) is replaced by shapes" in text

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mimkit.comparison.answer import answer
 from mimkit.comparison.ending import lines, steps, with_seeds
-from mimkit.comparison.records import Budget, Comparison, Method, Plan, Trial
+from mimkit.comparison.gather import study_of
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.report import ending
 from mimkit.report.findings import Outcome, Row
 from mimkit.report.verdicts import judge
@@ -36,8 +36,7 @@ def comparison(values, *, seeds=3, finished=True):
     }
     ledger = done if finished else {}
     outcomes = tuple(Outcome(c, state, Path("r"), "c", ledger=ledger) for c in plan.cells)
-    said = answer(plan, verdicts)
-    return Comparison(plan, Path("x"), outcomes, verdicts, said)
+    return study_of(plan, Path("x"), outcomes, verdicts)
 
 
 UNSURE = {

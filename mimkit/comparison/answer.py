@@ -5,8 +5,6 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Final
 
-from mimkit.comparison.budget import describe
-from mimkit.comparison.records import Plan
 from mimkit.evaluate.statistics import no_interval
 from mimkit.report.elsewhere import elsewhere
 from mimkit.report.findings import Cell, Interval, Pair, Row, Verdicts
@@ -45,11 +43,16 @@ def main_row(verdicts: Sequence[Verdicts]) -> Verdicts | None:
     return min(speaking, key=order, default=None)
 
 
-def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
+def answer(verdicts: Sequence[Verdicts], budget: str, cells: Sequence[Cell]) -> str:
     """Says what was found in one sentence, with how sure it is; in another what is missing.
 
     It speaks of `main_row`, and then counts what all other evaluations say (`elsewhere`). A method
     is called the best only where the ranking has it alone in first place.
+
+    Args:
+        verdicts: all that was measured.
+        budget: of every run, in words.
+        cells: the runs that should have a number.
     """
     found = main_row(verdicts)
     if found is None:
@@ -65,10 +68,8 @@ def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
         _baseline(gains, found.row.metric),
         *elsewhere(found, _others(found, verdicts)),
     ]
-    sentence = (
-        f"At {describe(plan.budget)}, in {called(found.row)}, {'; '.join(filter(None, clauses))}."
-    )
-    return " ".join(filter(None, (sentence, *_missing(plan, found, verdicts))))
+    sentence = f"At {budget}, in {called(found.row)}, {'; '.join(filter(None, clauses))}."
+    return " ".join(filter(None, (sentence, *_missing(cells, found, verdicts))))
 
 
 def _others(main: Verdicts, verdicts: Sequence[Verdicts]) -> list[Verdicts]:
@@ -212,16 +213,16 @@ def _gap(pair: Pair | None, first: str, found: Verdicts) -> str:
     return f"{points(interval.mean, metric).lstrip('+')} ({sure(interval, metric)})"
 
 
-def _missing(plan: Plan, main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterator[str]:
+def _missing(wanted: Sequence[Cell], main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterator[str]:
     """Names the runs that have no number in the main row."""
     rows = [found.row for found in verdicts]
-    absent = [cell for cell in plan.cells if not _measured(cell, [main.row])]
+    absent = [cell for cell in wanted if not _measured(cell, [main.row])]
     for cells, why in (
         ([cell for cell in absent if not _measured(cell, rows)], "failed or not finished"),
         ([cell for cell in absent if _measured(cell, rows)], "measured in another way"),
     ):
         if len(cells) > _FEW:
-            yield f"Not in it: {len(cells)} of {len(plan.cells)} runs ({why})."
+            yield f"Not in it: {len(cells)} of {len(wanted)} runs ({why})."
         elif cells:
             yield f"Not in it: {'; '.join(map(str, cells))} ({why})."
 

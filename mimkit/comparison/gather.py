@@ -7,23 +7,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from mimkit import words
 from mimkit.comparison.answer import answer
-from mimkit.comparison.folder import cell_command, failure_file, is_whole, run_folder
-from mimkit.comparison.records import Comparison, Method, Plan
+from mimkit.comparison.budget import describe
+from mimkit.comparison.folder import cell_command, failure_file, is_whole, recipe_path, run_folder
+from mimkit.comparison.records import Method, Plan
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Evaluator, Plain
 from mimkit.evaluate.statistics import of_entry
 from mimkit.evaluate.uncertainty import Measured, mean_of
 from mimkit.folder import RunFolder
 from mimkit.recipe import registry
-from mimkit.report.findings import Cell, Outcome, Row
+from mimkit.report.findings import Arm, Cell, Cost, Outcome, Row, Study, Verdicts
 from mimkit.report.verdicts import judge
 
 OF_METHOD: Final = ("num_layers",)
 """Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""
 
 
-def gather(plan: Plan, folder: Path) -> Comparison:
+def gather(plan: Plan, folder: Path) -> Study:
     """Reads all runs of a comparison, however far they are.
 
     Only finished runs count: what an interrupted one has measured is left out. A finished run that
@@ -48,14 +50,53 @@ def gather(plan: Plan, folder: Path) -> Comparison:
         for one in outcomes
         if one.state == "failed" and is_whole(one.ledger)
     ]
-    return Comparison(
-        plan=plan,
+    return study_of(plan, folder, outcomes, verdicts, (*refused, *_unlike(rows)))
+
+
+def study_of(
+    plan: Plan,
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    verdicts: Sequence[Verdicts],
+    refused: Sequence[str] = (),
+) -> Study:
+    """Joins what was planned and what was found."""
+    budget = describe(plan.budget)
+    amount = plan.budget.amount
+    return Study(
+        title=", ".join(method.label for method in plan.methods),
+        dataset=plan.dataset,
         folder=folder,
-        outcomes=outcomes,
-        verdicts=verdicts,
-        answer=answer(plan, verdicts),
-        refused=(*refused, *_unlike(rows)),
+        command=plan.command,
+        budget=budget,
+        allowance=words.duration(amount) if plan.budget.unit == "time" else words.magnitude(amount),
+        seeds=plan.seeds,
+        arms=tuple(_arm(method, folder) for method in plan.methods),
+        outcomes=tuple(outcomes),
+        verdicts=tuple(verdicts),
+        answer=answer(verdicts, budget, plan.cells),
+        refused=tuple(refused),
+        notes=plan.notes,
+        mimkit=plan.mimkit,
     )
+
+
+def _arm(method: Method, folder: Path) -> Arm:
+    trial = method.trial
+    planned = Cost(
+        measured=False,
+        images=method.images,
+        steps=method.total_steps,
+        flops_per_image=trial.flops_per_image,
+        prepare_flops=trial.prepare_flops,
+        train_seconds=method.pretrain_seconds,
+        prepare_seconds=trial.prepare_seconds,
+        evaluate_seconds=method.evaluate_seconds,
+        peak_memory_bytes=trial.peak_memory_bytes,
+        parameters=trial.parameters,
+    )
+    recipe = recipe_path(folder, method.label)
+    return Arm(method.label, method.source, method.batch_size, method.notes, recipe, planned)
 
 
 def _outcome(plan: Plan, method: Method, cell: Cell, folder: Path) -> Outcome:

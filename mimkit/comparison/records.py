@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from mimkit.report.findings import Cell, Outcome, Verdicts
+from mimkit.report.findings import Cell
 
 Unit = Literal["steps", "images", "time", "flops"]
 
@@ -139,24 +138,3 @@ class Plan:
     def cells(self) -> tuple[Cell, ...]:
         """All runs, seed by seed: whatever is finished early is paired."""
         return tuple(Cell(m.label, seed) for seed in self.seeds for m in self.methods)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that is known of a comparison, for the tables and the report.
-
-    Args:
-        plan: what was asked for.
-        folder: where it lies.
-        outcomes: of every cell, in the order of the plan.
-        verdicts: by row; label fractions ascending within an evaluator and metric.
-        answer: the finding in one sentence with its uncertainty.
-        refused: runs that lie there but are not comparable, and why.
-    """
-
-    plan: Plan
-    folder: Path
-    outcomes: tuple[Outcome, ...]
-    verdicts: tuple[Verdicts, ...]
-    answer: str
-    refused: tuple[str, ...] = ()

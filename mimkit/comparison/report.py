@@ -9,11 +9,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimkit import words
-from mimkit.comparison.budget import describe
-from mimkit.comparison.costs import Cost, cost_of, quantities
-from mimkit.comparison.folder import recipe_path
+from mimkit.comparison.costs import cost_of, quantities
 from mimkit.comparison.gather import OF_METHOD
-from mimkit.comparison.records import Comparison
 from mimkit.comparison.tables import MARKS
 from mimkit.errors import DataError
 from mimkit.files import write_text
@@ -23,7 +20,7 @@ from mimkit.report.cards import PREFIX, Card, cards
 from mimkit.report.charts import Look, name_of
 from mimkit.report.curves import Log, progress_charts, training_charts
 from mimkit.report.embed import Shown, embedded
-from mimkit.report.findings import Outcome, Verdicts
+from mimkit.report.findings import Arm, Cost, Outcome, Study, Verdicts
 from mimkit.report.of_run import key_of, splitting, worded
 from mimkit.report.page import template
 from mimkit.report.plots import Chart
@@ -90,46 +87,43 @@ class Preparation:
         )
 
 
-def write_report(comparison: Comparison) -> Path:
-    """Writes ``report.html`` from a comparison, its run folders and its pictures.
+def write_report(study: Study) -> Path:
+    """Writes ``report.html`` from a study, its run folders and its pictures.
 
     Raises: DataError if one of their files is damaged.
     """
-    plan, folder = comparison.plan, comparison.folder
-    labels = [method.label for method in plan.methods]
+    folder, labels = study.folder, study.labels
     styles = charts.looks(labels)
-    finished = [one for one in comparison.outcomes if one.state == "finished"]
-    undone = [one for one in comparison.outcomes if one.state != "finished"]
-    costs = [cost_of(method, finished) for method in plan.methods]
-    entries = _entries(comparison.verdicts)
+    finished = study.finished
+    undone = [one for one in study.outcomes if one.state != "finished"]
+    costs = {arm.label: cost_of(arm, finished) for arm in study.arms}
+    entries = _entries(study.verdicts)
     logs = _logs(labels, finished)
-    batch_sizes = {method.label: method.batch_size for method in plan.methods}
+    batch_sizes = {arm.label: arm.batch_size for arm in study.arms}
     sheets = _sheets(folder / "pictures")
     preparations = _preparations(finished)
     paths = [*sheets, *(one.picture for one in preparations if one.picture is not None)]
     pictures = embedded(paths, MAX_PICTURE_BYTES)
     page = template("report.html.j2", Path(__file__).parent).render(
-        comparison=comparison,
-        plan=plan,
+        study=study,
         labels=labels,
-        budget=describe(plan.budget),
         finished=finished,
         undone=undone,
-        refused=_refused(comparison, undone),
+        refused=_refused(study, undone),
         costs=costs,
-        quantities=quantities(costs),
+        quantities=quantities(study.arms, [*costs.values()]),
         entries=entries,
         protocols=_protocols(entries),
-        own_tasks=[found for found in comparison.verdicts if _tells_of_own_task(found)],
+        own_tasks=[found for found in study.verdicts if _tells_of_own_task(found)],
         label_charts=_label_charts(entries, styles),
         cost_charts=_cost_charts(entries, costs, styles),
         training=training_charts(logs, batch_sizes),
         progress=progress_charts(logs, batch_sizes, styles),
-        layers=_layers(comparison, styles),
+        layers=_layers(study, styles),
         sheets=[(sheets[path], pictures[path]) for path in sheets if path in pictures],
         preparations=[(one, one.card(pictures)) for one in preparations],
         left_out=[path.relative_to(folder) for path in paths if path not in pictures],
-        recipes=_recipes(folder, labels),
+        recipes=_recipes(study.arms),
         marks=MARKS,
         num_colours=len(SERIES),
         distinct=distinct,
@@ -207,7 +201,7 @@ def _label_charts(entries: Iterable[Entry], styles: Mapping[str, Look]) -> list[
 
 
 def _cost_charts(
-    entries: Iterable[Entry], costs: Sequence[Cost], styles: Mapping[str, Look]
+    entries: Iterable[Entry], costs: Mapping[str, Cost], styles: Mapping[str, Look]
 ) -> list[Chart]:
     """Each evaluation at its smallest label fraction, against seconds and against FLOPs."""
     chosen: dict[str, Entry] = {}
@@ -216,10 +210,10 @@ def _cost_charts(
         held = chosen.get(entry.name)
         if entry.found.gains and (held is None or len(entry.found.gains) > len(held.found.gains)):
             chosen[entry.name] = entry
-    measured = [cost for cost in costs if cost.measured]
+    measured = {label: cost for label, cost in costs.items() if cost.measured}
     spent = (
-        ({cost.method.label: cost.seconds for cost in measured}, "s"),
-        ({cost.method.label: cost.flops for cost in measured}, "FLOP"),
+        ({label: cost.seconds for label, cost in measured.items()}, "s"),
+        ({label: cost.flops for label, cost in measured.items()}, "FLOP"),
     )
     return [
         charts.cost_chart(entry.found, cost, unit, styles)
@@ -229,14 +223,14 @@ def _cost_charts(
 
 
 def _layers(
-    comparison: Comparison, styles: Mapping[str, Look]
+    study: Study, styles: Mapping[str, Look]
 ) -> list[tuple[Chart, list[Verdicts], list[tuple[str, str]]]]:
     """Charts of the probes of single layers, with the rows that they are drawn from.
 
     Returns: each with all pairs of method and start that were measured.
     """
     groups: dict[tuple[str, str], list[Verdicts]] = {}
-    for found in comparison.verdicts:
+    for found in study.verdicts:
         if is_layer(found.row):
             rest = {k: v for k, v in found.row.protocol.items() if k not in ("layer", "num_layers")}
             groups.setdefault(
@@ -244,7 +238,7 @@ def _layers(
             ).append(found)
     return [
         (
-            charts.layer_chart(group, comparison.outcomes, styles),
+            charts.layer_chart(group, study.outcomes, styles),
             group,
             list(dict.fromkeys(key for found in group for key in found.means)),
         )
@@ -282,10 +276,10 @@ def _tells_of_own_task(found: Verdicts) -> bool:
     )
 
 
-def _refused(comparison: Comparison, undone: Iterable[Outcome]) -> list[str]:
+def _refused(study: Study, undone: Iterable[Outcome]) -> list[str]:
     """What was refused, but for runs that are among the failed ones already."""
     said = {f"{one.cell}: {one.reason}" for one in undone}
-    return [text for text in comparison.refused if text not in said]
+    return [text for text in study.refused if text not in said]
 
 
 def _logs(labels: Iterable[str], finished: Sequence[Outcome]) -> dict[str, dict[int, Log]]:
@@ -336,12 +330,11 @@ def _preparations(finished: Iterable[Outcome]) -> list[Preparation]:
     return list(found.values())
 
 
-def _recipes(folder: Path, labels: Iterable[str]) -> list[tuple[str, str]]:
-    paths = {label: recipe_path(folder, label) for label in labels}
+def _recipes(arms: Iterable[Arm]) -> list[tuple[str, str]]:
     return [
-        (label, path.read_text(encoding="utf-8", errors="replace"))
-        for label, path in paths.items()
-        if path.is_file()
+        (arm.label, arm.recipe.read_text(encoding="utf-8", errors="replace"))
+        for arm in arms
+        if arm.recipe.is_file()
     ]
 
 

@@ -164,3 +164,113 @@ class Verdicts:
     pairs: tuple[Pair, ...]
     gains: tuple[Pair, ...]
     ranking: tuple[tuple[str, ...], ...] | None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one method was given and what it took.
+
+    Means over its finished runs; before there are any, what a plan expects.
+
+    Args:
+        measured: whether any run has finished.
+        images: seen in pre-training.
+        steps: of the optimizer.
+        flops_per_image: of a step of pre-training, forwards and backwards.
+        prepare_flops: of what targets needed first, as ``prepare_seconds``.
+        train_seconds: of pre-training.
+        prepare_seconds: of what targets needed first, such as a tokenizer's training, when it was
+            made; a run that finds it in the cache still owes it.
+        evaluate_seconds: of the evaluations.
+        peak_memory_bytes: the largest of its runs.
+        parameters: encoder, head, targets, frozen, trainable to how many.
+    """
+
+    measured: bool
+    images: float
+    steps: float
+    flops_per_image: float
+    prepare_flops: float
+    train_seconds: float
+    prepare_seconds: float
+    evaluate_seconds: float
+    peak_memory_bytes: float
+    parameters: Mapping[str, int]
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of preparation and pre-training."""
+        return self.prepare_flops + self.images * self.flops_per_image
+
+    @property
+    def seconds(self) -> float:
+        """Preparation and pre-training."""
+        return self.prepare_seconds + self.train_seconds
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One method of a study.
+
+    Args:
+        label: its name in this study, unique in it.
+        source: the recipe that it came from.
+        batch_size: images of a step.
+        notes: what was changed of that recipe, and by which rule.
+        recipe: file of the whole recipe; it may be missing.
+        planned: what it should cost, if it was planned.
+    """
+
+    label: str
+    source: str
+    batch_size: int
+    notes: tuple[str, ...]
+    recipe: Path
+    planned: Cost | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """All that is known of runs that are judged together, for tables and pages.
+
+    Args:
+        title: what was studied.
+        dataset: on which images.
+        folder: where it lies.
+        command: what the user typed.
+        budget: of every run, in words.
+        allowance: the same as a number to be seen first.
+        seeds: of the runs; the same for every method.
+        arms: the methods, in the order that the user named them.
+        outcomes: of every cell.
+        verdicts: by row; label fractions ascending within an evaluator and metric.
+        answer: the finding in one sentence with its uncertainty.
+        refused: runs that lie there but are not comparable, and why.
+        notes: what holds for all methods.
+        mimkit: version that made it.
+    """
+
+    title: str
+    dataset: str
+    folder: Path
+    command: str
+    budget: str
+    allowance: str
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    outcomes: tuple[Outcome, ...]
+    verdicts: tuple[Verdicts, ...]
+    answer: str
+    refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    mimkit: str = ""
+
+    @property
+    def labels(self) -> list[str]:
+        """Of its methods."""
+        return [arm.label for arm in self.arms]
+
+    @property
+    def finished(self) -> list[Outcome]:
+        """The runs that have been trained and evaluated."""
+        return [one for one in self.outcomes if one.state == "finished"]
