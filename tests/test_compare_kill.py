@@ -22,10 +22,10 @@ from mimkit.comparison.folder import is_finished, run_folder
 from mimkit.comparison.gather import gather
 from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.report import write_report
-from mimkit.comparison.tables import markdown, write_csv
 from mimkit.data.sources import open_source
 from mimkit.recipe.schema import load
+from mimkit.report.study_page import write_report
+from mimkit.report.tables import markdown, write_csv
 
 KILLS = 20
 

@@ -19,7 +19,6 @@ from PIL import Image
 
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.report import write_report
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.folder import RunFolder
@@ -27,6 +26,7 @@ from mimkit.report.charts import cost_chart, looks, pareto_front
 from mimkit.report.embed import embedded
 from mimkit.report.findings import Interval, Row, Verdicts
 from mimkit.report.sheet import Column, contact_sheet
+from mimkit.report.study_page import write_report
 
 METHODS = ("pointer", "codes", "aligned")
 """How well each does, and what it costs beside the first."""

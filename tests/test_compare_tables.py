@@ -9,9 +9,9 @@ import pytest
 import mimkit
 from mimkit.comparison.gather import study_of
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.tables import lines, markdown, write_csv, write_json
 from mimkit.evaluate.uncertainty import Measured
 from mimkit.report.findings import Cell, Outcome, Row
+from mimkit.report.tables import lines, markdown, write_csv, write_json
 from mimkit.report.verdicts import compare, judge, spread
 
 PLAN = {"seeds": [0, 1, 2]}

@@ -12,17 +12,17 @@ from mimkit.comparison.gather import gather
 from mimkit.comparison.gauge import Thorough, rehearsing
 from mimkit.comparison.launchers import Launcher
 from mimkit.comparison.outlook import seconds_of, table, warnings
-from mimkit.comparison.pictures import draw
 from mimkit.comparison.plan import make_plan
 from mimkit.comparison.question import Question
 from mimkit.comparison.records import Plan
 from mimkit.comparison.refusals import holds_work
-from mimkit.comparison.report import write_report
-from mimkit.comparison.tables import markdown, write_csv, write_json
 from mimkit.console import make_console
 from mimkit.files import write_text
 from mimkit.report.ending import show
 from mimkit.report.findings import Study
+from mimkit.report.same_pictures import draw
+from mimkit.report.study_page import write_report
+from mimkit.report.tables import markdown, write_csv, write_json
 
 
 def conduct(

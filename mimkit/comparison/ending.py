@@ -4,11 +4,11 @@ import shlex
 from collections.abc import Iterator
 
 from mimkit import words
-from mimkit.comparison.answer import main_row
-from mimkit.comparison.costs import cost_of
-from mimkit.comparison.tables import shared_rows
 from mimkit.report import ending
+from mimkit.report.answer import main_row
+from mimkit.report.costs import cost_of
 from mimkit.report.findings import Pair, Study, Verdicts
+from mimkit.report.tables import shared_rows
 from mimkit.report.verdicts import MOST_SEEDS, differs
 from mimkit.report.wording import baseline_of
 

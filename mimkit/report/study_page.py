@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any, Final
 
 from mimkit import words
-from mimkit.comparison.costs import cost_of, quantities
-from mimkit.comparison.gather import OF_METHOD
-from mimkit.comparison.tables import MARKS
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.folder import RunFolder
 from mimkit.report import charts
 from mimkit.report.cards import PREFIX, Card, cards
 from mimkit.report.charts import Look, name_of
+from mimkit.report.costs import cost_of, quantities
 from mimkit.report.curves import Log, progress_charts, training_charts
 from mimkit.report.embed import Shown, embedded
 from mimkit.report.findings import Arm, Cost, Outcome, Study, Verdicts
 from mimkit.report.of_run import key_of, splitting, worded
 from mimkit.report.page import template
 from mimkit.report.plots import Chart
+from mimkit.report.rows import OF_METHOD
 from mimkit.report.svg import SERIES
+from mimkit.report.tables import MARKS
 from mimkit.report.wording import is_layer
 
 MAX_PICTURE_BYTES: Final = 5_000_000
@@ -104,7 +104,7 @@ def write_report(study: Study) -> Path:
     preparations = _preparations(finished)
     paths = [*sheets, *(one.picture for one in preparations if one.picture is not None)]
     pictures = embedded(paths, MAX_PICTURE_BYTES)
-    page = template("report.html.j2", Path(__file__).parent).render(
+    page = template("study.html.j2", Path(__file__).parent).render(
         study=study,
         labels=labels,
         finished=finished,
