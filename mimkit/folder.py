@@ -236,3 +236,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object, but is a {type(value).__name__}.")
     return value
+
+
+def is_whole(ledger: Mapping[str, Any]) -> bool:
+    """Whether a ledger is that of a run which has been trained and evaluated."""
+    return "evaluate" in ledger.get("seconds", {})

@@ -24,7 +24,7 @@ from mimkit.comparison.launchers import LocalLauncher
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.data.sources import open_source
 from mimkit.recipe.schema import load
-from mimkit.report.study_page import write_report
+from mimkit.report.page import write_report
 from mimkit.report.tables import markdown, write_csv
 
 KILLS = 20

@@ -22,11 +22,12 @@ from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.folder import RunFolder
-from mimkit.report.charts import cost_chart, looks, pareto_front
+from mimkit.report.charts import cost_chart, pareto_front
 from mimkit.report.embed import embedded
 from mimkit.report.findings import Interval, Row, Verdicts
+from mimkit.report.looks import looks
+from mimkit.report.page import write_report
 from mimkit.report.sheet import Column, contact_sheet
-from mimkit.report.study_page import write_report
 
 METHODS = ("pointer", "codes", "aligned")
 """How well each does, and what it costs beside the first."""
@@ -438,7 +439,7 @@ def test_the_layers_that_were_chosen_are_said_and_the_numbers_can_be_read(page):
     (text,) = titled(page, "Linear probe accuracy by layer (1 % of the labels, pool mean)")
     assert "pointer: 44.8 % at layer 1, 38.7 % at layer 4, chosen 2, 3" in text
     assert "codes: 39.7 % at layer 1, 33.5 % at layer 4, chosen 2, 3" in text
-    assert "pool mean) 1 2 3 4 pointer 44.8 45.8 43.0 38.7" in text_of(page)
+    assert "pool mean), in % chosen 1 2 3 4 pointer 2, 3 44.8 45.8 43.0 38.7" in text_of(page)
 
 
 def test_the_ledger_counts_what_was_skipped(page):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mimkit.comparison.ending import lines, steps, with_seeds
+from mimkit.comparison.ending import steps, with_seeds
 from mimkit.comparison.gather import study_of
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.report import ending
@@ -47,9 +47,7 @@ UNSURE = {
 
 def printed(found, *, width=100, terminal=False):
     console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
-    ending.show(
-        console, found.answer, list(lines(found)), Path("x/report.html"), list(steps(found, 2))
-    )
+    ending.show(console, found, Path("x/report.html"), list(steps(found, 2)))
     return console.file.getvalue().replace("\u202f", " ").replace("\u2212", "-")
 
 

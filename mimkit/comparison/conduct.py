@@ -20,8 +20,8 @@ from mimkit.console import make_console
 from mimkit.files import write_text
 from mimkit.report.ending import show
 from mimkit.report.findings import Study
+from mimkit.report.page import write_report
 from mimkit.report.same_pictures import draw
-from mimkit.report.study_page import write_report
 from mimkit.report.tables import markdown, write_csv, write_json
 
 
@@ -62,8 +62,7 @@ def conduct(
         write_json(study, asdict(plan), folder / "results.json")
         write_text(folder / "results.md", markdown(study))
         page = write_report(study)
-    lines, steps = ending.lines(study), ending.steps(study, question.jobs)
-    show(console, study.answer, list(lines), page, list(steps))
+    show(console, study, page, list(ending.steps(study, question.jobs)))
     return study
 
 

@@ -1,46 +1,17 @@
-"""The end of a comparison on the terminal: its small table, and what would settle what is open."""
+"""What would settle what a comparison leaves open."""
 
 import shlex
 from collections.abc import Iterator
 
-from mimkit import words
 from mimkit.report import ending
 from mimkit.report.answer import main_row
 from mimkit.report.costs import cost_of
 from mimkit.report.findings import Pair, Study, Verdicts
-from mimkit.report.tables import shared_rows
 from mimkit.report.verdicts import MOST_SEEDS, differs
 from mimkit.report.wording import baseline_of
 
 _FIRST_SEEDS = 3
 """Seeds to begin with where one gives no interval."""
-
-
-def lines(study: Study) -> Iterator[ending.Line]:
-    """One line for each evaluation and method, without the methods' own tasks."""
-    labels = study.labels
-    for title, found in shared_rows(study):
-        metric = found.row.metric
-        gains = {gain.first: gain.difference for gain in found.gains}
-        first = True
-        for label in labels:
-            by_start = {
-                start: words.number(found.means[label, start].mean, metric)
-                for start in ending.STARTS
-                if (label, start) in found.means
-            }
-            if not by_start:
-                continue
-            gain = gains.get(label)
-            yield ending.Line(
-                title=title if first else "",
-                by_start=by_start,
-                difference=ending.difference(gain.mean, gain.low, gain.high, metric)
-                if gain
-                else "",
-                method=label if len(labels) > 1 else "",
-            )
-            first = False
 
 
 def steps(study: Study, jobs: int) -> Iterator[ending.Next]:

@@ -1,10 +1,8 @@
 """Where everything lies in the folder of a comparison, and the commands that make it."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from mimkit.folder import RunFolder
+from mimkit.folder import RunFolder, is_whole
 from mimkit.report.findings import Cell
 
 
@@ -38,8 +36,3 @@ def cell_command(cell: Cell, folder: Path, device: str | None = None) -> list[st
 def is_finished(cell: Cell, folder: Path) -> bool:
     """Whether the run of a cell has been trained and evaluated."""
     return is_whole(RunFolder(run_folder(cell, folder)).read_ledger())
-
-
-def is_whole(ledger: Mapping[str, Any]) -> bool:
-    """Whether a ledger is that of a run which has been trained and evaluated."""
-    return "evaluate" in ledger.get("seconds", {})

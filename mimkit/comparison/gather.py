@@ -7,11 +7,11 @@ from typing import Any
 
 from mimkit import words
 from mimkit.comparison.budget import describe
-from mimkit.comparison.folder import cell_command, failure_file, is_whole, recipe_path, run_folder
+from mimkit.comparison.folder import cell_command, failure_file, recipe_path, run_folder
 from mimkit.comparison.records import Method, Plan
 from mimkit.errors import DataError
 from mimkit.evaluate.statistics import of_entry
-from mimkit.folder import RunFolder
+from mimkit.folder import RunFolder, is_whole
 from mimkit.report.answer import answer
 from mimkit.report.findings import Arm, Cell, Cost, Outcome, Row, Study, Verdicts
 from mimkit.report.rows import Number, rows

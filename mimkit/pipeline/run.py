@@ -27,8 +27,7 @@ from mimkit.pipeline.identity import refuse_other_data, splits, write_data
 from mimkit.pipeline.ledger import ledger, seconds_after
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
-from mimkit.report import ending
-from mimkit.report import of_run as findings
+from mimkit.report import ending, of_run
 from mimkit.report.page import write_report
 from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Progress
@@ -187,7 +186,7 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     results: list[Result] = []
     for number, evaluator in enumerate(build_evaluators(current)):
         if number:
-            write_report(folder)
+            write_report(of_run.study(folder))
         current.console.print(headed("evaluate", recipe.evaluate[number].name))
         results += _judge(current, number, evaluator)
         # Rewritten after each, as the report is: whatever happens later, what is known can be read.
@@ -196,16 +195,14 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)
-    _end(current, write_report(folder), progress)
+    _end(current, write_report(of_run.study(folder)), progress)
 
 
 def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
     """Ends with the report's own answer, a small table, and what to do next."""
-    found = findings.tables(current.folder.read_results())
-    told = [findings.answer(found), findings.tally(found)]
-    answer = " ".join(filter(None, told))
+    found = of_run.study(current.folder)
     ours = {entry.name for entry in entries("evaluators") if entry.distribution == "mimkit"}
-    judged = dict.fromkeys(table.evaluator for table in found if table.evaluator in ours)
+    judged = dict.fromkeys(one.row.evaluator for one in found.verdicts if one.row.evaluator in ours)
     judged.pop("heldout", None)  # a comparison adds it
     steps = []
     if judged and progress.step:
@@ -213,7 +210,7 @@ def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
         command = shlex.join([*said, "--evaluate", ",".join(judged)])
         seconds = _SEEDS * (progress.seconds + current.seconds["evaluate"])
         steps = [ending.Next("whether it holds for other seeds of pre-training", command, seconds)]
-    ending.show(current.console, answer, findings.ending_lines(found), report, steps)
+    ending.show(current.console, found, report, steps)
 
 
 def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:

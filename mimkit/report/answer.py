@@ -51,7 +51,7 @@ def answer(verdicts: Sequence[Verdicts], budget: str, cells: Sequence[Cell]) -> 
 
     Args:
         verdicts: all that was measured.
-        budget: of every run, in words.
+        budget: of every run, in words; may be empty.
         cells: the runs that should have a number.
     """
     found = main_row(verdicts)
@@ -68,8 +68,25 @@ def answer(verdicts: Sequence[Verdicts], budget: str, cells: Sequence[Cell]) -> 
         _baseline(gains, found.row.metric),
         *elsewhere(found, _others(found, verdicts)),
     ]
-    sentence = f"At {budget}, in {called(found.row)}, {'; '.join(filter(None, clauses))}."
+    lead = f"At {budget}, in" if budget else "In"
+    sentence = f"{lead} {called(found.row)}, {'; '.join(filter(None, clauses))}."
     return " ".join(filter(None, (sentence, *_missing(cells, found, verdicts))))
+
+
+def tally(verdicts: Sequence[Verdicts]) -> str | None:
+    """Counts all gains over baselines, so that no single row is picked out."""
+    gains = [
+        gain.difference for found in verdicts if not is_layer(found.row) for gain in found.gains
+    ]
+    if len(gains) < 2:
+        return None
+    directions = [gain.direction for gain in gains if gain.low is not None]
+    single = len(gains) - len(directions)
+    return (
+        f"Over all {len(gains)} comparisons with a baseline: better in "
+        f"{directions.count('up')}, worse in {directions.count('down')}, not distinguishable in "
+        f"{directions.count('none')}" + (f", without an interval {single}." if single else ".")
+    )
 
 
 def _others(main: Verdicts, verdicts: Sequence[Verdicts]) -> list[Verdicts]:

@@ -248,6 +248,7 @@ class Study:
         refused: runs that lie there but are not comparable, and why.
         notes: what holds for all methods.
         mimkit: version that made it.
+        is_run: it is a single run, in whose folder it lies.
     """
 
     title: str
@@ -264,6 +265,7 @@ class Study:
     refused: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     mimkit: str = ""
+    is_run: bool = False
 
     @property
     def labels(self) -> list[str]:
@@ -274,3 +276,8 @@ class Study:
     def finished(self) -> list[Outcome]:
         """The runs that have been trained and evaluated."""
         return [one for one in self.outcomes if one.state == "finished"]
+
+    @property
+    def told(self) -> list[Outcome]:
+        """The runs whose logs and ledgers are shown: of a single run also a part."""
+        return list(self.outcomes) if self.is_run else self.finished

@@ -14,8 +14,7 @@ from mimkit import words
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
 from mimkit.report.findings import Interval, Pair, Row, Study, Verdicts
-from mimkit.report.of_run import worded
-from mimkit.report.wording import STARTS, called, is_layer
+from mimkit.report.wording import STARTS, called, is_layer, worded
 
 MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}
 """Beside a difference whose interval lies above zero, or below it."""
@@ -143,10 +142,19 @@ def write_json(study: Study, plan: Mapping[str, Any], path: Path) -> None:
 
 
 def shared_rows(study: Study) -> list[tuple[str, Verdicts]]:
-    """The rows that compare the methods, each with its title."""
+    """The rows that compare methods, each with its title; of a probe's layers the chosen one."""
+    return [one for one in _titled(study) if not one[1].row.own_task]
+
+
+def own_rows(study: Study) -> list[tuple[str, Verdicts]]:
+    """Losses and accuracies of each method's own task, each with its title."""
+    return [one for one in _titled(study) if one[1].row.own_task and is_telling(one[1].row.metric)]
+
+
+def _titled(study: Study) -> list[tuple[str, Verdicts]]:
     shown = [found for found in study.verdicts if not is_layer(found.row)]
     rows = [found.row for found in shown]
-    return [(_title(found.row, rows), found) for found in shown if not found.row.own_task]
+    return [(_title(found.row, rows), found) for found in shown]
 
 
 def lines(study: Study) -> list[Line]:
@@ -155,16 +163,10 @@ def lines(study: Study) -> list[Line]:
     Of a probe of all layers there is the chosen one; of the pre-training task there are losses and
     accuracies.
     """
-    shown = [found for found in study.verdicts if not is_layer(found.row)]
-    shared = [found for found in shown if not found.row.own_task]
-    own = [found for found in shown if found.row.own_task and _is_telling(found.row.metric)]
-    num_seeds = len(study.seeds)
     return [
         line
-        for found in (*shared, *own)
-        for line in _lines(
-            found, _title(found.row, [other.row for other in shown]), study.labels, num_seeds
-        )
+        for title, found in (*shared_rows(study), *own_rows(study))
+        for line in _lines(found, title, study.labels, len(study.seeds))
     ]
 
 
@@ -199,7 +201,7 @@ def _title(row: Row, rows: Iterable[Row]) -> str:
     return ", ".join(filter(None, (called(row), worded(row.protocol, names))))
 
 
-def _is_telling(metric: str) -> bool:
+def is_telling(metric: str) -> bool:
     """True for losses and accuracies, not for what stands beside them."""
     return not words.is_guess(metric) and (metric.startswith("loss/") or words.is_share(metric))
 

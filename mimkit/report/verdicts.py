@@ -20,7 +20,7 @@ from scipy.special import chdtri, ndtr, ndtri, stdtrit
 from mimkit.evaluate.statistics import verdict
 from mimkit.evaluate.uncertainty import Estimate, Measured, estimate, estimate_difference, margin
 from mimkit.report.findings import Interval, Pair, Row, Verdicts
-from mimkit.report.of_run import BASELINES
+from mimkit.report.wording import BASELINES
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8
