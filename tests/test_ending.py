@@ -1,6 +1,8 @@
 """The end of a run and of a comparison on the terminal."""
 
 import io
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,9 @@ from rich.console import Console
 from mimkit.comparison.ending import steps, with_seeds
 from mimkit.comparison.gather import study_of
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.report import ending
+from mimkit.evaluate.base import Result
+from mimkit.folder import RunFolder
+from mimkit.report import ending, of_run
 from mimkit.report.findings import Outcome, Row
 from mimkit.report.verdicts import judge
 
@@ -101,3 +105,22 @@ def test_equal_numbers_are_settled_by_no_number_of_seeds():
 def test_the_number_of_seeds_is_replaced_and_nothing_else(given):
     command = f"mimkit compare a {given} --data 'my folder'"
     assert with_seeds(command, 9) == "mimkit compare a --data 'my folder' --seeds 9"
+
+
+def test_a_run_ends_with_its_own_task_and_one_line_for_each_evaluation(tmp_path):
+    results = [
+        Result("knn", "accuracy", value, 100, 0, init)
+        for init, value in (("pretrained", 0.5), ("random", 0.4))
+    ]
+    results += [
+        Result("heldout", f"metric/patches/{name}", 0.4, 100, 0) for name in ("accuracy", "chance")
+    ]
+    folder = RunFolder(tmp_path)
+    folder.results.write_text(json.dumps({"results": [asdict(result) for result in results]}))
+    study = of_run.study(folder)
+    shown = [(line.title, line.by_start, line.difference) for line in ending.lines(study)]
+    narrow = "\u202f"
+    assert shown == [
+        ("k-NN accuracy", {"pretrained": f"50.0{narrow}%", "random": f"40.0{narrow}%"}, "+10.0"),
+        ("its own task: metric/patches/accuracy", {"pretrained": f"40.0{narrow}%"}, ""),
+    ]

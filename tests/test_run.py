@@ -103,7 +103,7 @@ def test_it_ends_with_the_sentence_of_its_report_and_a_command_that_exists(tiny,
     assert any(line.startswith(quoted.strip()) for line in said)
     for row in json.loads((folder / "results.json").read_text())["results"]:
         if row["evaluator"] == "knn":
-            (line,) = [line for line in said if line.startswith("knn accuracy")]
+            (line,) = [line for line in said if line.startswith("k-NN accuracy")]
             assert f"{100 * row['value']:.1f}" in line
     compare = shlex.split(said[-1])
     assert compare[:2] == ["mimkit", "compare"]

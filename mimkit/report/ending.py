@@ -1,6 +1,6 @@
 """The block with which a run and a comparison end: answer, small table, what to do next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,7 +12,7 @@ from rich.text import Text
 
 from mimkit import words
 from mimkit.console import headed
-from mimkit.report.findings import Interval, Study
+from mimkit.report.findings import Interval, Study, Verdicts
 from mimkit.report.tables import own_rows, shared_rows
 
 STARTS: Final = {
@@ -79,32 +79,26 @@ def show(console: Console, study: Study, report: Path, steps: Sequence[Next]) ->
 
 
 def lines(study: Study) -> list[Line]:
-    """One line for each evaluation and method; the task of pre-training is that of a run alone."""
-    labels = study.labels
-    found_lines = []
-    for title, found in [*shared_rows(study), *(own_rows(study) if study.is_run else ())]:
-        metric = found.row.metric
-        gains = {gain.first: gain.difference for gain in found.gains}
-        first = True
-        for label in labels:
-            by_start = {
-                start: words.number(found.means[label, start].mean, metric)
-                for start in STARTS
-                if (label, start) in found.means
-            }
-            if not by_start:
-                continue
-            gain = gains.get(label)
-            found_lines.append(
-                Line(
-                    title=title if first else "",
-                    by_start=by_start,
-                    difference=difference(gain, metric) if gain else "",
-                    method=label if len(labels) > 1 else "",
-                )
-            )
-            first = False
-    return found_lines
+    """One line for each evaluation and method; of a run also how well it does its own task."""
+    rows = shared_rows(study)
+    if study.is_run:
+        rows += [one for one in own_rows(study) if words.is_share(one[1].row.metric)]
+    return [line for title, found in rows for line in _lines(title, found, study.labels)]
+
+
+def _lines(title: str, found: Verdicts, labels: Sequence[str]) -> Iterator[Line]:
+    metric = found.row.metric
+    gains = {gain.first: gain.difference for gain in found.gains}
+    for label in labels:
+        by_start = {
+            start: words.number(found.means[label, start].mean, metric)
+            for start in STARTS
+            if (label, start) in found.means
+        }
+        if by_start:
+            gain = difference(gains[label], metric) if label in gains else ""
+            yield Line(title, by_start, gain, label if len(labels) > 1 else "")
+            title = ""
 
 
 def difference(found: Interval, metric: str) -> str:

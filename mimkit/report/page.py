@@ -17,7 +17,7 @@ from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.folder import RunFolder
 from mimkit.report.answer import tally
-from mimkit.report.cards import preparations
+from mimkit.report.cards import cards
 from mimkit.report.costs import cost_of, quantities
 from mimkit.report.curves import Log, progress_charts, run_charts, training_charts
 from mimkit.report.embed import embedded
@@ -53,7 +53,7 @@ def write_report(study: Study) -> Path:
     labels, styles = study.labels, looks(study.labels)
     logs = _logs(study)
     shown = entries(study.verdicts)
-    prepared = preparations(study.told)
+    prepared = cards(study.told)
     sheets = _sheets(study.folder / "pictures", {one.picture for one in prepared})
     paths = [*sheets, *(one.picture for one in prepared if one.picture is not None)]
     pictures = embedded(paths)
@@ -72,7 +72,7 @@ def write_report(study: Study) -> Path:
         label_charts=label_charts(shown, styles),
         layers=layers(study, styles),
         sheets=[(about, pictures[path]) for path, about in sheets.items() if path in pictures],
-        preparations=[(one, one.card(pictures)) for one in prepared],
+        cards=[(card, card.picture and pictures.get(card.picture)) for card in prepared],
         left_out=[path.relative_to(study.folder) for path in paths if path not in pictures],
         recipes=_recipes(study.arms),
         **sections,
