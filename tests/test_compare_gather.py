@@ -607,3 +607,10 @@ def test_frozen_features_are_told_from_random_ones():
 def test_a_number_that_is_none_does_not_speak():
     values = {"a": {"pretrained": {0: math.nan}}}
     assert main_row([judge(Row("knn", "accuracy", {}, values))]) is None
+
+
+def test_one_method_without_a_baseline_claims_nothing():
+    found = judge(Row("knn", "accuracy", {}, {"a": {"pretrained": {0: 0.5, 1: 0.6}}}))
+    assert answer([found], "800 images seen", make_plan("a", seeds=2).cells) == (
+        "The one method was compared with no baseline, so that nothing can be said."
+    )

@@ -28,6 +28,7 @@ from mimkit.pipeline.ledger import ledger, seconds_after
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report import ending, of_run
+from mimkit.report.findings import Study
 from mimkit.report.page import write_report
 from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Progress
@@ -195,12 +196,11 @@ def finish(current: Run, trial: Trial | None, progress: TrainingProgress) -> Non
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)
-    _end(current, write_report(of_run.study(folder)), progress)
+    _end(current, of_run.study(folder), progress)
 
 
-def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
-    """Ends with the report's own answer, a small table, and what to do next."""
-    found = of_run.study(current.folder)
+def _end(current: Run, found: Study, progress: TrainingProgress) -> None:
+    """Ends with the report, its own answer, a small table, and what to do next."""
     ours = {entry.name for entry in entries("evaluators") if entry.distribution == "mimkit"}
     judged = dict.fromkeys(one.row.evaluator for one in found.verdicts if one.row.evaluator in ours)
     judged.pop("heldout", None)  # a comparison adds it
@@ -210,7 +210,7 @@ def _end(current: Run, report: Path, progress: TrainingProgress) -> None:
         command = shlex.join([*said, "--evaluate", ",".join(judged)])
         seconds = _SEEDS * (progress.seconds + current.seconds["evaluate"])
         steps = [ending.Next("whether it holds for other seeds of pre-training", command, seconds)]
-    ending.show(current.console, found, report, steps)
+    ending.show(current.console, found, write_report(found), steps)
 
 
 def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:

@@ -63,13 +63,16 @@ def answer(verdicts: Sequence[Verdicts], budget: str, cells: Sequence[Cell]) -> 
     finding = _order(found, labels)
     top = found.ranking[0] if found.ranking else labels
     gains = [gain for gain in found.gains if gain.first in top]
-    clauses = [
+    said = (
         finding,
         _baseline(gains, found.row.metric),
         *elsewhere(found, _others(found, verdicts)),
-    ]
+    )
+    clauses = [clause for clause in said if clause]
     lead = f"At {budget}, in" if budget else "In"
-    sentence = f"{lead} {called(found.row)}, {'; '.join(filter(None, clauses))}."
+    sentence = f"{lead} {called(found.row)}, {'; '.join(clauses)}."
+    if not clauses:
+        sentence = "The one method was compared with no baseline, so that nothing can be said."
     return " ".join(filter(None, (sentence, *_missing(cells, found, verdicts))))
 
 

@@ -239,7 +239,7 @@ class Study:
         folder: where it lies.
         command: what the user typed.
         budget: of every run, in words.
-        allowance: the same as a number to be seen first.
+        allowance: the same as a number to be seen first; "" of a single run.
         seeds: of the runs; the same for every method.
         arms: the methods, in the order that the user named them.
         outcomes: of every cell.

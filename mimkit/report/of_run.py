@@ -53,7 +53,7 @@ def study(folder: RunFolder) -> Study:
         folder=folder.path,
         command=command,
         budget=budget,
-        allowance=words.magnitude(images or 0),
+        allowance="",
         seeds=(seed,),
         arms=(Arm(LABEL, name, batch_size, (), folder.recipe),),
         outcomes=(outcome,),
