@@ -10,11 +10,11 @@ import shutil
 import subprocess
 import time
 from dataclasses import asdict, replace
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+from page_text import Elements, text_of
 from PIL import Image
 
 from mimkit.comparison.gather import gather
@@ -242,36 +242,6 @@ def comparison(tmp_path_factory):
 @pytest.fixture(scope="module")
 def page(comparison):
     return write_report(comparison).read_text(encoding="utf-8")
-
-
-class Elements(HTMLParser):
-    """Collects start tags, and checks that they are closed in order."""
-
-    VOID = frozenset({"meta", "link", "img", "path", "use", "br"})
-
-    def __init__(self, page):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
-def text_of(page):
-    body = re.sub(r"<(style|script|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)).replace("\u202f", " ")
 
 
 def report_text(comparison):

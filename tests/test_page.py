@@ -6,11 +6,11 @@ import re
 import shutil
 import subprocess
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import torch
+from page_text import Elements, text_of
 
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
@@ -197,36 +197,6 @@ def write_report(folder):
 
 def answer(folder):
     return of_run.study(folder).answer.replace("\u202f", " ")
-
-
-class Elements(HTMLParser):
-    """Collects start tags, and checks that they are closed in order."""
-
-    VOID = frozenset({"meta", "link", "img", "path", "use"})
-
-    def __init__(self, page):
-        super().__init__()
-        self.found, self.open = [], []
-        self.feed(page)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.found.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        if tag not in self.VOID:
-            assert self.open.pop() == tag
-
-
-def text_of(page):
-    body = re.sub(r"<(style|script|svg)\b.*?</\1>", "", page, flags=re.DOTALL)
-    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", body)).replace("\u202f", " ")
 
 
 def report_text(folder):
