@@ -13,7 +13,6 @@ from mimkit.comparison.budget import parse_budget, parse_within
 from mimkit.comparison.conduct import conduct
 from mimkit.comparison.folder import default_folder
 from mimkit.comparison.question import Asked, Question
-from mimkit.comparison.records import Comparison
 from mimkit.errors import RecipeError, mendable
 from mimkit.launch.devices import default_jobs
 from mimkit.launch.local import LocalLauncher
@@ -21,6 +20,7 @@ from mimkit.parts.encoder import Encoder
 from mimkit.parts.part import Module
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load
+from mimkit.report.findings import Study
 from mimkit.train import encoder_file
 
 
@@ -93,7 +93,7 @@ def compare(
     device: str | None = None,
     jobs: int | None = None,
     out: str | PathLike[str] | None = None,
-) -> Comparison:
+) -> Study:
     """Compares methods at an equal budget, as ``mimkit compare`` does; runs are own processes.
 
     >>> found = compare([tiny], budget="steps=4", seeds=1, evaluate=["knn"], jobs=1)

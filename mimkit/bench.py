@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import Run
 from mimkit.recipe.schema import Recipe
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.guard import Guard
 from mimkit.train.loop import Hooks

@@ -8,10 +8,10 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import pretrain
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 
 LAST = "checkpoints/step_00000012.safetensors"

@@ -13,10 +13,10 @@ from rich.console import Console
 
 from mimkit.errors import TrainingError
 from mimkit.evaluate.heldout import HeldOut
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import pretrain, run
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials
 from mimkit.train.distributed import World
 from mimkit.train.loop import Loop

@@ -7,10 +7,10 @@ import pytest
 from rich.console import Console
 
 from mimkit.errors import DataError, TrainingError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.run import run
 from mimkit.recipe.difference import differences, listed
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 
 SHORT = ("train.total_steps=4", "evaluate=[]")
 

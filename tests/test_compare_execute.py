@@ -24,12 +24,13 @@ from mimkit.comparison.folder import (
     log_file,
     run_folder,
 )
-from mimkit.comparison.records import Budget, Cell, Method, Plan, Trial
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.errors import DataError
 from mimkit.launch.base import Ended, Task
 from mimkit.launch.local import LocalLauncher
 from mimkit.launch.slurm import SlurmLauncher
 from mimkit.launch.work import job_file
+from mimkit.report.findings import Cell
 from mimkit.train.signals import Interrupted
 
 TRIAL = Trial(0.1, 1e6, 2**20, 0.0, {}, {"trainable": 1, "encoder": 1}, 0.1, 0.1, "f", 10, "CPU")
@@ -259,7 +260,7 @@ def test_a_run_that_someone_else_writes_is_waited_for_then_gone_on_with(tmp_path
         [
             sys.executable,
             "-c",
-            "import pathlib, time; from mimkit.report.folder import RunFolder\n"
+            "import pathlib, time; from mimkit.folder import RunFolder\n"
             f"with RunFolder(pathlib.Path({str(folder)!r}), writable=True):\n"
             "    print('held', flush=True); time.sleep(1)",
         ],

@@ -7,11 +7,12 @@ import torch
 from scipy import stats
 
 import mimkit
-from mimkit.comparison.answer import answer, main_row
 from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Budget, Method, Plan, Row, Trial
-from mimkit.comparison.statistics import judge
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.evaluate.image_scores import pack
+from mimkit.report.answer import answer, main_row
+from mimkit.report.findings import Row
+from mimkit.report.verdicts import judge
 
 STEPS, BATCH = 50, 16
 LAYER = "chosen on development images"
@@ -597,7 +598,7 @@ def test_frozen_features_are_told_from_random_ones():
         for label, high in (("a", 0.5), ("b", 0.6))
     }
     found = judge(Row("knn_consistency", "consistency", {}, values))
-    said = answer(make_plan("a", "b", seeds=2), [found])
+    said = answer([found], "800 images seen", make_plan("a", "b", seeds=2).cells)
     assert "in k-NN consistency, b is the best, ahead of a by 0.101 (" in said
     assert "b is better than frozen random weights (+0.306, " in said
     assert "points" not in said
@@ -606,3 +607,10 @@ def test_frozen_features_are_told_from_random_ones():
 def test_a_number_that_is_none_does_not_speak():
     values = {"a": {"pretrained": {0: math.nan}}}
     assert main_row([judge(Row("knn", "accuracy", {}, values))]) is None
+
+
+def test_one_method_without_a_baseline_claims_nothing():
+    found = judge(Row("knn", "accuracy", {}, {"a": {"pretrained": {0: 0.5, 1: 0.6}}}))
+    assert answer([found], "800 images seen", make_plan("a", seeds=2).cells) == (
+        "The one method was compared with no baseline, so that nothing can be said."
+    )

@@ -21,11 +21,11 @@ from mimkit.comparison.execute import execute
 from mimkit.comparison.folder import claim, is_finished, run_folder
 from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.report import write_report
-from mimkit.comparison.tables import markdown, write_csv
 from mimkit.data.opening import open_source
 from mimkit.launch.local import LocalLauncher
 from mimkit.recipe.schema import load
+from mimkit.report.page import write_report
+from mimkit.report.tables import markdown, write_csv
 
 KILLS = 20
 

@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from mimkit.errors import TrainingError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials
 from mimkit.train.distributed import World
 from mimkit.train.loop import Loop

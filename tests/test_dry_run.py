@@ -21,11 +21,11 @@ from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
+from mimkit.folder import RunFolder
 from mimkit.launch.local import LocalLauncher
 from mimkit.parts.target import Preparation
 from mimkit.pipeline.assemble import assemble
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.glance import Stopwatch, fewest, glance
 from mimkit.train.loop import Hooks

@@ -1,16 +1,21 @@
 """The end of a run and of a comparison on the terminal."""
 
 import io
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from mimkit.comparison.answer import answer
-from mimkit.comparison.ending import lines, steps, with_seeds
-from mimkit.comparison.records import Budget, Comparison, Method, Outcome, Plan, Row, Trial
-from mimkit.comparison.statistics import judge
-from mimkit.report import ending
+from mimkit.comparison.ending import steps, with_seeds
+from mimkit.comparison.gather import study_of
+from mimkit.comparison.records import Budget, Method, Plan, Trial
+from mimkit.evaluate.base import Result
+from mimkit.folder import RunFolder
+from mimkit.report import ending, of_run
+from mimkit.report.findings import Outcome, Row
+from mimkit.report.verdicts import judge
 
 TRIAL = Trial(2.0, 1e6, 2**20, 0.0, {}, {}, 0.1, 0.1, "f", 10, "CPU")
 COMMAND = "mimkit compare a b --dataset shapes --seeds 3"
@@ -35,8 +40,7 @@ def comparison(values, *, seeds=3, finished=True):
     }
     ledger = done if finished else {}
     outcomes = tuple(Outcome(c, state, Path("r"), "c", ledger=ledger) for c in plan.cells)
-    said = answer(plan, verdicts)
-    return Comparison(plan, Path("x"), outcomes, verdicts, said)
+    return study_of(plan, Path("x"), outcomes, verdicts)
 
 
 UNSURE = {
@@ -47,9 +51,7 @@ UNSURE = {
 
 def printed(found, *, width=100, terminal=False):
     console = Console(file=io.StringIO(), width=width, force_terminal=terminal, color_system=None)
-    ending.show(
-        console, found.answer, list(lines(found)), Path("x/report.html"), list(steps(found, 2))
-    )
+    ending.show(console, found, Path("x/report.html"), list(steps(found, 2)))
     return console.file.getvalue().replace("\u202f", " ").replace("\u2212", "-")
 
 
@@ -103,3 +105,22 @@ def test_equal_numbers_are_settled_by_no_number_of_seeds():
 def test_the_number_of_seeds_is_replaced_and_nothing_else(given):
     command = f"mimkit compare a {given} --data 'my folder'"
     assert with_seeds(command, 9) == "mimkit compare a --data 'my folder' --seeds 9"
+
+
+def test_a_run_ends_with_its_own_task_and_one_line_for_each_evaluation(tmp_path):
+    results = [
+        Result("knn", "accuracy", value, 100, 0, init)
+        for init, value in (("pretrained", 0.5), ("random", 0.4))
+    ]
+    results += [
+        Result("heldout", f"metric/patches/{name}", 0.4, 100, 0) for name in ("accuracy", "chance")
+    ]
+    folder = RunFolder(tmp_path)
+    folder.results.write_text(json.dumps({"results": [asdict(result) for result in results]}))
+    study = of_run.study(folder)
+    shown = [(line.title, line.by_start, line.difference) for line in ending.lines(study)]
+    narrow = "\u202f"
+    assert shown == [
+        ("k-NN accuracy", {"pretrained": f"50.0{narrow}%", "random": f"40.0{narrow}%"}, "+10.0"),
+        ("its own task: metric/patches/accuracy", {"pretrained": f"40.0{narrow}%"}, ""),
+    ]

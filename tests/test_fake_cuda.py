@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mimkit import Batch, Mask, freeze
-from mimkit.pipeline.pictures import prediction_columns
 from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
+from mimkit.report.predictions import prediction_columns
 from mimkit.train.distributed import World, join
 from mimkit.train.guard import Guard
 from mimkit.train.means import Means

@@ -10,7 +10,7 @@ import textwrap
 import pytest
 
 from mimkit.errors import DataError
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def python(program, *arguments):
 HOLD = """
     import os, sys, time
     from pathlib import Path
-    from mimkit.report.folder import RunFolder
+    from mimkit.folder import RunFolder
     with RunFolder(Path(sys.argv[1]), writable=True):
         if len(sys.argv) > 2:
             os.fork()

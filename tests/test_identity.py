@@ -12,10 +12,10 @@ from mimkit.comparison.refusals import DATA, is_on_other_data
 from mimkit.data.cache import folder as cache_folder
 from mimkit.data.opening import open_sources
 from mimkit.errors import DataError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.identity import splits, write_data
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.signals import Interrupted
 
 COLORS = ("blue", "green", "red")

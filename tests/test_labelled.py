@@ -12,11 +12,11 @@ from mimkit.builtin.targets import Pixels
 from mimkit.data.opening import open_labelled, open_source
 from mimkit.errors import DataError
 from mimkit.evaluate.fractions import labels_of
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import subject
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 
 COLORS = ("blue", "green", "red")

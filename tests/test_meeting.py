@@ -15,12 +15,12 @@ from mimkit.data.looking import meeting, survey
 from mimkit.data.opening import open_source, open_sources
 from mimkit.data.pixels.augment import Augment
 from mimkit.errors import DataError
+from mimkit.folder import RunFolder
 from mimkit.parts.masker import Masker
 from mimkit.parts.records import Grid, Mask, View
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
 from mimkit.recipe.sections import DataSection
-from mimkit.report.folder import RunFolder
 
 COLORS = ("blue", "green", "red")
 

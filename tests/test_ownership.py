@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from mimkit import ownership
 from mimkit.cli import app
 from mimkit.errors import DataError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.exporting import export_run
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load, resolved
-from mimkit.report import ownership
-from mimkit.report.folder import RunFolder
 
 SHORT = ("train.total_steps=2", "evaluate=[]")
 

@@ -65,7 +65,7 @@ def test_the_time_left_counts_only_steps_of_this_process(plain, monkeypatch):
     with Display(1000, 900, plain) as progress:
         now[0] += 50.0
         progress.update(950, 100.0, 1.0, {})
-    assert lines(plain)[0].endswith("50 s left")
+    assert lines(plain)[0].endswith("50\u202fs left")
 
 
 def test_slow_rates_keep_a_decimal(plain):

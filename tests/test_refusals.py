@@ -19,11 +19,11 @@ from mimkit.comparison.question import Asked, Question
 from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.comparison.refusals import is_another, is_edited, is_of_other_version
 from mimkit.errors import DataError, MimkitError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 
 EVALUATORS = {entry.name: entry for entry in registry.entries("evaluators")}

@@ -9,11 +9,11 @@ from rich.console import Console
 
 from mimkit.data.batches import stream
 from mimkit.evaluate import trainer
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import build_evaluators, subject
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.signals import Interrupted, Request

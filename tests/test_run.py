@@ -103,7 +103,7 @@ def test_it_ends_with_the_sentence_of_its_report_and_a_command_that_exists(tiny,
     assert any(line.startswith(quoted.strip()) for line in said)
     for row in json.loads((folder / "results.json").read_text())["results"]:
         if row["evaluator"] == "knn":
-            (line,) = [line for line in said if line.startswith("knn accuracy")]
+            (line,) = [line for line in said if line.startswith("k-NN accuracy")]
             assert f"{100 * row['value']:.1f}" in line
     compare = shlex.split(said[-1])
     assert compare[:2] == ["mimkit", "compare"]
@@ -272,7 +272,7 @@ def test_files_half_written_by_a_killed_process_are_swept_when_it_goes_on(tiny, 
 DIE = """
 import os, signal, sys, time
 where, last = sys.argv[1], int(sys.argv[2])
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder
 from mimkit.train.loop import Loop
 
 def dying(cls, name, step_of):

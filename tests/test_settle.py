@@ -13,10 +13,10 @@ from mimkit.builtin.losses import MSE
 from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Pixels
 from mimkit.evaluate.heldout import HeldOut
+from mimkit.folder import RunFolder
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load, resolved
 from mimkit.recipe.settle import settle
-from mimkit.report.folder import RunFolder
 
 VIEW = View("image", (16, 16), (0.0,) * 3, (1.0,) * 3)
 

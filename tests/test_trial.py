@@ -1,4 +1,3 @@
-import pytest
 import torch
 from torch import nn
 
@@ -8,7 +7,7 @@ from mimkit.train.distributed import World
 from mimkit.train.loop import total_steps, warmup_steps
 from mimkit.train.means import Means
 from mimkit.train.precision import uses_bfloat16
-from mimkit.train.trial import Trial, duration, untouched
+from mimkit.train.trial import Trial, untouched
 
 
 def section(**changes):
@@ -30,18 +29,10 @@ def test_a_trial_leaves_the_module_as_it_was():
         assert torch.equal(value, before[name]), name
 
 
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [(12, "12 s"), (600, "10 min"), (3 * 3600, "3.0 h"), (6 * 86400, "6 days")],
-)
-def test_durations_are_worded_as_people_say_them(seconds, words):
-    assert duration(seconds) == words
-
-
 def test_the_estimate_names_time_rate_and_memory():
     trial = Trial(0.4, 0.1, 3 * 2**30, 2e9, compiled=True, overlaps=False)
     assert trial.describe(1200, 64) == (
-        "about 10 min for 1,200 steps (128 images/s, 2.00 GFLOP an image, 3.0 GiB, compiled)"
+        "about 10\u202fmin for 1,200 steps (128 images/s, 2.00 GFLOP an image, 3.0 GiB, compiled)"
     )
 
 

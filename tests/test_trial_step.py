@@ -8,9 +8,9 @@ import torch
 from rich.console import Console
 
 from mimkit.builtin.targets import Latent
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.recipe.schema import load
-from mimkit.report.folder import RunFolder
 from mimkit.train import trial as trials
 from mimkit.train.distributed import World
 from mimkit.train.guard import Guard

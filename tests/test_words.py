@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from mimkit.report import words
+from mimkit import words
 
 
 @pytest.mark.parametrize(
@@ -28,10 +28,14 @@ from mimkit.report import words
         (words.magnitude(0), "0"),
         (words.memory(2_411_724_800), "2.2 GiB"),
         (words.memory(300 * 2**20), "300 MiB"),
+        (words.duration(0), "0 s"),
         (words.duration(0.4), "0.4 s"),
         (words.duration(0.0006), "under 0.1 s"),
         (words.duration(1312), "22 min"),
+        (words.duration(1312, exact=True), "1,312 s"),
         (words.duration(7500), "2 h 05 min"),
+        (words.duration(7500, exact=True), "2 h 05 min"),
+        (words.duration(6 * 86400), "6 days"),
     ],
 )
 def test_numbers_are_worded(text, expected):

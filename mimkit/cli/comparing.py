@@ -68,13 +68,13 @@ def compare(
     """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
     if dry_run or within or preset == "auto":
         serve()  # processes that measure, which have imported all by the time that this one has
+    from mimkit import ownership
     from mimkit.comparison.budget import parse_budget, parse_within
     from mimkit.comparison.conduct import conduct, outline
     from mimkit.comparison.folder import default_folder
     from mimkit.comparison.question import Asked, Question
     from mimkit.launch.base import make
     from mimkit.launch.devices import default_jobs
-    from mimkit.report import ownership
 
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])

@@ -42,8 +42,8 @@ def run(
     ] = False,
 ) -> None:
     """Pre-train, evaluate, report; an interrupted run goes on where it stopped."""
+    from mimkit import ownership
     from mimkit.recipe.schema import load
-    from mimkit.report import ownership
     from mimkit.train.distributed import torchrun
 
     held = Path(recipe) / "recipe.toml"

@@ -1,5 +1,6 @@
 """One comparison from the question to the report."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -11,17 +12,18 @@ from mimkit.comparison.folder import claim
 from mimkit.comparison.gather import gather
 from mimkit.comparison.gauge import Thorough, rehearsing
 from mimkit.comparison.outlook import seconds_of, table, warnings
-from mimkit.comparison.pictures import draw
 from mimkit.comparison.plan import make_plan
 from mimkit.comparison.question import Question
-from mimkit.comparison.records import Comparison, Plan
+from mimkit.comparison.records import Plan
 from mimkit.comparison.refusals import holds_work
-from mimkit.comparison.report import write_report
-from mimkit.comparison.tables import markdown, write_csv, write_json
 from mimkit.console import make_console
 from mimkit.files import write_text
 from mimkit.launch.base import Launcher
 from mimkit.report.ending import show
+from mimkit.report.findings import Study
+from mimkit.report.page import write_report
+from mimkit.report.same_pictures import draw
+from mimkit.report.tables import markdown, write_csv, write_json
 
 
 def conduct(
@@ -30,7 +32,7 @@ def conduct(
     launcher: Launcher,
     *,
     console: Console | None = None,
-) -> Comparison:
+) -> Study:
     """Plans, runs what is not finished yet, and reports; the same call goes on after a kill.
 
     Args:
@@ -55,15 +57,14 @@ def conduct(
             device=question.device,
             console=console,
         )
-        draw(plan, folder, console=console)
-        comparison = gather(plan, folder)
-        write_csv(comparison, folder / "results.csv")
-        write_json(comparison, folder / "results.json")
-        write_text(folder / "results.md", markdown(comparison))
-        page = write_report(comparison)
-    lines, steps = ending.lines(comparison), ending.steps(comparison, question.jobs)
-    show(console, comparison.answer, list(lines), page, list(steps))
-    return comparison
+        study = gather(plan, folder)
+        draw(study, console=console)
+        write_csv(study, folder / "results.csv")
+        write_json(study, asdict(plan), folder / "results.json")
+        write_text(folder / "results.md", markdown(study))
+        page = write_report(study)
+    show(console, study, page, list(ending.steps(study, question.jobs)))
+    return study
 
 
 def outline(

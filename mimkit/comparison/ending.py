@@ -1,68 +1,38 @@
-"""The end of a comparison on the terminal: its small table, and what would settle what is open."""
+"""What would settle what a comparison leaves open."""
 
 import shlex
 from collections.abc import Iterator
 
-from mimkit.comparison.answer import main_row
-from mimkit.comparison.costs import cost_of
-from mimkit.comparison.records import Comparison, Pair, Verdicts
-from mimkit.comparison.statistics import MOST_SEEDS, differs
-from mimkit.comparison.tables import shared_rows
-from mimkit.comparison.wording import baseline_of
-from mimkit.report import ending, words
+from mimkit.report import ending
+from mimkit.report.answer import main_row
+from mimkit.report.costs import cost_of
+from mimkit.report.findings import Pair, Study, Verdicts
+from mimkit.report.verdicts import MOST_SEEDS, differs
+from mimkit.report.wording import baseline_of
 
 _FIRST_SEEDS = 3
 """Seeds to begin with where one gives no interval."""
 
 
-def lines(comparison: Comparison) -> Iterator[ending.Line]:
-    """One line for each evaluation and method, without the methods' own tasks."""
-    labels = [method.label for method in comparison.plan.methods]
-    for title, found in shared_rows(comparison):
-        metric = found.row.metric
-        gains = {gain.first: gain.difference for gain in found.gains}
-        first = True
-        for label in labels:
-            by_start = {
-                start: words.number(found.means[label, start].mean, metric)
-                for start in ending.STARTS
-                if (label, start) in found.means
-            }
-            if not by_start:
-                continue
-            gain = gains.get(label)
-            yield ending.Line(
-                title=title if first else "",
-                by_start=by_start,
-                difference=ending.difference(gain.mean, gain.low, gain.high, metric)
-                if gain
-                else "",
-                method=label if len(labels) > 1 else "",
-            )
-            first = False
-
-
-def steps(comparison: Comparison, jobs: int) -> Iterator[ending.Next]:
+def steps(study: Study, jobs: int) -> Iterator[ending.Next]:
     """Names what is open, the cheapest first, with the command that would settle it.
 
     Args:
-        comparison: all that is known.
+        study: all that is known.
         jobs: runs at once.
     """
-    plan = comparison.plan
-    finished = [one for one in comparison.outcomes if one.state == "finished"]
-    costs = {method.label: cost_of(method, finished) for method in plan.methods}
+    costs = {arm.label: cost_of(arm, study.finished) for arm in study.arms}
     seconds = {label: cost.train_seconds + cost.evaluate_seconds for label, cost in costs.items()}
-    undone = [one.cell for one in comparison.outcomes if one.state != "finished"]
+    undone = [one.cell for one in study.outcomes if one.state != "finished"]
     if undone:
         left = sum(seconds[cell.method] for cell in undone)
-        yield ending.Next(f"{len(undone)} unfinished runs", plan.command, left / jobs)
+        yield ending.Next(f"{len(undone)} unfinished runs", study.command, left / jobs)
         return
-    main = main_row(comparison.verdicts)
+    main = main_row(study.verdicts)
     unsettled = [] if main is None else list(_open(main))
     if not unsettled:
         return
-    have = len(plan.seeds)
+    have = len(study.seeds)
     if have == 1:
         what, seeds = "intervals for every difference", _FIRST_SEEDS
     else:
@@ -75,7 +45,7 @@ def steps(comparison: Comparison, jobs: int) -> Iterator[ending.Next]:
             return
         seeds, what = min(needed)
     cost = (seeds - have) * sum(seconds.values()) / jobs
-    yield ending.Next(what, with_seeds(plan.command, seeds), cost)
+    yield ending.Next(what, with_seeds(study.command, seeds), cost)
 
 
 def with_seeds(command: str, seeds: int) -> str:

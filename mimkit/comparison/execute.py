@@ -15,14 +15,15 @@ from mimkit.comparison.folder import (
     recipe_path,
     run_folder,
 )
-from mimkit.comparison.records import Cell, Method, Plan
+from mimkit.comparison.records import Method, Plan
 from mimkit.comparison.watch import watched
 from mimkit.evaluate.at_once import process_bytes
 from mimkit.launch.base import Launcher, Needs, Task
 from mimkit.launch.board import Shown
 from mimkit.launch.queue import run
 from mimkit.launch.work import Work
-from mimkit.report.ownership import LOCK
+from mimkit.ownership import LOCK
+from mimkit.report.findings import Cell
 from mimkit.train.distributed import torchrun
 
 

@@ -1,17 +1,15 @@
 """Where everything lies in the folder of a comparison, and the commands that make it."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from mimkit import locks
-from mimkit.comparison.records import Cell
+from mimkit import locks, ownership
 from mimkit.errors import DataError
 from mimkit.files import writing
-from mimkit.report import ownership
-from mimkit.report.folder import RunFolder
-from mimkit.report.ownership import LOCK
+from mimkit.folder import RunFolder, is_whole
+from mimkit.ownership import LOCK
+from mimkit.report.findings import Cell
 
 
 @contextmanager
@@ -69,8 +67,3 @@ def cell_command(cell: Cell, folder: Path, device: str | None = None) -> list[st
 def is_finished(cell: Cell, folder: Path) -> bool:
     """Whether the run of a cell has been trained and evaluated."""
     return is_whole(RunFolder(run_folder(cell, folder)).read_ledger())
-
-
-def is_whole(ledger: Mapping[str, Any]) -> bool:
-    """Whether a ledger is that of a run which has been trained and evaluated."""
-    return "evaluate" in ledger.get("seconds", {})

@@ -1,35 +1,24 @@
 """From the run folders of a comparison to what they say together."""
 
-import json
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
-from mimkit.comparison.answer import answer
-from mimkit.comparison.folder import cell_command, failure_file, is_whole, run_folder
-from mimkit.comparison.records import (
-    Cell,
-    Comparison,
-    Method,
-    Outcome,
-    Plan,
-    Row,
-)
-from mimkit.comparison.statistics import judge
+from mimkit import words
+from mimkit.comparison.budget import describe
+from mimkit.comparison.folder import cell_command, failure_file, recipe_path, run_folder
+from mimkit.comparison.records import Method, Plan
 from mimkit.errors import DataError
-from mimkit.evaluate.base import Evaluator, Plain
 from mimkit.evaluate.statistics import of_entry
-from mimkit.evaluate.uncertainty import Measured, mean_of
-from mimkit.recipe import registry
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder, is_whole
+from mimkit.report.answer import answer
+from mimkit.report.findings import Arm, Cell, Cost, Outcome, Row, Study, Verdicts
+from mimkit.report.rows import Number, rows
+from mimkit.report.verdicts import judge
 
-OF_METHOD: Final = ("num_layers",)
-"""Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""
 
-
-def gather(plan: Plan, folder: Path) -> Comparison:
+def gather(plan: Plan, folder: Path) -> Study:
     """Reads all runs of a comparison, however far they are.
 
     Only finished runs count: what an interrupted one has measured is left out. A finished run that
@@ -47,21 +36,60 @@ def gather(plan: Plan, folder: Path) -> Comparison:
     """
     methods = {method.label: method for method in plan.methods}
     outcomes = tuple(_outcome(plan, methods[cell.method], cell, folder) for cell in plan.cells)
-    rows = _rows([method.label for method in plan.methods], outcomes)
-    verdicts = tuple(judge(row) for row in rows)
+    found = rows([method.label for method in plan.methods], _numbers(outcomes))
+    verdicts = tuple(judge(row) for row in found)
     refused = [
         f"{one.cell}: {one.reason}"
         for one in outcomes
         if one.state == "failed" and is_whole(one.ledger)
     ]
-    return Comparison(
-        plan=plan,
+    return study_of(plan, folder, outcomes, verdicts, (*refused, *_unlike(found)))
+
+
+def study_of(
+    plan: Plan,
+    folder: Path,
+    outcomes: Sequence[Outcome],
+    verdicts: Sequence[Verdicts],
+    refused: Sequence[str] = (),
+) -> Study:
+    """Joins what was planned and what was found."""
+    budget = describe(plan.budget)
+    amount = plan.budget.amount
+    return Study(
+        title=", ".join(method.label for method in plan.methods),
+        dataset=plan.dataset,
         folder=folder,
-        outcomes=outcomes,
-        verdicts=verdicts,
-        answer=answer(plan, verdicts),
-        refused=(*refused, *_unlike(rows)),
+        command=plan.command,
+        budget=budget,
+        allowance=words.duration(amount) if plan.budget.unit == "time" else words.magnitude(amount),
+        seeds=plan.seeds,
+        arms=tuple(_arm(method, folder) for method in plan.methods),
+        outcomes=tuple(outcomes),
+        verdicts=tuple(verdicts),
+        answer=answer(verdicts, budget, plan.cells),
+        refused=tuple(refused),
+        notes=plan.notes,
+        mimkit=plan.mimkit,
     )
+
+
+def _arm(method: Method, folder: Path) -> Arm:
+    trial = method.trial
+    planned = Cost(
+        measured=False,
+        images=method.images,
+        steps=method.total_steps,
+        flops_per_image=trial.flops_per_image,
+        prepare_flops=trial.prepare_flops,
+        train_seconds=method.pretrain_seconds,
+        prepare_seconds=trial.prepare_seconds,
+        evaluate_seconds=method.evaluate_seconds,
+        peak_memory_bytes=trial.peak_memory_bytes,
+        parameters=trial.parameters,
+    )
+    recipe = recipe_path(folder, method.label)
+    return Arm(method.label, method.source, method.batch_size, method.notes, recipe, planned)
 
 
 def _outcome(plan: Plan, method: Method, cell: Cell, folder: Path) -> Outcome:
@@ -107,94 +135,22 @@ def _objection(plan: Plan, method: Method, ledger: Mapping[str, Any], path: Path
     return f"not comparable: {'; '.join(differ)}. Remove {path}, then repeat the same command."
 
 
-@dataclass
-class _Group:
-    """Numbers that belong to one row, as they come."""
-
-    protocols: list[Mapping[str, Plain]] = field(default_factory=list)
-    found: dict[str, dict[str, dict[int, list[Measured]]]] = field(default_factory=dict)
-
-    def add(self, cell: Cell, protocol: Mapping[str, Plain], result: Mapping[str, Any]) -> None:
-        self.protocols.append(protocol)
-        starts = self.found.setdefault(cell.method, {})
-        of_seed = starts.setdefault(result["init"], {}).setdefault(cell.seed, [])
-        of_seed.append(of_entry(result))
-
-    def row(self, evaluator: str, metric: str, labels: Iterable[str], own_task: bool) -> Row:
-        first, *others = self.protocols
-        measured = {
-            label: {
-                # What a run measured more than once is one number: seeds are what varies.
-                start: {seed: mean_of(found) for seed, found in by_seed.items()}
-                for start, by_seed in self.found[label].items()
-            }
-            for label in labels
-            if label in self.found
-        }
-        return Row(
-            evaluator=evaluator,
-            metric=metric,
-            protocol={
-                name: value
-                for name, value in first.items()
-                if all(name in other and other[name] == value for other in others)
-            },
-            values={
-                label: {
-                    start: {seed: one.value for seed, one in by_seed.items()}
-                    for start, by_seed in starts.items()
-                }
-                for label, starts in measured.items()
-            },
-            own_task=own_task,
-            # An image of a pre-training task is many positions: shares say nothing of its error.
-            measured={} if own_task else measured,
-        )
-
-
-def _rows(labels: Sequence[str], outcomes: Sequence[Outcome]) -> list[Row]:
-    """Arranges all numbers: evaluators as they come, then metrics, label fractions, layers."""
-    groups: dict[tuple[str, str, str], _Group] = {}
+def _numbers(outcomes: Sequence[Outcome]) -> Iterator[Number]:
+    """All numbers; where runs read other labels, that is a setting which keeps them apart."""
     data = {outcome.cell: _labelled(outcome.ledger) for outcome in outcomes if outcome.results}
+    apart = len(set(data.values())) > 1
     for outcome in outcomes:
         for result in outcome.results:
             protocol = dict(result["protocol"])
-            if len(set(data.values())) > 1:
+            if apart:
                 protocol["data"] = data[outcome.cell]
-            shared = {k: v for k, v in protocol.items() if k not in OF_METHOD}
-            key = result["evaluator"], result["metric"], json.dumps(shared, sort_keys=True)
-            groups.setdefault(key, _Group()).add(outcome.cell, protocol, result)
-    own_task = {evaluator: _repeats_pretraining(evaluator) for evaluator, _, _ in groups}
-    rows = [
-        group.row(evaluator, metric, labels, own_task[evaluator])
-        for (evaluator, metric, _), group in groups.items()
-    ]
-    measured = list(dict.fromkeys((row.evaluator, row.metric) for row in rows))
-
-    def order(row: Row) -> tuple[int, float, int]:
-        fraction, layer = (row.protocol.get(name) for name in ("label_fraction", "layer"))
-        return (
-            measured.index((row.evaluator, row.metric)),
-            fraction if isinstance(fraction, int | float) else 0.0,
-            layer if isinstance(layer, int) else 0,
-        )
-
-    return sorted(rows, key=order)
+            yield Number(outcome.cell.method, outcome.cell.seed, protocol, result)
 
 
 def _labelled(ledger: Mapping[str, Any]) -> str:
     """Names the data whose labels a run reads."""
     data = ledger.get("labelled", ledger["dataset"])
     return f"{data['name']} {data['fingerprint'][:8]}"
-
-
-def _repeats_pretraining(evaluator: str) -> bool:
-    """Whether an evaluator's numbers are of the pre-training task, which differs by method."""
-    classes = [registry.load(e) for e in registry.entries("evaluators") if e.name == evaluator]
-    return any(
-        isinstance(cls, type) and issubclass(cls, Evaluator) and cls.needs_targets
-        for cls in classes
-    )
 
 
 def _unlike(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -25,12 +25,12 @@ from mimkit.console import make_console
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import assemble, prepare, rehearse
 from mimkit.pipeline.current import Run, subject
 from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import Recipe, load
 from mimkit.recipe.settle import settle
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import join
 from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance, seconds_per_image
 from mimkit.train.loop import Hooks

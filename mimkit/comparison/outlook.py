@@ -7,10 +7,10 @@ from pathlib import Path
 from rich import box
 from rich.table import Table
 
+from mimkit import words
 from mimkit.comparison.budget import describe
 from mimkit.comparison.records import Method, Plan, Trial
 from mimkit.memory import machine_bytes
-from mimkit.report import words
 
 
 def table(plan: Plan, jobs: int) -> Table:

@@ -1,16 +1,12 @@
 """What the pieces of a comparison hand to each other."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
-from mimkit.evaluate.base import Plain
-from mimkit.evaluate.uncertainty import Measured
-from mimkit.report.findings import Direction, direction
+from mimkit.report.findings import Cell
 
 Unit = Literal["steps", "images", "time", "flops"]
-State = Literal["finished", "failed", "missing"]
 
 
 @dataclass(frozen=True)
@@ -139,174 +135,6 @@ class Plan:
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def cells(self) -> tuple["Cell", ...]:
+    def cells(self) -> tuple[Cell, ...]:
         """All runs, seed by seed: whatever is finished early is paired."""
         return tuple(Cell(m.label, seed) for seed in self.seeds for m in self.methods)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a comparison.
-
-    Args:
-        method: label of the method.
-        seed: of the run.
-    """
-
-    method: str
-    seed: int
-
-    def __str__(self) -> str:
-        return f"{self.method}, seed {self.seed}"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one cell.
-
-    Args:
-        cell: which.
-        state: "finished"; "failed", with a reason; or "missing", not run yet.
-        folder: its run folder.
-        command: how to repeat it.
-        reason: why it failed, in the words of the run; else "".
-        ledger: content of its ``ledger.json``; empty if there is none.
-        results: the list of its ``results.json`` (`mimkit.evaluate.base.Result` as dictionaries).
-    """
-
-    cell: Cell
-    state: State
-    folder: Path
-    command: str
-    reason: str = ""
-    ledger: Mapping[str, Any] = field(default_factory=dict)
-    results: Sequence[Mapping[str, Any]] = ()
-
-
-@dataclass(frozen=True)
-class Row:
-    """One metric under one protocol: every number that was measured, by method, start and seed.
-
-    Args:
-        evaluator: its name.
-        metric: what was measured.
-        protocol: how; equal for all numbers of the row.
-        values: method label to start ("pretrained", "scratch", "random", "pixels") to seed to the
-            number.
-        own_task: measured on the pre-training task, which is another for each method: such
-            numbers are not compared.
-        measured: in the same order what errors follow from, where more is known than the number:
-            the scores of the judged images, or how many they are.
-    """
-
-    evaluator: str
-    metric: str
-    protocol: Mapping[str, Plain]
-    values: Mapping[str, Mapping[str, Mapping[int, float]]]
-    own_task: bool = False
-    measured: Mapping[str, Mapping[str, Mapping[int, Measured]]] = field(
-        default_factory=dict, repr=False
-    )
-
-    def series(self, label: str, start: str) -> Mapping[int, Measured]:
-        """All that is known of the numbers of one method and start, by seed."""
-        known = self.measured.get(label, {}).get(start, {})
-        values = self.values[label][start]
-        return {seed: known.get(seed, Measured(value)) for seed, value in values.items()}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean over seeds and how sure it is.
-
-    Args:
-        mean: over seeds; of differences where two are compared.
-        low: lower end of the interval for other seeds and other test images; None with fewer than
-            two seeds, and where a number of which single images tell nothing is the same in all.
-        high: upper end; None likewise.
-        num_seeds: n.
-        image_error: standard error that the choice of test images adds and no further seed takes
-            away; None with fewer than two seeds.
-    """
-
-    mean: float
-    low: float | None
-    high: float | None
-    num_seeds: int
-    image_error: float | None = None
-
-    @property
-    def direction(self) -> Direction:
-        """Where the interval of a difference lies: above zero, below it, or neither."""
-        return direction(self.low, self.high)
-
-
-@dataclass(frozen=True)
-class Pair:
-    """The difference of two methods, or of a method and its baseline, paired by seed.
-
-    Args:
-        first: method label, or ``"<label> <start>"`` of a baseline.
-        second: what is subtracted.
-        difference: first minus second, in the metric's unit.
-        p_value: two-sided, of no difference; None where there is no interval.
-        adjusted: the same after Holm's correction for all pairs of methods in the row; None for a
-            baseline.
-        verdict: in words: "better", "worse", "not distinguishable at n=3", "one seed: no interval",
-            "the same in every seed: no interval".
-            Of two methods it follows ``adjusted``, so that it may be less sure than the interval.
-        seeds_needed: how many seeds would show a true difference of this size with 80 % chance, on
-            as many test images; None where no error or no difference was seen, or over 1,000, as
-            it is where the test images are too few. Not corrected for the number of pairs.
-    """
-
-    first: str
-    second: str
-    difference: Interval
-    p_value: float | None
-    adjusted: float | None
-    verdict: str
-    seeds_needed: int | None
-
-
-@dataclass(frozen=True)
-class Verdicts:
-    """What one row says.
-
-    Args:
-        row: the numbers.
-        means: (method label, start) to mean and interval over seeds.
-        pairs: every pair of methods, pre-trained.
-        gains: every method, pre-trained minus its own baseline of the same evaluation ("scratch",
-            else "random", else "pixels").
-        ranking: groups of labels from best to worst, where methods of one group cannot be told
-            apart and every method of a group differs from every method of the next ones; None
-            where the data allow no ranking.
-    """
-
-    row: Row
-    means: Mapping[tuple[str, str], Interval]
-    pairs: tuple[Pair, ...]
-    gains: tuple[Pair, ...]
-    ranking: tuple[tuple[str, ...], ...] | None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """All that is known of a comparison, for the tables and the report.
-
-    Args:
-        plan: what was asked for.
-        folder: where it lies.
-        outcomes: of every cell, in the order of the plan.
-        verdicts: by row; label fractions ascending within an evaluator and metric.
-        answer: the finding in one sentence with its uncertainty.
-        refused: runs that lie there but are not comparable, and why.
-    """
-
-    plan: Plan
-    folder: Path
-    outcomes: tuple[Outcome, ...]
-    verdicts: tuple[Verdicts, ...]
-    answer: str
-    refused: tuple[str, ...] = ()

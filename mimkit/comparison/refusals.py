@@ -16,9 +16,9 @@ from mimkit.console import make_console
 from mimkit.data.opening import find, open_labelled, open_source, open_sources
 from mimkit.data.source import Source
 from mimkit.errors import DataError, MimkitError, RecipeError
+from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import assemble
 from mimkit.pipeline.identity import other_data, splits
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 
 DATA: Final = "data.json"

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
+from mimkit.folder import RunFolder
 from mimkit.launch.board import Shown
 from mimkit.launch.cause import tail
-from mimkit.report.folder import RunFolder
 
 
 def watched(

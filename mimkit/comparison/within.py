@@ -8,6 +8,7 @@ from typing import Final
 
 from rich.console import Console
 
+from mimkit import words
 from mimkit.comparison.budget import AUTO
 from mimkit.comparison.gauge import Gauge
 from mimkit.comparison.methods import find_methods
@@ -19,7 +20,6 @@ from mimkit.console import make_console
 from mimkit.errors import RecipeError
 from mimkit.memory import machine_bytes
 from mimkit.recipe.schema import presets
-from mimkit.report import words
 
 _ENOUGH_IMAGES: Final = 100_000
 """Seen by each run: with fewer a smaller network learns more in the same time."""

@@ -12,11 +12,11 @@ from typing import Any, Final, Literal
 import torch
 from torch import Tensor, nn
 
+from mimkit import words
 from mimkit.evaluate.base import Plain, Result, Subject
 from mimkit.evaluate.score import Score
 from mimkit.files import write_text
 from mimkit.parts.records import View
-from mimkit.report import words
 
 _VERSION: Final = 2
 """Rises when the same options come to mean another measurement, or a cell keeps more of it."""

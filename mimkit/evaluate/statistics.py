@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mimkit import words
 from mimkit.evaluate.base import Result
 from mimkit.evaluate.image_scores import unpack
 from mimkit.evaluate.starts import BASELINES
@@ -16,7 +17,6 @@ from mimkit.evaluate.uncertainty import (
     estimate_difference,
     largest_error,
 )
-from mimkit.report import words
 
 Entry = dict[str, object]
 

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mimkit.train.trial import duration
+from mimkit.words import duration
 
 _REFRESH_SECONDS: Final = 0.5
 _HEADS: Final = ("run", "state", "step", "loss", "left")

@@ -14,6 +14,7 @@ from typing import Final
 
 from rich.console import Console
 
+from mimkit import words
 from mimkit.data.workers import SHARE, cores
 from mimkit.errors import DataError
 from mimkit.files import write_text
@@ -22,9 +23,8 @@ from mimkit.launch.board import Board, Shown, makespan
 from mimkit.launch.cause import disk_is_full, ended_by, last_words, tail
 from mimkit.launch.devices import Gpus, find
 from mimkit.launch.work import Work, job_file
-from mimkit.report import words
 from mimkit.train.signals import Interrupted, Request, listen
-from mimkit.train.trial import duration
+from mimkit.words import duration
 
 _LOOK_EVERY_SECONDS: Final = 0.2
 _RETRIES: Final = 2

@@ -4,12 +4,12 @@ from rich.console import Console
 
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import write_text
+from mimkit.folder import RunFolder
+from mimkit.ownership import is_written_out
 from mimkit.pipeline.assemble import needs_targets
 from mimkit.recipe.difference import Difference, differences, listed
 from mimkit.recipe.schema import Recipe, load, resolved
 from mimkit.recipe.settle import settle, settle_as
-from mimkit.report.folder import RunFolder
-from mimkit.report.ownership import is_written_out
 from mimkit.train.guard import PATIENCE
 
 

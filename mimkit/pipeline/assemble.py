@@ -9,14 +9,14 @@ from mimkit.data.opening import find, open_labelled, open_sources
 from mimkit.data.source import Source, described
 from mimkit.errors import RecipeError
 from mimkit.evaluate.fractions import labels_in
+from mimkit.folder import RunFolder
 from mimkit.parts.target import Preparation
 from mimkit.pipeline.current import Run, build_evaluators, subject
 from mimkit.pipeline.ledger import seconds_before
-from mimkit.pipeline.pictures import draw_preparation
 from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
-from mimkit.report.folder import RunFolder
+from mimkit.report.predictions import draw_preparation
 from mimkit.train.distributed import World
 from mimkit.train.step import Pretrainer
 

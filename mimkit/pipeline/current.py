@@ -14,11 +14,11 @@ from mimkit.data.pixels.views import render
 from mimkit.data.source import Source
 from mimkit.evaluate.base import Evaluator, Subject, silent
 from mimkit.evaluate.images import evenly_spaced
+from mimkit.folder import RunFolder
 from mimkit.parts.records import Batch
 from mimkit.parts.target import Preparation
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
-from mimkit.report.folder import RunFolder
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.step import Pretrainer

@@ -9,7 +9,7 @@ from rich.console import Console
 from mimkit.console import headed
 from mimkit.errors import DataError
 from mimkit.files import reading, write_json
-from mimkit.report.ownership import kind_of
+from mimkit.ownership import kind_of
 from mimkit.train.encoder_file import load_encoder
 from mimkit.train.tensors import write_tensors
 

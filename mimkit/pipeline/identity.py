@@ -14,7 +14,7 @@ from mimkit.data.looking.changes import changes
 from mimkit.data.source import Source
 from mimkit.errors import DataError
 from mimkit.files import write_json
-from mimkit.report.folder import RunFolder
+from mimkit.folder import RunFolder
 
 
 def splits(

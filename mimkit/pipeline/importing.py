@@ -12,6 +12,8 @@ from mimkit.data.intake.locate import registered
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.errors import DataError
 from mimkit.files import write_text
+from mimkit.folder import RunFolder
+from mimkit.ownership import refuse_foreign
 from mimkit.parts.fitting import misfits
 from mimkit.parts.importer import Imported, Importer
 from mimkit.parts.state_dicts import listed
@@ -20,8 +22,6 @@ from mimkit.recipe.problems import written
 from mimkit.recipe.registry import Entry, entries, find
 from mimkit.recipe.registry import load as load_entry
 from mimkit.recipe.schema import Recipe, load, resolved
-from mimkit.report.folder import RunFolder
-from mimkit.report.ownership import refuse_foreign
 from mimkit.train import checkpoint
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.optim import make_optimizer

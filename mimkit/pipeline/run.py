@@ -7,29 +7,31 @@ from pathlib import Path
 
 from rich.console import Console
 
+from mimkit import words
 from mimkit.console import headed, make_console
 from mimkit.errors import TrainingError, in_one_line, memory_is_full
 from mimkit.evaluate.base import Evaluator, Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
+from mimkit.folder import RunFolder
 from mimkit.pipeline.adopt import adopt, refuse_another
 from mimkit.pipeline.assemble import assemble, needs_targets, prepare
 from mimkit.pipeline.current import Run, build_evaluators, subject
 from mimkit.pipeline.identity import refuse_other_data, splits, write_data
 from mimkit.pipeline.ledger import ledger, seconds_after
-from mimkit.pipeline.pictures import draw_predictions
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
-from mimkit.report import ending, findings
-from mimkit.report.folder import RunFolder
+from mimkit.report import ending, of_run
+from mimkit.report.findings import Study
 from mimkit.report.page import write_report
+from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Display
 from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.progress import Progress
 from mimkit.train.signals import listen
-from mimkit.train.trial import Trial, duration
+from mimkit.train.trial import Trial
 
 _SEEDS = 3
 """Runs that the end of a run proposes to compare."""
@@ -179,7 +181,7 @@ def finish(current: Run, trial: Trial | None, progress: Progress) -> None:
     results: list[Result] = []
     for number, evaluator in enumerate(build_evaluators(current)):
         if number:
-            write_report(folder)
+            write_report(of_run.study(folder))
         current.console.print(headed("evaluate", recipe.evaluate[number].name))
         results += _judge(current, number, evaluator)
         # Rewritten after each, as the report is: whatever happens later, what is known can be read.
@@ -188,24 +190,21 @@ def finish(current: Run, trial: Trial | None, progress: Progress) -> None:
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
     _write_ledger(current, trial, progress)
-    _end(current, write_report(folder), progress)
+    _end(current, of_run.study(folder), progress)
 
 
-def _end(current: Run, report: Path, progress: Progress) -> None:
-    """Ends with the report's own answer, a small table, and what to do next."""
-    found = findings.tables(current.folder.read_results())
-    told = [findings.answer(found), findings.tally(found)]
-    answer = " ".join(filter(None, told))
+def _end(current: Run, found: Study, progress: Progress) -> None:
+    """Ends with the report, its own answer, a small table, and what to do next."""
     ours = {entry.name for entry in entries("evaluators") if entry.distribution == "mimkit"}
-    judged = dict.fromkeys(table.evaluator for table in found if table.evaluator in ours)
+    judged = dict.fromkeys(one.row.evaluator for one in found.verdicts if one.row.evaluator in ours)
     judged.pop("heldout", None)  # a comparison adds it
     steps = []
     if judged and progress.step:
-        words = ["mimkit", "compare", str(current.folder.recipe), "--seeds", str(_SEEDS)]
-        command = shlex.join([*words, "--evaluate", ",".join(judged)])
+        said = ["mimkit", "compare", str(current.folder.recipe), "--seeds", str(_SEEDS)]
+        command = shlex.join([*said, "--evaluate", ",".join(judged)])
         seconds = _SEEDS * (progress.seconds + current.seconds["evaluate"])
         steps = [ending.Next("whether it holds for other seeds of pre-training", command, seconds)]
-    ending.show(current.console, answer, findings.ending_lines(found), report, steps)
+    ending.show(current.console, found, write_report(found), steps)
 
 
 def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:
@@ -258,7 +257,7 @@ def _announce(current: Run, trial: Trial, loop: Loop) -> None:
     seconds = left * trial.seconds_per_step
     if seconds > PATIENT_SECONDS and current.world.device.type == "cpu":
         current.console.print(
-            f"This recipe is made for a GPU; here it needs {duration(seconds)}. "
+            f"This recipe is made for a GPU; here it needs {words.duration(seconds)}. "
             "For a quick look add --preset demo.",
             style="yellow",
         )

@@ -1,50 +1,88 @@
-"""What was prepared before training, as small cards: cost, facts, and a picture."""
+"""What was prepared before training, as small cards: cost, facts, users, and a picture."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
 
-from mimkit.report import words
-from mimkit.report.embed import Shown
+from mimkit import words
+from mimkit.report.findings import Outcome
+from mimkit.report.wording import key_of
 
-PREFIX = "prepared_"
+PREFIX: Final = "prepared_"
 """The picture of target ``codes`` is ``pictures/prepared_codes.png``."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Card:
-    """One preparation, as the page shows it.
+    """Something that was prepared once, such as a tokenizer, and who uses it.
 
     Args:
-        target: whose.
         title: what was prepared.
-        cost: how long it took, and whether that was now.
+        seconds: how long it took.
+        cached: whether every run found it in the cache.
         facts: names and values, in words.
-        picture: None where there is none, or where the page could not hold it.
+        picture: file of its picture, or None.
+        targets: that needed it.
+        users: method label to seeds.
     """
 
-    target: str
     title: str
-    cost: str
+    seconds: float
+    cached: bool
     facts: tuple[tuple[str, str], ...]
-    picture: Shown | None
+    picture: Path | None
+    targets: list[str] = field(default_factory=list)
+    users: dict[str, list[int]] = field(default_factory=dict)
 
+    @property
+    def cost(self) -> str:
+        """How long it took, and whether that was now."""
+        return cost(self.seconds, self.cached)
 
-def cards(ledger: Mapping[str, Any], pictures: Sequence[Shown]) -> list[Card]:
-    """Makes one card for each preparation of the ledger, with its picture if there is one."""
-    by_name = {picture.name: picture for picture in pictures}
-    return [
-        Card(
-            target,
-            prepared["title"],
-            cost(prepared["seconds"], prepared["cached"]),
-            tuple((k.replace("_", " "), words.fact(v, k)) for k, v in prepared["facts"].items()),
-            by_name.get(f"{PREFIX}{target}"),
+    @property
+    def used_by(self) -> str:
+        """Its users in words."""
+        return "; ".join(
+            f"{label} ({_plural('seed', seeds)} {', '.join(map(str, seeds))})"
+            for label, seeds in self.users.items()
         )
-        for target, prepared in ledger.get("prepared", {}).items()
-    ]
+
+
+def cards(told: Iterable[Outcome]) -> list[Card]:
+    """Makes one card for each preparation in the ledgers, once for all runs that share it."""
+    found: dict[tuple[str, str, str], Card] = {}
+    for outcome in told:
+        for target, prepared in outcome.ledger.get("prepared", {}).items():
+            picture = outcome.folder / "pictures" / f"{PREFIX}{target}.png"
+            content = picture.read_bytes() if picture.is_file() else b""
+            facts = prepared["facts"]
+            key = prepared["title"], key_of(facts), hashlib.sha256(content).hexdigest()
+            worded = ((name.replace("_", " "), words.fact(facts[name], name)) for name in facts)
+            card = found.setdefault(
+                key,
+                Card(
+                    title=prepared["title"],
+                    seconds=prepared["seconds"],
+                    cached=True,
+                    facts=tuple(worded),
+                    picture=picture if content else None,
+                ),
+            )
+            card.cached &= prepared["cached"]
+            if target not in card.targets:
+                card.targets.append(target)
+            seeds = card.users.setdefault(outcome.cell.method, [])
+            if outcome.cell.seed not in seeds:
+                seeds.append(outcome.cell.seed)
+    return list(found.values())
 
 
 def cost(seconds: float, cached: bool) -> str:
     """Words for what a preparation took; from a cache it costs nothing now, but it did once."""
     return words.duration(seconds) + (", found in the cache" if cached else "")
+
+
+def _plural(noun: str, items: Sequence[object]) -> str:
+    return noun if len(items) == 1 else f"{noun}s"

@@ -14,8 +14,8 @@ MAX_PNG_BYTES = 400_000
 """A larger picture is put into the page in a denser format; the file stays as it is."""
 MAX_DENSE_WIDTH = 2_400
 """Pixels; such a picture is also shrunk to this width."""
-MAX_PICTURE_BYTES = 3_000_000
-"""All pictures of a page together: the page must stay easy to open and to send."""
+MAX_PICTURE_BYTES = 5_000_000
+"""All pictures of a page; as text they weigh a third more, and the page stays below 10 MB."""
 PICTURE_SCALE = 1.6
 """Pixels of a picture per pixel of the page, so that it is sharp on fine screens too."""
 
@@ -36,7 +36,7 @@ def embedded(paths: Iterable[Path], max_bytes: int | None = None) -> dict[Path, 
     Args:
         paths: of the files.
         max_bytes: what all may weigh together, before the text encoding adds a third; None for
-            what a run's page holds.
+            what a page holds.
 
     Returns: each path to its picture, in the given order; what was left out is missing.
     Raises: DataError if one of them is not a picture.

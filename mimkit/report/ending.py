@@ -1,6 +1,6 @@
 """The block with which a run and a comparison end: answer, small table, what to do next."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,8 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mimkit import words
 from mimkit.console import headed
-from mimkit.report import words
+from mimkit.report.findings import Interval, Study, Verdicts
+from mimkit.report.tables import own_rows, shared_rows
 
 STARTS: Final = {
     "pretrained": "pre-trained",
@@ -54,23 +56,20 @@ class Next:
     seconds: float | None = None
 
 
-def show(
-    console: Console, answer: str | None, lines: Sequence[Line], report: Path, steps: Sequence[Next]
-) -> None:
+def show(console: Console, study: Study, report: Path, steps: Sequence[Next]) -> None:
     """Prints the block.
 
     Args:
         console: where.
-        answer: the report's own sentence, if it has one.
-        lines: of the table.
+        study: what was found.
         report: the file.
         steps: what would settle what is open.
     """
     console.print()
-    if answer:
-        console.print(answer)
-    if lines:
-        console.print(_table(lines))
+    if study.answer:
+        console.print(study.answer)
+    if found := lines(study):
+        console.print(_table(found))
     console.print(headed("report", report), soft_wrap=True)
     for step in steps:
         took = "" if step.seconds is None else f", about {words.duration(step.seconds)}"
@@ -79,12 +78,35 @@ def show(
             console.print(f"  {step.command}", soft_wrap=True)
 
 
-def difference(mean: float, low: float | None, high: float | None, metric: str) -> str:
+def lines(study: Study) -> list[Line]:
+    """One line for each evaluation and method; of a run also how well it does its own task."""
+    rows = shared_rows(study)
+    if study.is_run:
+        rows += [one for one in own_rows(study) if words.is_share(one[1].row.metric)]
+    return [line for title, found in rows for line in _lines(title, found, study.labels)]
+
+
+def _lines(title: str, found: Verdicts, labels: Sequence[str]) -> Iterator[Line]:
+    metric = found.row.metric
+    gains = {gain.first: gain.difference for gain in found.gains}
+    for label in labels:
+        by_start = {
+            start: words.number(found.means[label, start].mean, metric)
+            for start in STARTS
+            if (label, start) in found.means
+        }
+        if by_start:
+            gain = difference(gains[label], metric) if label in gains else ""
+            yield Line(title, by_start, gain, label if len(labels) > 1 else "")
+            title = ""
+
+
+def difference(found: Interval, metric: str) -> str:
     """A difference and its interval, as short as it goes."""
-    if low is None or high is None:
-        return words.signed(mean, metric)
-    ends = ", ".join(words.signed(end, metric) for end in (low, high))
-    return f"{words.signed(mean, metric)} [{ends}]"
+    if found.low is None:
+        return words.signed(found.mean, metric)
+    ends = ", ".join(words.signed(end, metric) for end in (found.low, found.high))
+    return f"{words.signed(found.mean, metric)} [{ends}]"
 
 
 def _table(lines: Sequence[Line]) -> Table:

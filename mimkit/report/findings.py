@@ -1,22 +1,14 @@
-"""What the evaluations say: results.json as tables, and as one honest sentence."""
+"""What a study found, from its runs to verdicts: the records that everything that tells reads."""
 
-import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
-from mimkit.report import ending, words
+from mimkit.evaluate.base import Plain
+from mimkit.evaluate.uncertainty import Measured
 
-Entry = Mapping[str, Any]
-BASELINES = {
-    "scratch": "from scratch",
-    "random": "random weights",
-    "pixels": "raw pixels",
-}
-"""What an evaluation is compared with, and how the report calls it."""
-
-
+State = Literal["finished", "failed", "missing"]
 Direction = Literal["up", "down", "none"]
 
 
@@ -28,275 +20,264 @@ def direction(low: float | None, high: float | None) -> Direction:
 
 
 @dataclass(frozen=True)
-class Spread:
-    """One number over seeds."""
+class Cell:
+    """One run of a comparison.
 
-    mean: float
-    std: float | None
-    values: tuple[float, ...]
+    Args:
+        method: label of the method.
+        seed: of the run.
+    """
+
+    method: str
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.method}, seed {self.seed}"
 
 
 @dataclass(frozen=True)
-class Difference:
-    """Pre-trained minus baseline, paired by seed.
+class Outcome:
+    """What became of one cell.
 
     Args:
-        mean: of the paired differences.
-        low: lower end of the interval; None with a single seed.
-        high: upper end.
-        level: of the interval.
-        num_seeds: how many pairs.
-        verdict: in words.
+        cell: which.
+        state: "finished"; "failed", with a reason; or "missing", not run yet.
+        folder: its run folder.
+        command: how to repeat it.
+        reason: why it failed, in the words of the run; else "".
+        ledger: content of its ``ledger.json``; empty if there is none.
+        results: the list of its ``results.json`` (`mimkit.evaluate.base.Result` as dictionaries).
+    """
+
+    cell: Cell
+    state: State
+    folder: Path
+    command: str
+    reason: str = ""
+    ledger: Mapping[str, Any] = field(default_factory=dict)
+    results: Sequence[Mapping[str, Any]] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """One metric under one protocol: every number that was measured, by method, start and seed.
+
+    Args:
+        evaluator: its name.
+        metric: what was measured.
+        protocol: how; equal for all numbers of the row.
+        values: method label to start ("pretrained", "scratch", "random", "pixels") to seed to the
+            number.
+        own_task: measured on the pre-training task, which is another for each method: such
+            numbers are not compared.
+        measured: in the same order what errors follow from, where more is known than the number:
+            the scores of the judged images, or how many they are.
+    """
+
+    evaluator: str
+    metric: str
+    protocol: Mapping[str, Plain]
+    values: Mapping[str, Mapping[str, Mapping[int, float]]]
+    own_task: bool = False
+    measured: Mapping[str, Mapping[str, Mapping[int, Measured]]] = field(
+        default_factory=dict, repr=False
+    )
+
+    def series(self, label: str, start: str) -> Mapping[int, Measured]:
+        """All that is known of the numbers of one method and start, by seed."""
+        known = self.measured.get(label, {}).get(start, {})
+        values = self.values[label][start]
+        return {seed: known.get(seed, Measured(value)) for seed, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean over seeds and how sure it is.
+
+    Args:
+        mean: over seeds; of differences where two are compared.
+        low: lower end of the interval for other seeds and other test images; None with fewer than
+            two seeds, and where a number of which single images tell nothing is the same in all.
+        high: upper end; None likewise.
+        num_seeds: n.
+        image_error: standard error that the choice of test images adds and no further seed takes
+            away; None with fewer than two seeds.
     """
 
     mean: float
     low: float | None
     high: float | None
-    level: float
     num_seeds: int
-    verdict: str
+    image_error: float | None = None
 
     @property
     def direction(self) -> Direction:
-        """Where the interval lies; ``none`` if it holds zero, or if there is none."""
+        """Where the interval of a difference lies: above zero, below it, or neither."""
         return direction(self.low, self.high)
 
 
 @dataclass(frozen=True)
-class Row:
-    """One protocol: what was measured from each initialisation.
+class Pair:
+    """The difference of two methods, or of a method and its baseline, paired by seed.
 
     Args:
-        fraction: the share of labels that was used, if the protocol says so.
-        num_labels: how many those are.
-        detail: what else tells this row from the others of its table.
-        by_init: initialisation to its numbers.
-        difference: pre-trained minus baseline, where both were measured.
+        first: method label, or ``"<label> <start>"`` of a baseline.
+        second: what is subtracted.
+        difference: first minus second, in the metric's unit.
+        p_value: two-sided, of no difference; None where there is no interval.
+        adjusted: the same after Holm's correction for all pairs of methods in the row; None for a
+            baseline.
+        verdict: in words: "better", "worse", "not distinguishable at n=3", "one seed: no interval",
+            "the same in every seed: no interval".
+            Of two methods it follows ``adjusted``, so that it may be less sure than the interval.
+        seeds_needed: how many seeds would show a true difference of this size with 80 % chance, on
+            as many test images; None where no error or no difference was seen, or over 1,000, as
+            it is where the test images are too few. Not corrected for the number of pairs.
     """
 
-    fraction: float | None
-    num_labels: int | None
-    detail: str
-    by_init: Mapping[str, Spread]
-    difference: Difference | None
+    first: str
+    second: str
+    difference: Interval
+    p_value: float | None
+    adjusted: float | None
+    verdict: str
+    seeds_needed: int | None
 
 
 @dataclass(frozen=True)
-class Table:
-    """One metric of one evaluator under one protocol, which only the label fraction changes.
+class Verdicts:
+    """What one row says.
 
     Args:
-        evaluator: its name.
-        metric: what was measured.
-        protocol: how, in words.
-        apart: the part of it that tells this table from others of the same metric; may be empty.
-        rows: by label fraction.
+        row: the numbers.
+        means: (method label, start) to mean and interval over seeds.
+        pairs: every pair of methods, pre-trained.
+        gains: every method, pre-trained minus its own baseline of the same evaluation ("scratch",
+            else "random", else "pixels").
+        ranking: groups of labels from best to worst, where methods of one group cannot be told
+            apart and every method of a group differs from every method of the next ones; None
+            where the data allow no ranking.
     """
 
-    evaluator: str
-    metric: str
-    protocol: str
-    apart: str
-    rows: tuple[Row, ...]
-
-    @property
-    def name(self) -> str:
-        """The evaluator, with what tells this table from its others."""
-        return f"{self.evaluator}, {self.apart}" if self.apart else self.evaluator
-
-    @property
-    def baseline(self) -> str | None:
-        """The initialisation that pre-training is compared with."""
-        measured = {init for row in self.rows for init in row.by_init}
-        return next((init for init in BASELINES if init in measured), None)
-
-    @property
-    def by_labels(self) -> bool:
-        """True if its rows are label fractions, of which one at least leaves labels out."""
-        fractions = [row.fraction for row in self.rows if row.fraction is not None]
-        return len(fractions) == len(self.rows) and min(fractions) < 1
+    row: Row
+    means: Mapping[tuple[str, str], Interval]
+    pairs: tuple[Pair, ...]
+    gains: tuple[Pair, ...]
+    ranking: tuple[tuple[str, ...], ...] | None
 
 
-def tables(results: Mapping[str, Sequence[Entry]]) -> list[Table]:
-    """Arranges summaries and differences, one table per evaluator, metric and protocol.
+@dataclass(frozen=True)
+class Cost:
+    """What one method was given and what it took.
 
-    The single layers of a probe are left out: see `mimkit.report.layers`.
+    Means over its finished runs; before there are any, what a plan expects.
+
+    Args:
+        measured: whether any run has finished.
+        images: seen in pre-training.
+        steps: of the optimizer.
+        flops_per_image: of a step of pre-training, forwards and backwards.
+        prepare_flops: of what targets needed first, as ``prepare_seconds``.
+        train_seconds: of pre-training.
+        prepare_seconds: of what targets needed first, such as a tokenizer's training, when it was
+            made; a run that finds it in the cache still owes it.
+        evaluate_seconds: of the evaluations.
+        peak_memory_bytes: the largest of its runs.
+        parameters: encoder, head, targets, frozen, trainable to how many.
     """
-    summaries = [summary for summary in results["summaries"] if not is_layer(summary)]
-    groups: dict[tuple[str, str, str], list[Entry]] = {}
-    apart: dict[tuple[str, str, str], str] = {}
-    for summary in summaries:
-        of_metric = [s["protocol"] for s in summaries if metric_of(s) == metric_of(summary)]
-        protocol = {name: summary["protocol"].get(name) for name in splitting(of_metric)}
-        key = (*metric_of(summary), key_of(protocol))
-        groups.setdefault(key, []).append(summary)
-        apart[key] = worded(protocol, protocol)
-    differences = {(*metric_of(d), key_of(d["protocol"])): d for d in results["differences"]}
-    return [_table(group, apart[key], differences) for key, group in groups.items()]
+
+    measured: bool
+    images: float
+    steps: float
+    flops_per_image: float
+    prepare_flops: float
+    train_seconds: float
+    prepare_seconds: float
+    evaluate_seconds: float
+    peak_memory_bytes: float
+    parameters: Mapping[str, int]
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of preparation and pre-training."""
+        return self.prepare_flops + self.images * self.flops_per_image
+
+    @property
+    def seconds(self) -> float:
+        """Preparation and pre-training."""
+        return self.prepare_seconds + self.train_seconds
 
 
-def is_layer(entry: Entry) -> bool:
-    """True for the result of one layer of an encoder, whichever it be."""
-    return isinstance(entry["protocol"].get("layer"), int)
+@dataclass(frozen=True)
+class Arm:
+    """One method of a study.
 
-
-def answer(found: Sequence[Table]) -> str | None:
-    """Says in one sentence what pre-training bought; None where nothing was compared."""
-    compared = [(t, row) for t in found for row in t.rows if row.difference is not None]
-    if not compared:
-        return None
-    # Few labels are what pre-training is for, so the smallest fraction speaks for the run.
-    by_labels = [(t, row) for t, row in compared if row.fraction is not None]
-    first = by_labels[0][0] if by_labels else compared[0][0]
-    row = min(
-        (row for t, row in compared if t is first),
-        key=lambda row: 1.0 if row.fraction is None else row.fraction,
-    )
-    difference = row.difference
-    assert difference is not None
-    verb = {"up": "raises", "down": "lowers", "none": "changes"}[difference.direction]
-    name = first.metric.rpartition("/")[2].replace("_", " ")
-    where = f" at {words.share(row.fraction)} of the labels" if row.fraction is not None else ""
-    change = words.signed(difference.mean, first.metric)
-    if difference.direction != "none":
-        change = change[1:]
-    unit = " points" if words.is_share(first.metric) else ""
-    sentence = f"Pre-training {verb} {first.evaluator} {name}{where} by {change}{unit}"
-    if difference.low is None:
-        return f"{sentence} ({difference.verdict})."
-    return f"{sentence} ({interval(difference, first)}): {difference.verdict}."
-
-
-def tally(found: Sequence[Table]) -> str | None:
-    """Counts the verdicts of all evaluations, so that no single row is picked out."""
-    differences = [row.difference for table in found for row in table.rows if row.difference]
-    directions = [one.direction for one in differences if one.low is not None]
-    if len(differences) < 2:
-        return None
-    single = len(differences) - len(directions)
-    return (
-        f"Over all {len(differences)} comparisons with a baseline: better in "
-        f"{directions.count('up')}, worse in {directions.count('down')}, not distinguishable in "
-        f"{directions.count('none')}" + (f", without an interval {single}." if single else ".")
-    )
-
-
-def ending_lines(found: Sequence[Table]) -> list[ending.Line]:
-    """Accuracies for the end on the terminal, one line for each evaluation and label fraction."""
-    lines = []
-    for table in found:
-        if not words.is_share(table.metric) or words.is_guess(table.metric):
-            continue
-        metric = table.metric.rpartition("/")[2].replace("_", " ")
-        for row in table.rows:
-            where = "" if row.fraction is None else f" at {words.share(row.fraction)} of the labels"
-            gain = row.difference
-            lines.append(
-                ending.Line(
-                    f"{table.name.replace('_', ' ')} {metric}{where}",
-                    {k: words.number(one.mean, table.metric) for k, one in row.by_init.items()},
-                    ending.difference(gain.mean, gain.low, gain.high, table.metric) if gain else "",
-                )
-            )
-    return lines
-
-
-def interval(difference: Difference, table: Table) -> str:
-    """Words for how sure a difference is; it must have an interval."""
-    low, high = (words.signed(end, table.metric) for end in (difference.low, difference.high))
-    level = f"{100 * difference.level:.0f}{words.NARROW}%"
-    return f"{level} interval {low} to {high}, n = {difference.num_seeds} seeds"
-
-
-def _table(
-    summaries: Sequence[Entry], apart: str, differences: Mapping[tuple[str, str, str], Entry]
-) -> Table:
-    evaluator, metric = metric_of(summaries[0])
-    protocols = {key_of(summary["protocol"]): summary["protocol"] for summary in summaries}
-    names = dict.fromkeys(name for protocol in protocols.values() for name in protocol)
-    names.pop("label_fraction", None)
-    if all("label_fraction" in protocol for protocol in protocols.values()):
-        names.pop("num_labels", None)  # shown beside the fraction
-    varying = [name for name in names if _num_values(protocols.values(), name) > 1]
-    rows = []
-    for key, protocol in protocols.items():
-        difference = differences.get((evaluator, metric, key))
-        rows.append(
-            Row(
-                fraction=protocol.get("label_fraction"),
-                num_labels=protocol.get("num_labels"),
-                detail=worded(protocol, varying),
-                by_init={
-                    s["init"]: spread_of(s) for s in summaries if key_of(s["protocol"]) == key
-                },
-                difference=None if difference is None else _difference(difference),
-            )
-        )
-    rows.sort(key=lambda row: 0.0 if row.fraction is None else row.fraction)
-    constant = [name for name in names if name not in varying]
-    protocol_text = worded(summaries[0]["protocol"], constant)
-    return Table(evaluator, metric, protocol_text, apart, tuple(rows))
-
-
-def metric_of(entry: Entry) -> tuple[str, str]:
-    """What was measured, by which evaluator."""
-    return entry["evaluator"], entry["metric"]
-
-
-def splitting(protocols: Sequence[Entry]) -> list[str]:
-    """Names the settings that differ at an equal label fraction: those make different tables.
-
-    What differs only together with the fraction (a number of steps) stays in one table.
+    Args:
+        label: its name in this study, unique in it.
+        source: the recipe that it came from.
+        batch_size: images of a step.
+        notes: what was changed of that recipe, and by which rule.
+        recipe: file of the whole recipe; it may be missing.
+        planned: what it should cost, if it was planned.
     """
-    by_fraction: dict[float | None, list[Entry]] = {}
-    for protocol in protocols:
-        by_fraction.setdefault(protocol.get("label_fraction"), []).append(protocol)
-    names = dict.fromkeys(name for protocol in protocols for name in protocol)
-    return [
-        name
-        for name in names
-        if any(_num_values(alike, name) > 1 for alike in by_fraction.values())
-    ]
+
+    label: str
+    source: str
+    batch_size: int
+    notes: tuple[str, ...]
+    recipe: Path
+    planned: Cost | None = None
 
 
-def _num_values(protocols: Iterable[Entry], name: str) -> int:
-    return len({repr(protocol.get(name)) for protocol in protocols})
+@dataclass(frozen=True)
+class Study:
+    """All that is known of runs that are judged together, for tables and pages.
 
+    Args:
+        title: what was studied.
+        dataset: on which images.
+        folder: where it lies.
+        command: what the user typed.
+        budget: of every run, in words.
+        allowance: the same as a number to be seen first; "" of a single run.
+        seeds: of the runs; the same for every method.
+        arms: the methods, in the order that the user named them.
+        outcomes: of every cell.
+        verdicts: by row; label fractions ascending within an evaluator and metric.
+        answer: the finding in one sentence with its uncertainty.
+        refused: runs that lie there but are not comparable, and why.
+        notes: what holds for all methods.
+        mimkit: version that made it.
+        is_run: it is a single run, in whose folder it lies.
+    """
 
-def key_of(protocol: Entry) -> str:
-    """A text that is the same for equal protocols."""
-    return json.dumps(protocol, sort_keys=True)
+    title: str
+    dataset: str
+    folder: Path
+    command: str
+    budget: str
+    allowance: str
+    seeds: tuple[int, ...]
+    arms: tuple[Arm, ...]
+    outcomes: tuple[Outcome, ...]
+    verdicts: tuple[Verdicts, ...]
+    answer: str
+    refused: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    mimkit: str = ""
+    is_run: bool = False
 
+    @property
+    def labels(self) -> list[str]:
+        """Of its methods."""
+        return [arm.label for arm in self.arms]
 
-def worded(protocol: Entry, names: Iterable[str]) -> str:
-    """Words for some settings of a protocol; those that are none are left out."""
-    return ", ".join(
-        f"{name.replace('_', ' ')} {_plain(protocol[name])}"
-        for name in names
-        if protocol.get(name) is not None
-    )
+    @property
+    def finished(self) -> list[Outcome]:
+        """The runs that have been trained and evaluated."""
+        return [one for one in self.outcomes if one.state == "finished"]
 
-
-def _plain(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-def spread_of(summary: Entry) -> Spread:
-    """The numbers of one initialisation."""
-    return Spread(summary["mean"], _finite(summary["std"]), tuple(summary["values"]))
-
-
-def _difference(entry: Entry) -> Difference:
-    low, high = _finite(entry["low"]), _finite(entry["high"])
-    return Difference(
-        mean=entry["mean"],
-        low=low if high is not None else None,
-        high=high if low is not None else None,
-        level=entry["level"],
-        num_seeds=len(entry["seeds"]),
-        verdict=entry["verdict"],
-    )
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
+    @property
+    def told(self) -> list[Outcome]:
+        """The runs whose logs and ledgers are shown: of a single run also a part."""
+        return list(self.outcomes) if self.is_run else self.finished

@@ -1,137 +1,150 @@
-"""The report: one page that opens offline, made from nothing but the files of a run folder."""
+"""The report of a study: one page that opens offline, to be sent to a colleague."""
 
-import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+import base64
+import hashlib
+import json
+import math
+import statistics
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import jinja2
 
+from mimkit import words
 from mimkit.errors import DataError
 from mimkit.files import write_text
-from mimkit.report import findings, words
-from mimkit.report.cards import cards, cost
+from mimkit.folder import RunFolder
+from mimkit.report.answer import tally
+from mimkit.report.cards import cards
+from mimkit.report.costs import cost_of, quantities
+from mimkit.report.curves import Log, progress_charts, run_charts, training_charts
 from mimkit.report.embed import embedded
-from mimkit.report.findings import BASELINES, Row, Table
-from mimkit.report.folder import RunFolder
-from mimkit.report.layers import curves
-from mimkit.report.plots import label_chart, layer_chart, training_charts
+from mimkit.report.entries import (
+    Entry,
+    cost_charts,
+    entries,
+    label_charts,
+    protocols,
+    scale,
+)
+from mimkit.report.findings import Arm, Interval, Outcome, Row, Study
+from mimkit.report.layers import layers
+from mimkit.report.looks import looks
+from mimkit.report.of_run import read_recipe
+from mimkit.report.run_facts import facts, setting, skipped, unfinished
+from mimkit.report.svg import SERIES
+from mimkit.report.tables import MARKS, is_telling
+from mimkit.report.wording import BASELINES
 
-MAX_LISTED = 10
-PARTS = ("masker", "encoder", "targets", "head", "losses")
-
-
-class Estimate(Protocol):
-    """A number and its interval, if it has one."""
-
-    @property
-    def mean(self) -> float:
-        """The number."""
-
-    @property
-    def low(self) -> float | None:
-        """Lower end."""
-
-    @property
-    def high(self) -> float | None:
-        """Upper end."""
+Logs = Mapping[str, Mapping[int, Log]]
+"""Method label to seed to what the run has logged."""
 
 
-@dataclass(frozen=True)
-class Fact:
-    """One number worth seeing first."""
+def write_report(study: Study) -> Path:
+    """Writes ``report.html`` from a study, its run folders and its pictures.
 
-    label: str
-    value: str
-    note: str = ""
+    A section stands there when there is something to show: a run has its recipe and its ledger, a
+    comparison has costs side by side and pairs of methods.
 
-
-def write_report(folder: RunFolder) -> Path:
-    """Writes ``report.html`` from the other files of the folder, whichever are there.
-
-    Raises: DataError if one of them is damaged.
+    Raises: DataError if one of their files is damaged.
     """
-    rows = folder.metrics_rows()
-    results = folder.read_results()
-    ledger = folder.read_ledger()
-    recipe, recipe_text = _recipe(folder.recipe)
-    tables = findings.tables(results)
-    paths = sorted(folder.pictures.glob("*.png"))
+    labels, styles = study.labels, looks(study.labels)
+    logs = _logs(study)
+    shown = entries(study.verdicts)
+    prepared = cards(study.told)
+    sheets = _sheets(study.folder / "pictures", {one.picture for one in prepared})
+    paths = [*sheets, *(one.picture for one in prepared if one.picture is not None)]
     pictures = embedded(paths)
-    prepared = cards(ledger, list(pictures.values()))
-    on_cards = [card.picture for card in prepared]
-    page = template("page.html.j2", Path(__file__).parent).render(
-        measured=measured,
-        title=recipe.get("name", folder.path.name),
-        seed=recipe.get("seed"),
-        setting=_setting(recipe),
-        answer=findings.answer(tables),
-        tally=findings.tally(tables),
-        unfinished=_unfinished(rows, recipe, ledger),
-        facts=_facts(rows, tables, ledger),
-        by_labels=[
-            (
-                table,
-                [(table, row) for row in table.rows],
-                label_chart(table) if len(table.rows) > 1 else None,
-            )
-            for table in tables
-            if table.by_labels
+    sections = (_of_run if study.is_run else _of_methods)(study, shown, logs)
+    page = template().render(
+        study=study,
+        labels=labels,
+        entries=shown,
+        tally=tally(study.verdicts),
+        protocols=protocols(shown),
+        own_tasks=[
+            found
+            for found in study.verdicts
+            if found.row.own_task and (study.is_run or is_telling(found.row.metric))
         ],
-        probes=[
-            [
-                (table, row)
-                for table in tables
-                for row in table.rows
-                if not table.by_labels and (table.baseline is not None) == with_baseline
-            ]
-            for with_baseline in (True, False)
-        ],
-        layers=[
-            (found, layer_chart(found) if len(found.layers) > 1 else None)
-            for found in curves(results)
-        ],
-        prepared=prepared,
-        charts=training_charts(rows),
-        pictures=[picture for picture in pictures.values() if picture not in on_cards],
-        left_out=[f"{path.parent.name}/{path.name}" for path in paths if path not in pictures],
-        ledger=ledger,
-        skipped_images=_listed(
-            ledger.get("dataset", {}).get("skipped", []),
-            lambda item: f"{item.get('path', item.get('index'))} ({item.get('reason')})",
-        ),
-        skipped_steps=_listed(
-            ledger.get("skipped_steps", []),
-            lambda item: f"step {item['step']} (images {', '.join(map(str, item['index']))})",
-        ),
-        recipe_text=recipe_text,
+        label_charts=label_charts(shown, styles),
+        layers=layers(study, styles),
+        sheets=[(about, pictures[path]) for path, about in sheets.items() if path in pictures],
+        cards=[(card, card.picture and pictures.get(card.picture)) for card in prepared],
+        left_out=[path.relative_to(study.folder) for path in paths if path not in pictures],
+        recipes=_recipes(study.arms),
+        **sections,
     )
-    write_text(folder.report, page)
-    return folder.report
+    path = study.folder / "report.html"
+    write_text(path, page)
+    return path
 
 
-def measured(entries: Sequence[tuple[Table, Row]]) -> list[str]:
-    """The baselines that a table needs a column for."""
-    return [init for init in BASELINES if any(init in row.by_init for _, row in entries)]
+def _of_methods(study: Study, shown: Sequence[Entry], logs: Logs) -> dict[str, Any]:
+    """What only a comparison has: which runs are missing, and what the methods cost."""
+    styles, batch_sizes = looks(study.labels), {arm.label: arm.batch_size for arm in study.arms}
+    undone = [one for one in study.outcomes if one.state != "finished"]
+    costs = {arm.label: cost_of(arm, study.finished) for arm in study.arms}
+    return {
+        "columns": [(label, "pretrained") for label in study.labels],
+        "undone": undone,
+        "refused": _refused(study, undone),
+        "costs": costs,
+        "quantities": quantities(study.arms, [*costs.values()]),
+        "cost_charts": cost_charts(shown, costs, styles),
+        "training": training_charts(logs, batch_sizes),
+        "progress": progress_charts(logs, batch_sizes, styles),
+    }
+
+
+def _of_run(study: Study, shown: Sequence[Entry], logs: Logs) -> dict[str, Any]:
+    """What only a single run has: its recipe, how far it is, all that it logged, its ledger."""
+    (outcome,), (arm,) = study.outcomes, study.arms
+    recipe, rows = read_recipe(arm.recipe), logs[arm.label][outcome.cell.seed]
+    measured = {start for entry in shown for _, start in entry.found.means}
+    return {
+        "columns": [
+            (arm.label, start) for start in ("pretrained", *BASELINES) if start in measured
+        ],
+        "seed": recipe.get("seed"),
+        "setting": setting(recipe),
+        "unfinished": unfinished(rows, recipe, outcome.ledger),
+        "facts": facts(study, shown, rows),
+        "training": run_charts(rows),
+        "progress": [],
+        "ledger": outcome.ledger,
+        "skipped": skipped(outcome.ledger),
+    }
 
 
 @cache
-def template(name: str, folder: Path) -> jinja2.Template:
-    """Opens a template that may include what this folder holds, and speaks as the report does."""
+def template() -> jinja2.Template:
+    """Opens the page's template."""
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader([folder, Path(__file__).parent]),
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.globals.update(words=words, baselines=BASELINES, forest=forest)
-    return environment.get_template(name)
+    environment.globals.update(
+        words=words,
+        baselines=BASELINES,
+        marks=MARKS,
+        num_colours=len(SERIES),
+        forest=forest,
+        scale=scale,
+        deviation=deviation,
+        distinct=distinct,
+        probability=probability,
+        hashed=hashed,
+    )
+    return environment.get_template("page.html.j2")
 
 
-def forest(difference: Estimate, others: Iterable[Estimate]) -> dict[str, float]:
+def forest(difference: Interval, others: Iterable[Interval]) -> dict[str, float]:
     """Places one interval on a line from 0 to 100 that it shares with others, zero at 50."""
     ends = [
         abs(end)
@@ -151,112 +164,78 @@ def forest(difference: Estimate, others: Iterable[Estimate]) -> dict[str, float]
     }
 
 
-def _recipe(path: Path) -> tuple[dict[str, Any], str]:
-    if not path.is_file():
-        return {}, ""
-    text = path.read_text(encoding="utf-8")
-    try:
-        return tomllib.loads(text), text
-    except tomllib.TOMLDecodeError as error:
-        raise DataError(f"{path}: must be TOML, but is not ({error}).") from error
+def deviation(row: Row, label: str, start: str) -> float | None:
+    """The sample standard deviation over seeds; None of a single one."""
+    values = [value for value in row.values[label][start].values() if math.isfinite(value)]
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
-def _setting(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Names what was run: the data, the part in each slot, the budget."""
-    setting = []
-    data = recipe.get("data", {})
-    if data:
-        size = data.get("image_size")
-        height, width = size if isinstance(size, list) else (size, size)
-        patches = f"patches of {data.get('patch_size')} px"
-        setting.append(("data", f"{data.get('name')}, {height} × {width} px, {patches}"))
-    for slot in PARTS:
-        table = recipe.get(slot, {})
-        named = [table] if "part" in table else list(table.values())
-        if named:
-            setting.append((slot, ", ".join(str(part.get("part")) for part in named)))
-    train = recipe.get("train", {})
-    for unit in ("steps", "epochs"):
-        if train.get(f"total_{unit}") is not None:
-            amount = f"{words.count(train[f'total_{unit}'])} {unit}"
-            setting.append(("budget", f"{amount}, batches of {words.count(train['batch_size'])}"))
-    return setting
-
-
-def _unfinished(
-    rows: Sequence[Mapping[str, float]], recipe: Mapping[str, Any], ledger: Mapping[str, Any]
-) -> str | None:
-    """Says what is still missing, so that half a run is not read as a whole one."""
-    if "evaluate" in ledger.get("seconds", {}):
-        return None
-    if ledger:
-        return "Pre-training is done, but not every evaluation of the recipe: this is a part."
-    if not rows:
-        return "This run has not logged a step yet."
-    step = words.count(rows[-1]["step"])
-    total = recipe.get("train", {}).get("total_steps")
-    return (
-        f"This run is not finished: it has reached step {step}"
-        + (f" of {words.count(total)}" if total else "")
-        + ", and has not been evaluated."
-    )
-
-
-def _facts(
-    rows: Sequence[Mapping[str, float]], tables: Sequence[Table], ledger: Mapping[str, Any]
-) -> list[Fact]:
-    facts = []
-    last = {name: value for row in rows for name, value in row.items()}
-    # What was measured at the end counts more than what was logged on the way.
-    for table in tables:
-        if "pretrained" in table.rows[0].by_init:
-            name = f"{table.evaluator}/{table.metric}"
-            last[name] = table.rows[0].by_init["pretrained"].mean
-    for name, value in last.items():
-        if name.startswith("heldout/metric/") and name.endswith("accuracy"):
-            note = _guesses(name, last)
-            label = "pre-training task, accuracy on held-out images"
-            facts.append(Fact(label, words.number(value, name), note))
-    for table, row in ((table, table.rows[0]) for table in tables):
-        if table.metric == "accuracy" and not table.by_labels and "pretrained" in row.by_init:
-            note = ", ".join(
-                f"{BASELINES[init]} {words.number(row.by_init[init].mean, table.metric)}"
-                for init in measured([(table, row)])
-            )
-            shown = words.number(row.by_init["pretrained"].mean, table.metric)
-            facts.append(Fact(f"{table.metric}, {table.name}".replace("_", " "), shown, note))
-    if ledger.get("images_seen"):
-        steps = f"{words.count(ledger['steps'])} steps"
-        facts.append(Fact("images seen", words.magnitude(ledger["images_seen"]), steps))
-    if ledger.get("images_per_second"):
-        seconds = ledger["seconds"]["train"]
-        rate = words.count(ledger["images_per_second"])
-        facts.append(Fact("images/s", rate, f"{words.duration(seconds)} of training"))
-    if prepared := ledger.get("prepared", {}).values():
-        seconds = sum(one["seconds"] for one in prepared)
-        total = words.duration(seconds + ledger["seconds"]["train"])
-        note = f"preparation {cost(seconds, all(one['cached'] for one in prepared))}"
-        facts.append(Fact("preparation and training", total, note))
-    if ledger.get("peak_memory_bytes"):
-        facts.append(Fact("peak memory", words.memory(ledger["peak_memory_bytes"])))
-    return facts
-
-
-def _guesses(accuracy: str, last: Mapping[str, float]) -> str:
-    """What guessing reaches, on held-out images or else on those of training."""
-    found = []
-    for guess, label in words.GUESSES.items():
-        name = f"{accuracy.rpartition('/')[0]}/{guess}"
-        value = last.get(name, last.get(name.removeprefix("heldout/")))
+def distinct(outcomes: Iterable[Outcome], *keys: str) -> list[str]:
+    """The different values that the ledgers have for one thing, such as their device."""
+    found: dict[str, None] = {}
+    for outcome in outcomes:
+        value: Any = outcome.ledger
+        for key in keys:
+            value = value.get(key) if isinstance(value, Mapping) else None
         if value is not None:
-            found.append(f"{label} {words.number(value, name)}")
-    return ", ".join(found)
+            found[words.count(value) if isinstance(value, int) else str(value)] = None
+    return list(found)
 
 
-def _listed(items: Sequence[Mapping[str, Any]], worded: Callable[[Mapping[str, Any]], str]) -> str:
-    """Counts and lists what was skipped; nothing skipped is said too."""
-    if not items:
-        return "none"
-    shown = "; ".join(worded(item) for item in items[:MAX_LISTED])
-    more = "; the others are in ledger.json" if len(items) > MAX_LISTED else ""
-    return f"{len(items)}: {shown}{more}"
+def probability(value: float | None) -> str:
+    """A p-value in words."""
+    if value is None:
+        return words.MISSING
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def hashed(script: str) -> str:
+    """The hash by which the page allows its one script, and no other."""
+    return base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+
+
+def _refused(study: Study, undone: Iterable[Outcome]) -> list[str]:
+    """What was refused, but for runs that are among the failed ones already."""
+    said = {f"{one.cell}: {one.reason}" for one in undone}
+    return [text for text in study.refused if text not in said]
+
+
+def _logs(study: Study) -> dict[str, dict[int, Log]]:
+    return {
+        label: {
+            one.cell.seed: RunFolder(one.folder, say=lambda _: None).metrics_rows()
+            for one in study.told
+            if one.cell.method == label
+        }
+        for label in study.labels
+    }
+
+
+def _sheets(folder: Path, on_cards: Container[Path | None]) -> dict[Path, dict[str, str]]:
+    """The pictures of a study: file to what the manifest says of it, if there is one."""
+    manifest = folder / "manifest.json"
+    if not manifest.is_file():
+        beside = (path for path in sorted(folder.glob("*.png")) if path not in on_cards)
+        return {path: {"title": "", "description": ""} for path in beside}
+    try:
+        listed = json.loads(manifest.read_text(encoding="utf-8"))
+        # Only what lies beside the manifest: it may come from elsewhere.
+        found = {folder / Path(sheet["file"]).name: sheet for sheet in listed}
+        return {
+            path: {"title": str(sheet["title"]), "description": str(sheet["description"])}
+            for path, sheet in found.items()
+            if path.is_file()
+        }
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{manifest}: must list sheets with title, file and description, but does not "
+            f"({error!r}). Remove it; the same command draws the pictures again."
+        ) from error
+
+
+def _recipes(arms: Iterable[Arm]) -> list[tuple[str, str]]:
+    return [
+        (arm.label, arm.recipe.read_text(encoding="utf-8", errors="replace"))
+        for arm in arms
+        if arm.recipe.is_file()
+    ]

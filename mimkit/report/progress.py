@@ -9,7 +9,7 @@ from rich import progress as bars
 from rich.console import Console, RenderableType
 from rich.text import Text
 
-from mimkit.report import words
+from mimkit import words
 
 MAX_METRICS = 3
 """How many metrics fit beside rate and loss on a terminal of 80 columns."""
@@ -84,7 +84,7 @@ class Display:
             images_per_second: current rate.
             loss: current training loss.
             metrics: ``<term>/<name>`` to value; the first three are shown; what guessing reaches
-                never, see `mimkit.report.words.GUESSES`.
+                never, see `mimkit.words.GUESSES`.
         """
         numbers = [
             f"{images_per_second:,.{0 if images_per_second >= 10 else 1}f} images/s",
@@ -100,7 +100,9 @@ class Display:
             seconds_per_step = (now - self.started) / max(1, step - self.start)
             left = seconds_per_step * (self.total_steps - step)
             share = 100 * step / self.total_steps
-            numbers.append(f"{_worded_time(left)} left" if step < self.total_steps else "done")
+            numbers.append(
+                f"{words.duration(round(left))} left" if step < self.total_steps else "done"
+            )
             self.message(
                 f"step {step:,}/{self.total_steps:,} ({share:.0f} %)  " + "  ".join(numbers)
             )
@@ -121,10 +123,3 @@ def _worded(metrics: Mapping[str, float]) -> list[str]:
             f"{label} " + (f"{100 * value:.1f} %" if "accuracy" in short else f"{value:.3g}")
         )
     return texts
-
-
-def _worded_time(seconds: float) -> str:
-    minutes = round(seconds / 60)
-    if minutes >= 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes} min" if seconds >= 90 else f"{seconds:.0f} s"

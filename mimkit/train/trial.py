@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
+from mimkit import words
 from mimkit.errors import in_one_line, memory_is_full
 from mimkit.memory import peak_bytes
 from mimkit.parts.flops import count_flops
@@ -65,7 +66,7 @@ class Trial:
         """Returns one line for people."""
         rate = batch_size / self.seconds_per_step
         return (
-            f"about {duration(steps * self.seconds_per_step)} for {steps:,} steps "
+            f"about {words.duration(steps * self.seconds_per_step)} for {steps:,} steps "
             f"({rate:,.0f} images/s, {self.flops_per_image / 1e9:.2f} GFLOP an image, "
             f"{self.peak_memory_bytes / 2**30:.1f} GiB{', compiled' if self.compiled else ''})"
         )
@@ -308,17 +309,6 @@ class _State:
 def _copy(tensor: Tensor) -> Tensor:
     # On the CPU, so that a GPU's peak is what it will be in the run.
     return tensor.detach().to("cpu", copy=True)
-
-
-def duration(seconds: float) -> str:
-    """Writes seconds as people say them: ``40 s``, ``12 min``, ``3.5 h``, ``6 days``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 90 * 60:
-        return f"{seconds / 60:.0f} min"
-    if seconds < 48 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 86400:.0f} days"
 
 
 def synchronize(device: torch.device) -> None:

@@ -76,15 +76,24 @@ def memory(num_bytes: float) -> str:
     return f"{num_bytes / 2**20:.0f}{NARROW}MiB"
 
 
-def duration(seconds: float) -> str:
-    """A time span in its two largest units."""
-    if seconds < 0.1:
+def duration(seconds: float, *, exact: bool = False) -> str:
+    """A time span in its one or two largest units.
+
+    Args:
+        seconds: how long; whole ones are written as such.
+        exact: enough to compare it with others: in seconds up to two hours.
+    """
+    if 0 < seconds < 0.1:
         return f"under 0.1{NARROW}s"
     if seconds < 90:
         return f"{seconds:.3g}{NARROW}s"
+    if exact and seconds < 7200:
+        return f"{count(seconds)}{NARROW}s"
     minutes = round(seconds / 60)
     if minutes < 90:
         return f"{minutes}{NARROW}min"
+    if minutes >= 48 * 60:
+        return f"{seconds / 86400:.3g}{NARROW}days"
     return f"{minutes // 60}{NARROW}h {minutes % 60:02d}{NARROW}min"
 
 

@@ -1,25 +1,20 @@
 import csv
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import mimkit
-from mimkit.comparison.records import (
-    Budget,
-    Cell,
-    Comparison,
-    Method,
-    Outcome,
-    Plan,
-    Row,
-    Trial,
-)
-from mimkit.comparison.statistics import compare, judge, spread
-from mimkit.comparison.tables import lines, markdown, write_csv, write_json
+from mimkit.comparison.gather import study_of
+from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.evaluate.uncertainty import Measured
+from mimkit.report.findings import Cell, Outcome, Row
+from mimkit.report.tables import lines, markdown, write_csv, write_json
+from mimkit.report.verdicts import compare, judge, spread
 
+PLAN = {"seeds": [0, 1, 2]}
 LAYER = "chosen on development images"
 SHARES = {
     "selfie": {0: 0.40, 1: 0.41, 2: 0.39},
@@ -63,7 +58,8 @@ def result(value, seed, init="pretrained", **protocol):
 def comparison(*rows, plan=None, outcomes=(), refused=()):
     plan = plan or make_plan(*SHARES)
     verdicts = tuple(map(judge, rows))
-    return Comparison(plan, Path("here"), tuple(outcomes), verdicts, "cae is the best.", refused)
+    study = study_of(plan, Path("here"), outcomes, verdicts, refused)
+    return replace(study, answer="cae is the best.")
 
 
 def plain(text):
@@ -224,7 +220,7 @@ def test_from_json_the_statistics_can_be_done_again(tmp_path):
         Outcome(Cell("cae", 1), "failed", Path("b"), "mimkit run y", "the disk is full"),
     ]
     given = comparison(row(label_fraction=0.1), outcomes=outcomes)
-    write_json(given, file)
+    write_json(given, PLAN, file)
     tree = json.loads(file.read_text(encoding="utf-8"))
     (found,) = tree["rows"]
     numbers = {
@@ -242,7 +238,7 @@ def test_from_json_the_statistics_can_be_done_again(tmp_path):
     assert found["protocol"] == {"label_fraction": 0.1}
     assert tree["cells"][0]["results"][0]["chosen"] == {"lr": 0.003}
     assert (tree["cells"][1]["state"], tree["cells"][1]["reason"]) == ("failed", "the disk is full")
-    assert tree["plan"]["seeds"] == [0, 1, 2]
+    assert tree["plan"] == PLAN
     assert tree["answer"] == "cae is the best."
 
 
@@ -250,7 +246,7 @@ def test_json_is_json_also_where_a_number_is_none(tmp_path):
     file = tmp_path / "results.json"
     shares = {"cae": {0: math.nan, 1: math.inf}}
     outcome = Outcome(Cell("cae", 0), "finished", Path("a"), "", results=[result(math.nan, 0)])
-    write_json(comparison(row("knn", shares=shares), outcomes=[outcome]), file)
+    write_json(comparison(row("knn", shares=shares), outcomes=[outcome]), PLAN, file)
 
     def refuse(word):
         pytest.fail(f"{word} is not JSON")
@@ -265,5 +261,5 @@ def test_the_same_runs_give_the_same_files(tmp_path):
         Cell("cae", 0), "finished", Path("a"), "", ledger={"seconds": 9}, results=[result(0.6, 0)]
     )
     for number, one in enumerate((outcome, slower)):
-        write_json(comparison(row(), outcomes=[one]), tmp_path / f"{number}.json")
+        write_json(comparison(row(), outcomes=[one]), PLAN, tmp_path / f"{number}.json")
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from mimkit.comparison.records import Pair, Verdicts
-from mimkit.comparison.statistics import differs
-from mimkit.comparison.wording import baseline_of, called, points, sure
+from mimkit.report.findings import Pair, Verdicts
+from mimkit.report.verdicts import differs
+from mimkit.report.wording import baseline_of, called, points, sure
 
 _NAMED: Final = 2
 """How many findings of a kind are named, the largest first; the others are counted."""

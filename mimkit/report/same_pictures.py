@@ -14,25 +14,24 @@ from rich.console import Console
 from torch import Tensor
 
 import mimkit
-from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Outcome, Plan
-from mimkit.comparison.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.console import headed
 from mimkit.data import cache
 from mimkit.data.opening import open_sources
 from mimkit.data.source import Source
 from mimkit.errors import DataError, MimkitError
 from mimkit.files import sha256, write_atomic, write_json
+from mimkit.folder import RunFolder
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.patches import unpatchify
 from mimkit.parts.records import Batch, Grid, Mask, View
 from mimkit.parts.shapes import Axes
-from mimkit.pipeline.pictures import prediction_columns
 from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report.embed import MAX_PNG_BYTES
-from mimkit.report.folder import RunFolder
-from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
+from mimkit.report.findings import Outcome, Study
+from mimkit.report.predictions import prediction_columns
+from mimkit.report.region import NUM_IMAGES, fit_region, hidden_region
+from mimkit.report.sheet import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.checkpoint import latest, restore_weights
 from mimkit.train.encoder_file import load_encoder
 from mimkit.train.step import Pretrainer
@@ -50,11 +49,11 @@ _REFUSALS: Final = (MimkitError, RuntimeError, ValueError, IndexError)
 """What parts raise at a mask that they cannot take; torch's own errors are among them."""
 
 
-def draw(plan: Plan, folder: Path, *, console: Console) -> None:
+def draw(study: Study, *, console: Console) -> None:
     """Writes ``pictures/<label>.png`` (large ones as .webp) and ``pictures/manifest.json``.
 
     Every method is shown the same images, evenly spaced over the held-out split, with the same
-    region hidden: 30 % of the squares of the coarsest grid, drawn for each image from the plan's
+    region hidden: 30 % of the squares of the coarsest grid, drawn for each image from the study's
     first seed. Of each method the first seed is taken of which all are finished, else its own
     first finished one. Runs that are not comparable are left out. If nothing has changed since
     the last time, nothing is drawn. Nothing is trained.
@@ -62,15 +61,14 @@ def draw(plan: Plan, folder: Path, *, console: Console) -> None:
     The manifest lists ``title``, ``file``, ``description`` and ``digest`` of each sheet.
 
     Args:
-        plan: what was compared.
-        folder: of the comparison.
+        study: whose runs are shown.
         console: is told what is drawn, and what cannot be.
 
     Raises: DataError if the disk is full.
     """
-    pictures = folder / "pictures"
-    chosen = _choose(plan, gather(plan, folder).outcomes)
-    digest = _digest(plan, chosen)
+    pictures = study.folder / "pictures"
+    chosen = _choose(study)
+    digest = _digest(study, chosen)
     if _is_current(pictures, digest, len(chosen)):
         return
     console.print(headed("pictures", "the same images and masks for every method"))
@@ -82,7 +80,7 @@ def draw(plan: Plan, folder: Path, *, console: Console) -> None:
         # Evenly spaced: data sets often come sorted by class.
         count = min(NUM_IMAGES, num_images)
         index = torch.arange(count) * num_images // count
-        region = hidden_region(coarsest, plan.seeds[0])[:count]
+        region = hidden_region(coarsest, study.seeds[0])[:count]
         for run in runs:
             try:
                 sheets.append(_sheet(run, coarsest, region, index, console))
@@ -115,15 +113,15 @@ class _Sheet:
     complete: bool
 
 
-def _choose(plan: Plan, outcomes: Sequence[Outcome]) -> list[Outcome]:
+def _choose(study: Study) -> list[Outcome]:
     """Gives one finished run of each method, all of one seed if there is such a seed."""
-    finished = {one.cell: one for one in outcomes if one.state == "finished"}
-    labels = [method.label for method in plan.methods]
+    finished = {one.cell: one for one in study.finished}
+    labels = study.labels
 
     def seeds(label: str) -> list[int]:
         return [cell.seed for cell in finished if cell.method == label]
 
-    shared = [seed for seed in plan.seeds if all(seed in seeds(label) for label in labels)]
+    shared = [seed for seed in study.seeds if all(seed in seeds(label) for label in labels)]
     return [
         next(one for cell, one in finished.items() if cell.method == label and cell.seed == seed)
         for label in labels
@@ -315,9 +313,9 @@ def _save(sheet: _Sheet, pictures: Path, width: int) -> Path:
     return dense
 
 
-def _digest(plan: Plan, chosen: Sequence[Outcome]) -> str:
+def _digest(study: Study, chosen: Sequence[Outcome]) -> str:
     """Changes whenever the pictures would."""
-    inputs: list[Any] = [_FORMAT, mimkit.__version__, plan.seeds[0]]
+    inputs: list[Any] = [_FORMAT, mimkit.__version__, study.seeds[0]]
     for outcome in chosen:
         folder = RunFolder(outcome.folder)
         files = (

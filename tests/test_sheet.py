@@ -3,7 +3,7 @@ import torch
 from PIL import Image, ImageColor
 
 from mimkit.parts.records import Grid, Mask, View
-from mimkit.report.pictures import (
+from mimkit.report.sheet import (
     MASKED_GREY,
     RIGHT,
     WRONG,

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from mimkit.comparison.records import Row
-from mimkit.comparison.statistics import compare, judge, seeds_needed, spread
 from mimkit.evaluate.uncertainty import Estimate, Measured, estimate
+from mimkit.report.findings import Row
+from mimkit.report.verdicts import compare, judge, seeds_needed, spread
 
 SEEDS, TEST_IMAGES = 5, 200
 

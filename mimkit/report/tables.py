@@ -1,22 +1,20 @@
-"""A comparison as Markdown, CSV and JSON."""
+"""A study as Markdown, CSV and JSON."""
 
 import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 import mimkit
-from mimkit.comparison.budget import describe
-from mimkit.comparison.records import Comparison, Interval, Pair, Row, Verdicts
-from mimkit.comparison.wording import STARTS, called, is_layer
+from mimkit import words
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
-from mimkit.report import words
-from mimkit.report.findings import worded
+from mimkit.report.findings import Interval, Pair, Row, Study, Verdicts
+from mimkit.report.wording import STARTS, called, is_layer, worded
 
 MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}
 """Beside a difference whose interval lies above zero, or below it."""
@@ -44,7 +42,7 @@ class Line:
 
     Args:
         title: what was measured.
-        cells: by method, in the order of the plan.
+        cells: by method, in the order of the study.
         ranking: what the line says of the order of methods; "" where that is not asked.
         heads: it opens an evaluation; the lines after it are its baselines.
     """
@@ -55,41 +53,40 @@ class Line:
     heads: bool = True
 
 
-def markdown(comparison: Comparison) -> str:
+def markdown(study: Study) -> str:
     """Writes the results down as Markdown: answer, table, what is missing, command."""
-    plan = comparison.plan
-    labels = [method.label for method in plan.methods]
+    labels = study.labels
     rows = [["", *labels, "ranking"]]
     rows += [
         [f"**{line.title}**" if line.heads else line.title, *line.cells, line.ranking]
-        for line in lines(comparison)
+        for line in lines(study)
     ]
     rows.insert(1, ["---", *("---:" for _ in labels), "---"])
     undone = [
         f"{one.cell}: {one.reason or 'has not finished'}"
-        for one in comparison.outcomes
+        for one in study.outcomes
         if one.state != "finished"
     ]
-    refused = [text for text in comparison.refused if text not in undone]
+    refused = [text for text in study.refused if text not in undone]
     parts = [
-        f"# {', '.join(labels)} on {plan.dataset}",
-        comparison.answer,
+        f"# {study.title} on {study.dataset}",
+        study.answer,
         "\n".join(f"| {' | '.join(map(_markdown_cell, row))} |" for row in rows),
         EXPLAINED,
         "\n".join(f"- {_one_line(text)}" for text in (*undone, *refused)),
-        f"{len(plan.seeds)} seeds; {describe(plan.budget)} for each method and seed; "
-        f"mimkit {plan.mimkit}. To repeat it:",
-        f"    {plan.command}",
+        f"{len(study.seeds)} seeds; {study.budget} for each method and seed; "
+        f"mimkit {study.mimkit}. To repeat it:",
+        f"    {study.command}",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
-def write_csv(comparison: Comparison, path: Path) -> None:
+def write_csv(study: Study, path: Path) -> None:
     """Writes every single number down, one a line; one that is not finite is left empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for outcome in comparison.outcomes:
+    for outcome in study.outcomes:
         for result in outcome.results:
             protocol = result["protocol"]
             writer.writerow(
@@ -108,16 +105,21 @@ def write_csv(comparison: Comparison, path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def write_json(comparison: Comparison, path: Path) -> None:
+def write_json(study: Study, plan: Mapping[str, Any], path: Path) -> None:
     """Writes down all that the statistics are made from, and what they say.
 
     Numbers that are not finite become null. What depends on the moment is left out: the same runs
     give the same file.
+
+    Args:
+        study: what was found.
+        plan: what was planned, as a tree.
+        path: where to.
     """
     tree = {
         "mimkit": mimkit.__version__,
-        "answer": comparison.answer,
-        "plan": asdict(comparison.plan),
+        "answer": study.answer,
+        "plan": plan,
         "statistics": {
             "interval": "95 %, over seeds (Student) and test images (normal), Cochran and Cox",
             "test": "whether that interval leaves zero out, two-sided, paired by seed and image",
@@ -131,38 +133,40 @@ def write_json(comparison: Comparison, path: Path) -> None:
                 "command": outcome.command,
                 "results": [dict(result) for result in outcome.results],
             }
-            for outcome in comparison.outcomes
+            for outcome in study.outcomes
         ],
-        "rows": [_tree(found) for found in comparison.verdicts],
-        "refused": comparison.refused,
+        "rows": [_tree(found) for found in study.verdicts],
+        "refused": study.refused,
     }
     write_json_file(path, tree)
 
 
-def shared_rows(comparison: Comparison) -> list[tuple[str, Verdicts]]:
-    """The rows that compare the methods, each with its title."""
-    shown = [found for found in comparison.verdicts if not is_layer(found.row)]
+def shared_rows(study: Study) -> list[tuple[str, Verdicts]]:
+    """The rows that compare methods, each with its title; of a probe's layers the chosen one."""
+    return [one for one in _titled(study) if not one[1].row.own_task]
+
+
+def own_rows(study: Study) -> list[tuple[str, Verdicts]]:
+    """Losses and accuracies of each method's own task, each with its title."""
+    return [one for one in _titled(study) if one[1].row.own_task and is_telling(one[1].row.metric)]
+
+
+def _titled(study: Study) -> list[tuple[str, Verdicts]]:
+    shown = [found for found in study.verdicts if not is_layer(found.row)]
     rows = [found.row for found in shown]
-    return [(_title(found.row, rows), found) for found in shown if not found.row.own_task]
+    return [(_title(found.row, rows), found) for found in shown]
 
 
-def lines(comparison: Comparison) -> list[Line]:
+def lines(study: Study) -> list[Line]:
     """Arranges the table: evaluations that compare the methods, then each one's own task.
 
     Of a probe of all layers there is the chosen one; of the pre-training task there are losses and
     accuracies.
     """
-    shown = [found for found in comparison.verdicts if not is_layer(found.row)]
-    shared = [found for found in shown if not found.row.own_task]
-    own = [found for found in shown if found.row.own_task and _is_telling(found.row.metric)]
-    labels = [method.label for method in comparison.plan.methods]
-    num_seeds = len(comparison.plan.seeds)
     return [
         line
-        for found in (*shared, *own)
-        for line in _lines(
-            found, _title(found.row, [other.row for other in shown]), labels, num_seeds
-        )
+        for title, found in (*shared_rows(study), *own_rows(study))
+        for line in _lines(found, title, study.labels, len(study.seeds))
     ]
 
 
@@ -197,7 +201,7 @@ def _title(row: Row, rows: Iterable[Row]) -> str:
     return ", ".join(filter(None, (called(row), worded(row.protocol, names))))
 
 
-def _is_telling(metric: str) -> bool:
+def is_telling(metric: str) -> bool:
     """True for losses and accuracies, not for what stands beside them."""
     return not words.is_guess(metric) and (metric.startswith("loss/") or words.is_share(metric))
 

@@ -1,50 +1,27 @@
-"""The charts of a comparison: a colour and a marker for each method, the same in all of them."""
+"""Results against labels, cost and layers: a colour and a marker for each method throughout."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
 
 from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
 
-from mimkit.comparison.records import Interval, Outcome, Row, Verdicts
-from mimkit.comparison.wording import CALLED
-from mimkit.report import words
-from mimkit.report.findings import BASELINES, key_of, worded
-from mimkit.report.plots import (
-    MAX_LAYER_TICKS,
-    Chart,
-    format_values,
-)
-from mimkit.report.svg import INK, SERIES, Plot
+from mimkit import words
+from mimkit.report.findings import Interval, Outcome, Row, Verdicts
+from mimkit.report.looks import DASHED, Chart, Look, format_values, in_legend, legend
+from mimkit.report.svg import INK, Plot
+from mimkit.report.wording import BASELINES, key_of, name_of, worded
 
-_MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X")
-_DASHED: Final = (0, (4, 2.5))
 _LEAST_ROOM: Final = 0.05
 """Of the largest mean: closer means are not drawn farther apart."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """How a method is drawn."""
-
-    colour: str
-    marker: str
+_MAX_TICKS: Final = 16
+"""Layers that are numbered."""
 
 
 _SHARED: Final = Look(INK, "o")
 """Of a baseline that is the same for all methods."""
-
-
-def looks(labels: Iterable[str]) -> dict[str, Look]:
-    """Gives each method a colour and a marker; pairs of both repeat after 42."""
-    return {
-        label: Look(SERIES[number % len(SERIES)], _MARKERS[number % len(_MARKERS)])
-        for number, label in enumerate(labels)
-    }
 
 
 def label_chart(
@@ -68,7 +45,10 @@ def label_chart(
             shift = 1 + 0.035 * (number - (len(lines) - 1) / 2)
             name = _line_name(label, start)
             moved = [(fraction * shift, mean) for fraction, mean in points]
-            _errorbar(axes, moved, styles.get(label, _SHARED), (label, start))
+            look = styles.get(label, _SHARED)
+            _errorbar(axes, moved, look, (label, start))
+            if len(styles) == 1:
+                _single_seeds(axes, verdicts, look, start, shift)
             described.append(f"{name}: {_ends(points, row.metric)}")
         axes.set_xscale("log")
         axes.xaxis.set_minor_locator(NullLocator())
@@ -172,7 +152,7 @@ def layer_chart(
         for (label, start), points in lines.items():
             look, name = styles.get(label, _SHARED), _line_name(label, start)
             _errorbar(axes, points, look, (label, start))
-            chosen = _chosen(outcomes, label, row) if start == "pretrained" else []
+            chosen = chosen_layers(outcomes, label, start, row)
             for layer, mean in points:
                 if layer in chosen:
                     axes.plot(
@@ -182,21 +162,13 @@ def layer_chart(
             described.append(text + (f", chosen {_listed(chosen)}" if chosen else ""))
         last = max(layer for points in lines.values() for layer, _ in points)
         axes.set_xlim(0.5, last + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(min(last, MAX_LAYER_TICKS), integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(min(last, _MAX_TICKS), integer=True))
         axes.set_xlabel("layer")
         legend(axes, (start for _, start in lines))
         _focus(axes, (mean for points in lines.values() for _, mean in points), row.metric)
         format_values(axes, row.metric)
         description = f"{title}. {'. '.join(described)}."
         return Chart(title, description, plot.svg(f"layers {row.evaluator} {key_of(row.protocol)}"))
-
-
-def name_of(evaluator: str, metric: str) -> str:
-    """What was measured, as a heading."""
-    name = CALLED.get(evaluator, evaluator.replace("_", " "))
-    if not name.startswith("k-"):
-        name = f"{name[:1].upper()}{name[1:]}"
-    return f"{name} {metric.replace('_', ' ').replace('/', ' ')}"
 
 
 def _lines(
@@ -219,7 +191,8 @@ def _lines(
                 lines[label, start] = sorted(points, key=lambda point: point[0])
     for start in starts[1:]:
         same = [key for key in lines if key[1] == start]
-        if len(same) > 1 and all(lines[a] == lines[b] for a, b in pairwise(same)):
+        alike = all(lines[a] == lines[b] for a, b in pairwise(same))
+        if alike and (len(same) > 1 or len(same) == len(styles)):
             points = lines[same[0]]
             for key in same:
                 del lines[key]
@@ -240,7 +213,7 @@ def _priced(found: Verdicts, spent: Mapping[str, float]) -> list[tuple[str, str,
         for start in (gain.second.removeprefix(f"{label} ") for gain in found.gains)
         if (mean := found.means.get((label, start))) is not None and mean.num_seeds
     }
-    if len(baselines) > 1 and len(set(baselines.values())) == 1:
+    if len(set(baselines.values())) == 1 and (len(baselines) > 1 or len(spent) == 1):
         baselines = {"": next(iter(baselines.values()))}
     return [*points, *((label, start, 0.0, mean) for label, (start, mean) in baselines.items())]
 
@@ -262,13 +235,24 @@ def _errorbar(
         color=look.colour,
         marker=look.marker,
         markerfacecolor=look.colour if ours else "none",
-        linestyle="-" if ours else _DASHED,
+        linestyle="-" if ours else DASHED,
         linewidth=1.6 if ours else 1.1,
         markersize=5.5,
         elinewidth=1.0,
         capsize=2.5,
         label=in_legend(label) if ours else "",
     )
+
+
+def _single_seeds(
+    axes: Axes, verdicts: Iterable[Verdicts], look: Look, start: str, shift: float
+) -> None:
+    """Marks every seed faintly, where there is room since one method stands alone."""
+    for found in verdicts:
+        for starts in found.row.values.values():
+            for value in starts.get(start, {}).values():
+                x = shift * _fraction(found.row)
+                axes.plot(x, value, look.marker, color=look.colour, markersize=3, alpha=0.35)
 
 
 def _focus(axes: Axes, estimates: Iterable[Interval], metric: str) -> None:
@@ -288,44 +272,25 @@ def _focus(axes: Axes, estimates: Iterable[Interval], metric: str) -> None:
     axes.set_ylim(low - margin, high + margin)
 
 
-def legend(axes: Axes, starts: Iterable[str] = (), columns: int = 4) -> None:
-    """Above the plot, where it hides nothing: every method, and each kind of baseline once."""
-    handles, names = axes.get_legend_handles_labels()
-    for start in dict.fromkeys(starts):
-        if start != "pretrained":
-            hollow: Any = {"mfc": "none", "mec": INK, "markersize": 5.5}
-            handles.append(Line2D([], [], color=INK, marker="o", linestyle=_DASHED, **hollow))
-            names.append(BASELINES[start])
-    axes.legend(
-        handles,
-        names,
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 1.0),
-        ncols=min(len(names), columns),
-        fontsize=9,
-        columnspacing=1.2,
-        handlelength=1.8,
-        borderpad=0.2,
-    )
+def chosen_layers(outcomes: Iterable[Outcome], label: str, start: str, row: Row) -> list[int]:
+    """The layers that development images chose, where all but the layer agrees.
 
-
-def in_legend(label: str) -> str:
-    """A label that matplotlib shows; one that begins with an underscore it would hide."""
-    return f"\u2060{label}" if label.startswith("_") else label
-
-
-def _chosen(outcomes: Sequence[Outcome], label: str, row: Row) -> list[int]:
-    """The layers that development images chose for a method, where all but the layer agrees."""
+    Args:
+        outcomes: of the runs, which name the layers.
+        label: of a method; "" for any.
+        start: of its encoder.
+        row: of one layer.
+    """
     names = [name for name in row.protocol if name != "layer"]
     return sorted(
         {
             result["chosen"]["layer"]
             for outcome in outcomes
-            if outcome.cell.method == label
+            if label in ("", outcome.cell.method)
             for result in outcome.results
             if result["evaluator"] == row.evaluator
             and result["metric"] == row.metric
-            and result["init"] == "pretrained"
+            and result["init"] == start
             and "layer" in result.get("chosen", {})
             and all(result["protocol"].get(name) == row.protocol[name] for name in names)
         }

@@ -11,7 +11,7 @@ from typing import Any, Final, Self
 from mimkit import locks
 from mimkit.errors import DataError
 from mimkit.files import finite, reading, write_json, write_text, writing
-from mimkit.report.ownership import LOCK, MARKER, claim, remove, shown
+from mimkit.ownership import LOCK, MARKER, claim, remove, shown
 
 _FILES: Final = (
     *("recipe.toml", "data.json", "metrics.jsonl", "results.json", "ledger.json", "report.html"),
@@ -236,3 +236,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise DataError(f"{path}: must be a JSON object, but is a {type(value).__name__}.")
     return value
+
+
+def is_whole(ledger: Mapping[str, Any]) -> bool:
+    """Whether a ledger is that of a run which has been trained and evaluated."""
+    return "evaluate" in ledger.get("seconds", {})

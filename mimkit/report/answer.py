@@ -5,12 +5,11 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Final
 
-from mimkit.comparison.budget import describe
-from mimkit.comparison.elsewhere import elsewhere
-from mimkit.comparison.records import Cell, Interval, Pair, Plan, Row, Verdicts
-from mimkit.comparison.statistics import differs
-from mimkit.comparison.wording import baseline_of, called, is_layer, listed, points, sure
 from mimkit.evaluate.statistics import no_interval
+from mimkit.report.elsewhere import elsewhere
+from mimkit.report.findings import Cell, Interval, Pair, Row, Verdicts
+from mimkit.report.verdicts import differs
+from mimkit.report.wording import baseline_of, called, is_layer, listed, points, sure
 
 MAIN: Final = ("finetune", "attentive_probe", "linear_probe", "knn")
 """Evaluators that speak for a comparison: the first of these that was measured."""
@@ -44,11 +43,16 @@ def main_row(verdicts: Sequence[Verdicts]) -> Verdicts | None:
     return min(speaking, key=order, default=None)
 
 
-def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
+def answer(verdicts: Sequence[Verdicts], budget: str, cells: Sequence[Cell]) -> str:
     """Says what was found in one sentence, with how sure it is; in another what is missing.
 
     It speaks of `main_row`, and then counts what all other evaluations say (`elsewhere`). A method
     is called the best only where the ranking has it alone in first place.
+
+    Args:
+        verdicts: all that was measured.
+        budget: of every run, in words; may be empty.
+        cells: the runs that should have a number.
     """
     found = main_row(verdicts)
     if found is None:
@@ -59,15 +63,33 @@ def answer(plan: Plan, verdicts: Sequence[Verdicts]) -> str:
     finding = _order(found, labels)
     top = found.ranking[0] if found.ranking else labels
     gains = [gain for gain in found.gains if gain.first in top]
-    clauses = [
+    said = (
         finding,
         _baseline(gains, found.row.metric),
         *elsewhere(found, _others(found, verdicts)),
-    ]
-    sentence = (
-        f"At {describe(plan.budget)}, in {called(found.row)}, {'; '.join(filter(None, clauses))}."
     )
-    return " ".join(filter(None, (sentence, *_missing(plan, found, verdicts))))
+    clauses = [clause for clause in said if clause]
+    lead = f"At {budget}, in" if budget else "In"
+    sentence = f"{lead} {called(found.row)}, {'; '.join(clauses)}."
+    if not clauses:
+        sentence = "The one method was compared with no baseline, so that nothing can be said."
+    return " ".join(filter(None, (sentence, *_missing(cells, found, verdicts))))
+
+
+def tally(verdicts: Sequence[Verdicts]) -> str | None:
+    """Counts all gains over baselines, so that no single row is picked out."""
+    gains = [
+        gain.difference for found in verdicts if not is_layer(found.row) for gain in found.gains
+    ]
+    if len(gains) < 2:
+        return None
+    directions = [gain.direction for gain in gains if gain.low is not None]
+    single = len(gains) - len(directions)
+    return (
+        f"Over all {len(gains)} comparisons with a baseline: better in "
+        f"{directions.count('up')}, worse in {directions.count('down')}, not distinguishable in "
+        f"{directions.count('none')}" + (f", without an interval {single}." if single else ".")
+    )
 
 
 def _others(main: Verdicts, verdicts: Sequence[Verdicts]) -> list[Verdicts]:
@@ -211,16 +233,16 @@ def _gap(pair: Pair | None, first: str, found: Verdicts) -> str:
     return f"{points(interval.mean, metric).lstrip('+')} ({sure(interval, metric)})"
 
 
-def _missing(plan: Plan, main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterator[str]:
+def _missing(wanted: Sequence[Cell], main: Verdicts, verdicts: Sequence[Verdicts]) -> Iterator[str]:
     """Names the runs that have no number in the main row."""
     rows = [found.row for found in verdicts]
-    absent = [cell for cell in plan.cells if not _measured(cell, [main.row])]
+    absent = [cell for cell in wanted if not _measured(cell, [main.row])]
     for cells, why in (
         ([cell for cell in absent if not _measured(cell, rows)], "failed or not finished"),
         ([cell for cell in absent if _measured(cell, rows)], "measured in another way"),
     ):
         if len(cells) > _FEW:
-            yield f"Not in it: {len(cells)} of {len(plan.cells)} runs ({why})."
+            yield f"Not in it: {len(cells)} of {len(wanted)} runs ({why})."
         elif cells:
             yield f"Not in it: {'; '.join(map(str, cells))} ({why})."
 

@@ -7,7 +7,7 @@ import torch
 
 from mimkit.parts.records import Batch, Picture, View
 from mimkit.parts.target import Preparation, Target
-from mimkit.report.pictures import Column, contact_sheet, denormalise, masked_input
+from mimkit.report.sheet import Column, contact_sheet, denormalise, masked_input
 from mimkit.train.step import Pretrainer
 
 

@@ -15,13 +15,14 @@ from mimkit import DataError, Grid, RecipeError
 from mimkit.builtin.encoders import ViT
 from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Pixels
-from mimkit.comparison import pictures as module
-from mimkit.comparison.pictures import draw
+from mimkit.comparison.gather import gather
 from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.region import fit_region, hidden_region
 from mimkit.parts.masker import Masker
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
+from mimkit.report import same_pictures as module
+from mimkit.report.region import fit_region, hidden_region
+from mimkit.report.same_pictures import draw
 
 RECIPE = """\
 name = "{name}"
@@ -119,7 +120,8 @@ def make_plan(folder, *labels, seeds=(0, 1)):
 def drawn(folder, *labels, **options):
     """Draws, and returns the manifest by label and what was said."""
     said = io.StringIO()
-    draw(make_plan(folder, *labels, **options), folder, console=Console(file=said, width=1000))
+    study = gather(make_plan(folder, *labels, **options), folder)
+    draw(study, console=Console(file=said, width=1000))
     manifest = json.loads((folder / "pictures" / "manifest.json").read_text())
     return {sheet["file"].split(".")[0]: sheet for sheet in manifest}, said.getvalue()
 
@@ -265,7 +267,7 @@ def test_what_is_not_finished_is_left_out(folder):
 def test_without_any_run_the_manifest_is_empty(folder):
     plan = make_plan(folder, "coarse", "fine")
     shutil.rmtree(folder / "runs")
-    draw(plan, folder, console=Console(quiet=True))
+    draw(gather(plan, folder), console=Console(quiet=True))
     assert json.loads((folder / "pictures" / "manifest.json").read_text()) == []
 
 

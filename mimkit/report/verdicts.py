@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 from scipy.special import chdtri, ndtr, ndtri, stdtrit
 
-from mimkit.comparison.records import Interval, Pair, Row, Verdicts
 from mimkit.evaluate.statistics import verdict
 from mimkit.evaluate.uncertainty import Estimate, Measured, estimate, estimate_difference, margin
-from mimkit.report.findings import BASELINES
+from mimkit.report.findings import Interval, Pair, Row, Verdicts
+from mimkit.report.wording import BASELINES
 
 ALPHA: Final = 0.05
 POWER: Final = 0.8
