@@ -9,10 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mimkit.comparison.budget import parse_budget, parse_within
-from mimkit.comparison.conduct import conduct
-from mimkit.comparison.folder import default_folder
-from mimkit.comparison.question import Asked, Question
 from mimkit.errors import RecipeError, mendable
 from mimkit.launch.devices import default_jobs
 from mimkit.launch.local import LocalLauncher
@@ -21,6 +17,10 @@ from mimkit.parts.part import Module
 from mimkit.pipeline import run as pipeline
 from mimkit.recipe.schema import load
 from mimkit.report.findings import Study
+from mimkit.study.budget import parse_budget, parse_within
+from mimkit.study.conduct import conduct
+from mimkit.study.folder import default_folder
+from mimkit.study.question import Asked, Question
 from mimkit.train import encoder_file
 
 

@@ -29,7 +29,7 @@ BOUNDS = [name for name in mimkit.__all__ if get_origin(getattr(mimkit, name)) i
 )
 def test_the_example_in_every_public_docstring_is_true(name, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for module in ("mimkit.pipeline.run", "mimkit.comparison.conduct"):
+    for module in ("mimkit.pipeline.run", "mimkit.study.conduct"):
         monkeypatch.setattr(f"{module}.make_console", lambda: make_console(quiet=True))
     public = {each: getattr(mimkit, each) for each in mimkit.__all__}
     finder = doctest.DocTestFinder(recurse=False)
@@ -90,7 +90,7 @@ def test_what_a_comparison_says_to_type_asks_the_same(monkeypatch, options):
         return "a comparison"
 
     monkeypatch.setattr("mimkit.api.conduct", conduct)
-    monkeypatch.setattr("mimkit.comparison.conduct.conduct", conduct)
+    monkeypatch.setattr("mimkit.study.conduct.conduct", conduct)
     mimkit.compare(["one", Path("two.toml")], **options)
     command = asked[0][0].command
     monkeypatch.setattr(sys, "argv", shlex.split(command))

@@ -9,12 +9,12 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.execute import execute
-from mimkit.comparison.folder import is_finished, run_folder
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.launch.base import Needs
 from mimkit.launch.devices import Gpus, find
 from mimkit.launch.local import LocalLauncher
+from mimkit.study.execute import execute
+from mimkit.study.folder import is_finished, run_folder
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 GIB = 2**30
 TRIAL = Trial(

@@ -15,8 +15,14 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.execute import execute
-from mimkit.comparison.folder import (
+from mimkit.errors import DataError
+from mimkit.launch.base import Ended, Task
+from mimkit.launch.local import LocalLauncher
+from mimkit.launch.slurm import SlurmLauncher
+from mimkit.launch.work import job_file
+from mimkit.report.findings import Cell
+from mimkit.study.execute import execute
+from mimkit.study.folder import (
     cell_command,
     claim,
     failure_file,
@@ -24,13 +30,7 @@ from mimkit.comparison.folder import (
     log_file,
     run_folder,
 )
-from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.errors import DataError
-from mimkit.launch.base import Ended, Task
-from mimkit.launch.local import LocalLauncher
-from mimkit.launch.slurm import SlurmLauncher
-from mimkit.launch.work import job_file
-from mimkit.report.findings import Cell
+from mimkit.study.records import Budget, Method, Plan, Trial
 from mimkit.train.signals import Interrupted
 
 TRIAL = Trial(0.1, 1e6, 2**20, 0.0, {}, {"trainable": 1, "encoder": 1}, 0.1, 0.1, "f", 10, "CPU")

@@ -7,12 +7,12 @@ import torch
 from scipy import stats
 
 import mimkit
-from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.evaluate.image_scores import pack
 from mimkit.report.answer import answer, main_row
 from mimkit.report.findings import Row
 from mimkit.report.verdicts import judge
+from mimkit.study.gather import gather
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 STEPS, BATCH = 50, 16
 LAYER = "chosen on development images"

@@ -17,15 +17,15 @@ import pytest
 from rich.console import Console
 
 from mimkit import cli
-from mimkit.comparison.execute import execute
-from mimkit.comparison.folder import claim, is_finished, run_folder
-from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.data.opening import open_source
 from mimkit.launch.local import LocalLauncher
 from mimkit.recipe.schema import load
 from mimkit.report.page import write_report
 from mimkit.report.tables import markdown, write_csv
+from mimkit.study.execute import execute
+from mimkit.study.folder import claim, is_finished, run_folder
+from mimkit.study.gather import gather
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 KILLS = 20
 

@@ -10,17 +10,17 @@ import torch
 from rich.console import Console
 from torchvision.transforms.functional import to_pil_image
 
-from mimkit.comparison.budget import describe, images_of, parse_budget
-from mimkit.comparison.gauge import Thorough, threads
-from mimkit.comparison.matrix import choose_sizes, evaluations
-from mimkit.comparison.methods import find_methods, fitted_batch, schedule
-from mimkit.comparison.outlook import table, warnings
-from mimkit.comparison.plan import make_plan, read_plan
-from mimkit.comparison.question import Asked, Question
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.data.opening import open_source
 from mimkit.errors import DataError, MimkitError, RecipeError
 from mimkit.recipe.schema import load
+from mimkit.study.budget import describe, images_of, parse_budget
+from mimkit.study.gauge import Thorough, threads
+from mimkit.study.matrix import choose_sizes, evaluations
+from mimkit.study.methods import find_methods, fitted_batch, schedule
+from mimkit.study.outlook import table, warnings
+from mimkit.study.plan import make_plan, read_plan
+from mimkit.study.question import Asked, Question
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 RECIPE = """
 name = "{name}"
@@ -159,8 +159,8 @@ def test_for_other_data_the_nearest_recipe_is_fitted_and_says_so(tmp_path):
 
 
 def test_a_data_set_of_one_small_size_keeps_its_pixels_and_the_grid(monkeypatch):
-    monkeypatch.setattr("mimkit.comparison.methods._side", lambda source: 64.0)
-    monkeypatch.setattr("mimkit.comparison.methods._open", lambda asked, recipe: None)
+    monkeypatch.setattr("mimkit.study.methods._side", lambda source: 64.0)
+    monkeypatch.setattr("mimkit.study.methods._open", lambda asked, recipe: None)
     (found,) = find_methods(["cae"], Asked("tiny_imagenet"))
     assert found.recipe.data.patch_size == 8
     assert found.recipe.data.image_size == (64, 64)
@@ -267,7 +267,7 @@ def test_a_plan_is_measured_written_down_and_found_again(recipes, tmp_path, monk
     def refuse(*args, **options):
         raise AssertionError("nothing must be measured again")
 
-    monkeypatch.setattr("mimkit.comparison.gauge.subprocess.run", refuse)
+    monkeypatch.setattr("mimkit.study.gauge.subprocess.run", refuse)
     again = planned(question(recipes, seeds=3), folder)
     assert again.methods == plan.methods
     assert again.seeds == (0, 1, 2)
@@ -308,12 +308,12 @@ def test_what_the_machine_may_lack_is_said(tmp_path, monkeypatch):
         for name, one in (("one", trial), ("two", large))
     )
     plan = Plan("", "shapes", Budget("steps", 10), (0, 1), methods, "0.1.0")
-    monkeypatch.setattr("mimkit.comparison.outlook.machine_bytes", lambda: 11 * 2**30)
+    monkeypatch.setattr("mimkit.study.outlook.machine_bytes", lambda: 11 * 2**30)
     assert warnings(plan, 2, tmp_path) == []
     assert warnings(plan, 0, tmp_path) == []
     (said,) = warnings(plan, 3, tmp_path)
     assert re.match(r"3 runs at once may need 12\.0\sGiB of memory, .* has 11\.0\sGiB", said)
-    monkeypatch.setattr("mimkit.comparison.outlook._free_disk", lambda _: 39 * 2**20)
+    monkeypatch.setattr("mimkit.study.outlook._free_disk", lambda _: 39 * 2**20)
     assert warnings(plan, 1, tmp_path) == ["The disk may be too small for all runs."]
 
 

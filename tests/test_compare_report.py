@@ -17,8 +17,6 @@ import torch
 from page_text import Elements, text_of
 from PIL import Image
 
-from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.errors import DataError
 from mimkit.evaluate.base import Result
 from mimkit.folder import RunFolder
@@ -28,6 +26,8 @@ from mimkit.report.findings import Interval, Row, Verdicts
 from mimkit.report.looks import looks
 from mimkit.report.page import write_report
 from mimkit.report.sheet import Column, contact_sheet
+from mimkit.study.gather import gather
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 METHODS = ("pointer", "codes", "aligned")
 """How well each does, and what it costs beside the first."""

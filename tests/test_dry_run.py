@@ -12,13 +12,6 @@ import pytest
 import torch
 from rich.console import Console
 
-from mimkit.comparison.conduct import outline
-from mimkit.comparison.gauge import Rehearsed
-from mimkit.comparison.measuring import measure
-from mimkit.comparison.outlook import table
-from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Asked, Question
-from mimkit.comparison.records import Budget
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
 from mimkit.folder import RunFolder
@@ -26,6 +19,13 @@ from mimkit.launch.local import LocalLauncher
 from mimkit.parts.target import Preparation
 from mimkit.pipeline.assemble import assemble
 from mimkit.recipe.schema import load
+from mimkit.study.conduct import outline
+from mimkit.study.gauge import Rehearsed
+from mimkit.study.measuring import measure
+from mimkit.study.outlook import table
+from mimkit.study.plan import make_plan
+from mimkit.study.question import Asked, Question
+from mimkit.study.records import Budget
 from mimkit.train.distributed import World
 from mimkit.train.glance import Stopwatch, fewest, glance
 from mimkit.train.loop import Hooks
@@ -219,7 +219,7 @@ def test_the_outline_shows_the_plan(tiny, tmp_path, monkeypatch, inline):
     def here(*_):
         yield inline
 
-    monkeypatch.setattr("mimkit.comparison.conduct.rehearsing", here)
+    monkeypatch.setattr("mimkit.study.conduct.rehearsing", here)
     said = Console(record=True, width=120, file=io.StringIO())
     plan = outline(asking([str(tiny)]), tmp_path / "out", LocalLauncher(), console=said)
     assert [m.label for m in plan.methods] == ["tiny"]

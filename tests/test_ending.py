@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from mimkit.comparison.ending import steps, with_seeds
-from mimkit.comparison.gather import study_of
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.evaluate.base import Result
 from mimkit.folder import RunFolder
 from mimkit.report import ending, of_run
 from mimkit.report.findings import Outcome, Row
 from mimkit.report.verdicts import judge
+from mimkit.study.ending import steps, with_seeds
+from mimkit.study.gather import study_of
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 TRIAL = Trial(2.0, 1e6, 2**20, 0.0, {}, {}, 0.1, 0.1, "f", 10, "CPU")
 COMMAND = "mimkit compare a b --dataset shapes --seeds 3"

@@ -6,13 +6,13 @@ from rich.console import Console
 from torch import nn
 
 from mimkit import Tokens
-from mimkit.comparison import measuring
 from mimkit.evaluate.features import extract, extract_layers, whole
 from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import subject as subject_of
 from mimkit.recipe.registry import entries, load
 from mimkit.recipe.schema import load as load_recipe
+from mimkit.study import measuring
 from mimkit.train.distributed import World
 
 INDEX = torch.tensor([7, 3, 11, 0, 5])

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from mimkit.comparison.filling import Repeated
+from mimkit.study.filling import Repeated
 
 
 def test_large_weights_are_random_numbers_of_the_same_kind():

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from mimkit.comparison.gauge import _at_once, _call
+from mimkit.study.gauge import _at_once, _call
 from mimkit.train.signals import Interrupted
 
 WAIT = """

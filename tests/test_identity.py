@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from mimkit.comparison.refusals import DATA, is_on_other_data
 from mimkit.data.cache import folder as cache_folder
 from mimkit.data.opening import open_sources
 from mimkit.errors import DataError
@@ -16,6 +15,7 @@ from mimkit.folder import RunFolder
 from mimkit.pipeline.identity import splits, write_data
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
+from mimkit.study.refusals import DATA, is_on_other_data
 from mimkit.train.signals import Interrupted
 
 COLORS = ("blue", "green", "red")

@@ -13,17 +13,17 @@ from rich.console import Console
 
 import mimkit
 from mimkit.builtin.targets import Pixels
-from mimkit.comparison.methods import Found
-from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Asked, Question
-from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.refusals import is_another, is_edited, is_of_other_version
 from mimkit.errors import DataError, MimkitError
 from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.run import run
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
+from mimkit.study.methods import Found
+from mimkit.study.plan import make_plan
+from mimkit.study.question import Asked, Question
+from mimkit.study.records import Budget, Method, Plan, Trial
+from mimkit.study.refusals import is_another, is_edited, is_of_other_version
 from mimkit.train.distributed import World
 
 EVALUATORS = {entry.name: entry for entry in registry.entries("evaluators")}
@@ -171,7 +171,7 @@ def test_a_comparison_refuses_its_last_method_before_it_measures_the_first(
     def measure(*_, **__):
         raise AssertionError("a method was measured")
 
-    monkeypatch.setattr("mimkit.comparison.gauge.subprocess.run", measure)
+    monkeypatch.setattr("mimkit.study.gauge.subprocess.run", measure)
     recipes[1].write_text(recipes[1].read_text().replace(old, new))
     asked = question(*recipes, evaluate=evaluations, budget=budget)
     with pytest.raises(MimkitError, match=message):

@@ -15,14 +15,14 @@ from mimkit import DataError, Grid, RecipeError
 from mimkit.builtin.encoders import ViT
 from mimkit.builtin.maskers import RandomMasker
 from mimkit.builtin.targets import Pixels
-from mimkit.comparison.gather import gather
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.parts.masker import Masker
 from mimkit.pipeline.run import run
 from mimkit.recipe.schema import load
 from mimkit.report import same_pictures as module
 from mimkit.report.region import fit_region, hidden_region
 from mimkit.report.same_pictures import draw
+from mimkit.study.gather import gather
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 RECIPE = """\
 name = "{name}"

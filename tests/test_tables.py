@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 import mimkit
-from mimkit.comparison.gather import study_of
-from mimkit.comparison.records import Budget, Method, Plan, Trial
 from mimkit.evaluate.uncertainty import Measured
 from mimkit.report.findings import Cell, Outcome, Row
 from mimkit.report.tables import lines, markdown, write_csv, write_json
 from mimkit.report.verdicts import compare, judge, spread
+from mimkit.study.gather import study_of
+from mimkit.study.records import Budget, Method, Plan, Trial
 
 PLAN = {"seeds": [0, 1, 2]}
 LAYER = "chosen on development images"

@@ -6,14 +6,14 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from mimkit.comparison import within
-from mimkit.comparison.budget import parse_budget, parse_within
-from mimkit.comparison.outlook import seconds_of
-from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Asked, Question
-from mimkit.comparison.records import Budget, Trial
 from mimkit.errors import RecipeError
 from mimkit.recipe.schema import load, presets
+from mimkit.study import within
+from mimkit.study.budget import parse_budget, parse_within
+from mimkit.study.outlook import seconds_of
+from mimkit.study.plan import make_plan
+from mimkit.study.question import Asked, Question
+from mimkit.study.records import Budget, Trial
 
 PRESETS = """
 [presets.narrow]
@@ -154,7 +154,7 @@ def test_what_does_not_fit_into_memory_is_left_out(pair, tmp_path, monkeypatch):
     asked = asking(pair, 20_000.0, jobs=2)
     assert choose(asked, tmp_path)[0].recipes.preset == "wide"
     # Known says 1 MiB for each of two runs, times the width.
-    monkeypatch.setattr("mimkit.comparison.within.machine_bytes", lambda: 50 * 2**20)
+    monkeypatch.setattr("mimkit.study.within.machine_bytes", lambda: 50 * 2**20)
     assert choose(asked, tmp_path)[0].recipes.preset is None
 
 

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from mimkit.cli.arguments import DataOption, DeviceOption, LabelsOption, PresetOption, SetOption
-from mimkit.comparison.server import serve
 from mimkit.console import make_console
+from mimkit.study.server import serve
 from mimkit.train.signals import Interrupted
 
 
@@ -69,12 +69,12 @@ def compare(
     if dry_run or within or preset == "auto":
         serve()  # processes that measure, which have imported all by the time that this one has
     from mimkit import ownership
-    from mimkit.comparison.budget import parse_budget, parse_within
-    from mimkit.comparison.conduct import conduct, outline
-    from mimkit.comparison.folder import default_folder
-    from mimkit.comparison.question import Asked, Question
     from mimkit.launch.base import make
     from mimkit.launch.devices import default_jobs
+    from mimkit.study.budget import parse_budget, parse_within
+    from mimkit.study.conduct import conduct, outline
+    from mimkit.study.folder import default_folder
+    from mimkit.study.question import Asked, Question
 
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])

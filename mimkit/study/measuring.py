@@ -1,6 +1,6 @@
 """Measuring what a method costs here, in a process of its own.
 
-``python -m mimkit.comparison.measuring RECIPE FILE [DEVICE]`` prepares the targets, which all runs
+``python -m mimkit.study.measuring RECIPE FILE [DEVICE]`` prepares the targets, which all runs
 then find in the cache, times a few steps, and writes a `Trial` and what the evaluations need. For a
 plan alone nothing is prepared: `Target.rehearse` tells what it would cost.
 """
@@ -19,8 +19,6 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from mimkit.comparison.filling import Repeated
-from mimkit.comparison.records import Trial
 from mimkit.console import make_console
 from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
@@ -31,6 +29,8 @@ from mimkit.pipeline.current import Run, subject
 from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import Recipe, load
 from mimkit.recipe.settle import settle
+from mimkit.study.filling import Repeated
+from mimkit.study.records import Trial
 from mimkit.train.distributed import join
 from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance, seconds_per_image
 from mimkit.train.loop import Hooks

@@ -3,8 +3,8 @@
 import re
 from typing import Final, get_args
 
-from mimkit.comparison.records import Budget, Trial, Unit
 from mimkit.errors import RecipeError, nearest
+from mimkit.study.records import Budget, Trial, Unit
 
 AUTO: Final = "auto"
 """What ``--preset`` says where the time is to choose it."""

@@ -7,16 +7,6 @@ from pathlib import Path
 from rich.console import Console
 
 from mimkit import locks
-from mimkit.comparison.folder import (
-    cell_command,
-    failure_file,
-    is_finished,
-    log_file,
-    recipe_path,
-    run_folder,
-)
-from mimkit.comparison.records import Method, Plan
-from mimkit.comparison.watch import watched
 from mimkit.evaluate.at_once import process_bytes
 from mimkit.launch.base import Launcher, Needs, Task
 from mimkit.launch.board import Shown
@@ -24,6 +14,16 @@ from mimkit.launch.queue import run
 from mimkit.launch.work import Work
 from mimkit.ownership import LOCK
 from mimkit.report.findings import Cell
+from mimkit.study.folder import (
+    cell_command,
+    failure_file,
+    is_finished,
+    log_file,
+    recipe_path,
+    run_folder,
+)
+from mimkit.study.records import Method, Plan
+from mimkit.study.watch import watched
 from mimkit.train.distributed import torchrun
 
 

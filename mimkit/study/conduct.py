@@ -5,17 +5,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from mimkit.comparison import ending, within
-from mimkit.comparison.budget import LONG_SECONDS
-from mimkit.comparison.execute import execute
-from mimkit.comparison.folder import claim
-from mimkit.comparison.gather import gather
-from mimkit.comparison.gauge import Thorough, rehearsing
-from mimkit.comparison.outlook import seconds_of, table, warnings
-from mimkit.comparison.plan import make_plan
-from mimkit.comparison.question import Question
-from mimkit.comparison.records import Plan
-from mimkit.comparison.refusals import holds_work
 from mimkit.console import make_console
 from mimkit.files import write_text
 from mimkit.launch.base import Launcher
@@ -24,6 +13,17 @@ from mimkit.report.findings import Study
 from mimkit.report.page import write_report
 from mimkit.report.same_pictures import draw
 from mimkit.report.tables import markdown, write_csv, write_json
+from mimkit.study import ending, within
+from mimkit.study.budget import LONG_SECONDS
+from mimkit.study.execute import execute
+from mimkit.study.folder import claim
+from mimkit.study.gather import gather
+from mimkit.study.gauge import Thorough, rehearsing
+from mimkit.study.outlook import seconds_of, table, warnings
+from mimkit.study.plan import make_plan
+from mimkit.study.question import Question
+from mimkit.study.records import Plan
+from mimkit.study.refusals import holds_work
 
 
 def conduct(

@@ -8,9 +8,9 @@ from rich import box
 from rich.table import Table
 
 from mimkit import words
-from mimkit.comparison.budget import describe
-from mimkit.comparison.records import Method, Plan, Trial
 from mimkit.memory import machine_bytes
+from mimkit.study.budget import describe
+from mimkit.study.records import Method, Plan, Trial
 
 
 def table(plan: Plan, jobs: int) -> Table:

@@ -4,16 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from mimkit.comparison.budget import describe, images_of
-from mimkit.comparison.gauge import Gauge
-from mimkit.comparison.matrix import TRAINED, Sizes, evaluations, shorten
-from mimkit.comparison.methods import Found, fitted_batch, load_for, schedule
-from mimkit.comparison.question import Question
-from mimkit.comparison.records import Budget, Method, Trial
 from mimkit.data.opening import open_labelled, open_source
 from mimkit.data.source import Source
 from mimkit.errors import RecipeError
 from mimkit.recipe.schema import Recipe
+from mimkit.study.budget import describe, images_of
+from mimkit.study.gauge import Gauge
+from mimkit.study.matrix import TRAINED, Sizes, evaluations, shorten
+from mimkit.study.methods import Found, fitted_batch, load_for, schedule
+from mimkit.study.question import Question
+from mimkit.study.records import Budget, Method, Trial
 
 _TRIAL_STEPS: Final = 100
 """Steps of a recipe that is only measured, not run."""

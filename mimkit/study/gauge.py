@@ -16,14 +16,14 @@ from unittest.mock import patch
 import torch
 from rich.console import Console
 
-from mimkit.comparison import measuring
-from mimkit.comparison.records import Trial
-from mimkit.comparison.server import START, serve
 from mimkit.console import headed, make_console
 from mimkit.data.workers import cores
 from mimkit.errors import MimkitError, RecipeError, in_one_line
 from mimkit.files import write_text
 from mimkit.recipe.schema import Recipe, resolved
+from mimkit.study import measuring
+from mimkit.study.records import Trial
+from mimkit.study.server import START, serve
 from mimkit.train.signals import Interrupted, listen
 
 _LOOK_EVERY_SECONDS: Final = 0.2
@@ -41,7 +41,7 @@ class Gauge(Protocol):
     """Measures recipes."""
 
     def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, Any]]:
-        """Gives what a method costs, and the other figures of `mimkit.comparison.measuring`.
+        """Gives what a method costs, and the other figures of `mimkit.study.measuring`.
 
         Raises: RecipeError if it cannot be run; Interrupted after a signal.
         """
@@ -76,7 +76,7 @@ class Thorough:
         file.unlink(missing_ok=True)
         write_text(held, text)
         self.console.print(headed("trial", label))
-        command = [sys.executable, "-m", "mimkit.comparison.measuring", str(held), str(file)]
+        command = [sys.executable, "-m", "mimkit.study.measuring", str(held), str(file)]
         code, message = _call(
             command + ([self.device] if self.device else []),
             {"OMP_NUM_THREADS": str(threads(self.jobs)), **os.environ},

@@ -9,17 +9,17 @@ from typing import Final
 from rich.console import Console
 
 from mimkit import words
-from mimkit.comparison.budget import AUTO
-from mimkit.comparison.gauge import Gauge
-from mimkit.comparison.methods import find_methods
-from mimkit.comparison.outlook import memory_of, seconds_of
-from mimkit.comparison.plan import least_budget, make_plan, read_plan
-from mimkit.comparison.question import Question
-from mimkit.comparison.records import Budget, Plan
 from mimkit.console import make_console
 from mimkit.errors import RecipeError
 from mimkit.memory import machine_bytes
 from mimkit.recipe.schema import presets
+from mimkit.study.budget import AUTO
+from mimkit.study.gauge import Gauge
+from mimkit.study.methods import find_methods
+from mimkit.study.outlook import memory_of, seconds_of
+from mimkit.study.plan import least_budget, make_plan, read_plan
+from mimkit.study.question import Question
+from mimkit.study.records import Budget, Plan
 
 _ENOUGH_IMAGES: Final = 100_000
 """Seen by each run: with fewer a smaller network learns more in the same time."""

@@ -9,14 +9,20 @@ from typing import Final
 from rich.console import Console
 
 import mimkit
-from mimkit.comparison.draft import Draft, Settled, draft_method, recipe_of, settle_method, trimmed
-from mimkit.comparison.folder import recipe_path
-from mimkit.comparison.gauge import Gauge
-from mimkit.comparison.matrix import Sizes, choose_sizes
-from mimkit.comparison.methods import Found, find_methods
-from mimkit.comparison.question import Question
-from mimkit.comparison.records import Budget, Method, Plan, Trial
-from mimkit.comparison.refusals import (
+from mimkit.data.opening import find, open_labelled, open_source, open_sources
+from mimkit.data.source import described
+from mimkit.errors import DataError
+from mimkit.files import write_json, write_text
+from mimkit.pipeline.identity import write_data
+from mimkit.recipe.schema import Recipe, resolved
+from mimkit.study.draft import Draft, Settled, draft_method, recipe_of, settle_method, trimmed
+from mimkit.study.folder import recipe_path
+from mimkit.study.gauge import Gauge
+from mimkit.study.matrix import Sizes, choose_sizes
+from mimkit.study.methods import Found, find_methods
+from mimkit.study.question import Question
+from mimkit.study.records import Budget, Method, Plan, Trial
+from mimkit.study.refusals import (
     DATA,
     all_data,
     is_another,
@@ -27,12 +33,6 @@ from mimkit.comparison.refusals import (
     refuse_unfit,
     refuse_unlike,
 )
-from mimkit.data.opening import find, open_labelled, open_source, open_sources
-from mimkit.data.source import described
-from mimkit.errors import DataError
-from mimkit.files import write_json, write_text
-from mimkit.pipeline.identity import write_data
-from mimkit.recipe.schema import Recipe, resolved
 
 PLAN: Final = "plan.json"
 _RENDERING: Final = {"image_size", "patch_size", "mean", "std", "interpolation"}

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import torch
 
-from mimkit.comparison.question import Asked
 from mimkit.data.intake.locate import labels_key, registered
 from mimkit.data.opening import open_source
 from mimkit.data.source import Source
 from mimkit.errors import RecipeError, nearest
 from mimkit.recipe import registry
 from mimkit.recipe.schema import Recipe, load, resolved
+from mimkit.study.question import Asked
 
 _MIN_STEPS: Final = 50
 _MIN_BATCH: Final = 8

@@ -4,7 +4,7 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from mimkit.comparison.records import Budget
+from mimkit.study.records import Budget
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from mimkit import words
-from mimkit.comparison.budget import describe
-from mimkit.comparison.folder import cell_command, failure_file, recipe_path, run_folder
-from mimkit.comparison.records import Method, Plan
 from mimkit.errors import DataError
 from mimkit.evaluate.statistics import of_entry
 from mimkit.folder import RunFolder, is_whole
@@ -16,6 +13,9 @@ from mimkit.report.answer import answer
 from mimkit.report.findings import Arm, Cell, Cost, Outcome, Row, Study, Verdicts
 from mimkit.report.rows import Number, rows
 from mimkit.report.verdicts import judge
+from mimkit.study.budget import describe
+from mimkit.study.folder import cell_command, failure_file, recipe_path, run_folder
+from mimkit.study.records import Method, Plan
 
 
 def gather(plan: Plan, folder: Path) -> Study:

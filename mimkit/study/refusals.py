@@ -7,11 +7,6 @@ from typing import Final
 import torch
 
 import mimkit
-from mimkit.comparison.budget import describe
-from mimkit.comparison.matrix import Sizes, choose_sizes, evaluations
-from mimkit.comparison.methods import Found, load_for
-from mimkit.comparison.question import Question
-from mimkit.comparison.records import Budget, Method, Plan
 from mimkit.console import make_console
 from mimkit.data.opening import find, open_labelled, open_source, open_sources
 from mimkit.data.source import Source
@@ -19,6 +14,11 @@ from mimkit.errors import DataError, MimkitError, RecipeError
 from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import assemble
 from mimkit.pipeline.identity import other_data, splits
+from mimkit.study.budget import describe
+from mimkit.study.matrix import Sizes, choose_sizes, evaluations
+from mimkit.study.methods import Found, load_for
+from mimkit.study.question import Question
+from mimkit.study.records import Budget, Method, Plan
 from mimkit.train.distributed import World
 
 DATA: Final = "data.json"

@@ -14,5 +14,5 @@ def serve() -> None:
     if START == "forkserver":
         from multiprocessing import forkserver  # noqa: PLC0415 -- POSIX only
 
-        multiprocessing.set_forkserver_preload(["mimkit.comparison.measuring"])
+        multiprocessing.set_forkserver_preload(["mimkit.study.measuring"])
         forkserver.ensure_running()
