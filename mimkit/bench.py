@@ -22,7 +22,7 @@ from mimkit.train.guard import Guard
 from mimkit.train.loop import Hooks
 from mimkit.train.means import Means
 from mimkit.train.precision import uses_bfloat16
-from mimkit.train.trial import Trial, synchronize, untouched
+from mimkit.train.trial import StepTrial, synchronize, untouched
 
 PHASES = ("data", "target", "encoder", "head", "loss", "backward", "optimizer", "core")
 
@@ -44,7 +44,7 @@ class Bench:
 
     name: str
     milliseconds: dict[str, float]
-    trial: Trial
+    trial: StepTrial
     batch_size: int
     peak_flops: float
     diagnoses: dict[str, float]

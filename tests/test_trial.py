@@ -7,7 +7,7 @@ from mimkit.train.distributed import World
 from mimkit.train.loop import total_steps, warmup_steps
 from mimkit.train.means import Means
 from mimkit.train.precision import uses_bfloat16
-from mimkit.train.trial import Trial, untouched
+from mimkit.train.trial import StepTrial, untouched
 
 
 def section(**changes):
@@ -30,7 +30,7 @@ def test_a_trial_leaves_the_module_as_it_was():
 
 
 def test_the_estimate_names_time_rate_and_memory():
-    trial = Trial(0.4, 0.1, 3 * 2**30, 2e9, compiled=True, overlaps=False)
+    trial = StepTrial(0.4, 0.1, 3 * 2**30, 2e9, compiled=True, overlaps=False)
     assert trial.describe(1200, 64) == (
         "about 10\u202fmin for 1,200 steps (128 images/s, 2.00 GFLOP an image, 3.0 GiB, compiled)"
     )

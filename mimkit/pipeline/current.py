@@ -22,7 +22,7 @@ from mimkit.recipe.schema import Recipe
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.step import Pretrainer
-from mimkit.train.trial import Trial, try_out
+from mimkit.train.trial import StepTrial, try_out
 
 
 @dataclass
@@ -143,7 +143,7 @@ class Run:
             loop.cut(self.pieces)
         return loop
 
-    def try_out(self, loop: Loop, *, processes: int = 1) -> Trial:
+    def try_out(self, loop: Loop, *, processes: int = 1) -> StepTrial:
         """Measures the next step of pre-training, and decides how it will be computed.
 
         Args:

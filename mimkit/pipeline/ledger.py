@@ -21,7 +21,7 @@ from mimkit.recipe.schema import TrainSection
 from mimkit.train.precision import uses_bfloat16
 from mimkit.train.progress import Progress
 from mimkit.train.step import Pretrainer
-from mimkit.train.trial import Trial
+from mimkit.train.trial import StepTrial
 
 _ALWAYS: Final = ("prepare", "train", "evaluate")
 """Phases that are told also where they took no time."""
@@ -38,7 +38,7 @@ def ledger(
     labelled: tuple[Source, Source] | None,
     train: TrainSection,
     device: torch.device,
-    trial: Trial | None,
+    trial: StepTrial | None,
     earlier: Mapping[str, object],
     progress: Progress,
     seconds: Mapping[str, float],

@@ -31,7 +31,7 @@ from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.progress import Progress
 from mimkit.train.signals import listen
-from mimkit.train.trial import Trial
+from mimkit.train.trial import StepTrial
 
 _SEEDS = 3
 """Runs that the end of a run proposes to compare."""
@@ -90,7 +90,7 @@ def run(
     return path
 
 
-def pretrain(current: Run) -> tuple[Trial | None, Progress]:
+def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
     """Trains to the last step, from the last checkpoint if there is one.
 
     Returns: what the steps cost in a trial, None if none was left to do, and how far it is.
@@ -169,7 +169,7 @@ def pretrain(current: Run) -> tuple[Trial | None, Progress]:
     return trial, loop.progress
 
 
-def finish(current: Run, trial: Trial | None, progress: Progress) -> None:
+def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:
     """Keeps the encoder, evaluates, draws, reports."""
     recipe, folder = current.recipe, current.folder
     view = current.parts.views[0]
@@ -226,7 +226,7 @@ def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:
         ) from error
 
 
-def _write_ledger(current: Run, trial: Trial | None, progress: Progress) -> None:
+def _write_ledger(current: Run, trial: StepTrial | None, progress: Progress) -> None:
     if not current.world.leads:
         return
     current.folder.write_ledger(
@@ -248,7 +248,7 @@ def _write_ledger(current: Run, trial: Trial | None, progress: Progress) -> None
     )
 
 
-def _announce(current: Run, trial: Trial, loop: Loop) -> None:
+def _announce(current: Run, trial: StepTrial, loop: Loop) -> None:
     left = loop.total - loop.progress.step
     if loop.progress.step:
         current.console.print(f"going on at step {loop.progress.step:,} of {loop.total:,}")

@@ -36,8 +36,7 @@ from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance, seconds_
 from mimkit.train.loop import Hooks
 from mimkit.train.precision import autocast
 from mimkit.train.signals import Interrupted
-from mimkit.train.trial import Trial as Steps
-from mimkit.train.trial import synchronize
+from mimkit.train.trial import StepTrial, synchronize
 
 _REPEATS: Final = 2
 _LONG: Final = 0.5
@@ -113,7 +112,7 @@ def read_trial(file: Path) -> tuple[Trial, dict[str, Any]]:
     return Trial(**found.pop("trial")), found
 
 
-def _steps(current: Run) -> tuple[Steps, Tensor]:
+def _steps(current: Run) -> tuple[StepTrial, Tensor]:
     """Times steps of pre-training; also gives images to time the rest with."""
     train, device = current.recipe.train, current.world.device
     few = min(MOST_IMAGES, train.batch_size)

@@ -18,7 +18,7 @@ from mimkit.parts.records import Batch
 from mimkit.train.guard import Guard
 from mimkit.train.loop import Loop
 from mimkit.train.means import Means
-from mimkit.train.trial import Trial
+from mimkit.train.trial import StepTrial
 
 MOST_IMAGES: Final = 32
 """A step of so many tells what a larger one takes."""
@@ -53,7 +53,7 @@ class Stopwatch:
         return self.seconds.get("optimizer", 0.0) + self.seconds.get("target", 0.0)
 
 
-def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -> Trial:
+def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -> StepTrial:
     """Measures steps of ever more images, until one takes half a second.
 
     Args:
@@ -95,7 +95,7 @@ def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -
     pieces = 1 if loop.train.accumulate == "auto" else loop.train.accumulate
     an_image = seconds_per_image(took)
     beside = watch.fixed + pieces * (took[number] - number * an_image)
-    return Trial(
+    return StepTrial(
         step_seconds=beside + share * an_image,
         load_seconds=share * load_seconds,
         peak_memory_bytes=peak_bytes() + round((share / pieces - number) * saved_per_image),

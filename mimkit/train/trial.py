@@ -35,7 +35,7 @@ _LOADER_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Trial:
+class StepTrial:
     """What a few steps cost.
 
     Args:
@@ -72,7 +72,7 @@ class Trial:
         )
 
 
-def try_out(loop: Loop, stream: Stream, *, workers: int) -> Trial:
+def try_out(loop: Loop, stream: Stream, *, workers: int) -> StepTrial:
     """Measures the loop's next step, and settles in how many pieces it runs, and if compiled.
 
     What is measured is the loop's own step, optimizer included; then all is put back as it was,
@@ -105,7 +105,7 @@ def try_out(loop: Loop, stream: Stream, *, workers: int) -> Trial:
                 seconds, memory = fast, its_memory
     _forget_peak(device)
     loop.progress.choice = replace(loop.progress.choice, where=place(loop.world))
-    return Trial(
+    return StepTrial(
         step_seconds=seconds,
         load_seconds=load_seconds,
         peak_memory_bytes=memory,
