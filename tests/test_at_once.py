@@ -229,7 +229,8 @@ def same_numbers(evaluator, subject, monkeypatch):
     (subject.workdir / "cells.jsonl").unlink()
     monkeypatch.setattr("mimkit.evaluate.at_once.room", lambda *_: 2)
     said = []
-    assert evaluator.run(dataclasses.replace(subject, report=said.append)) == in_turn
+    told = dataclasses.replace(subject, report=said.append, detail=said.append)
+    assert evaluator.run(told) == in_turn
     assert cells(subject) == kept  # also the losses, to the last bit
     assert len(kept) == len(said) - 1
 
