@@ -4,10 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
+from mimkit.folder import RunFolder
+from mimkit.pipeline.assemble import assemble
 from mimkit.recipe.build import build, construct
 from mimkit.recipe.problems import Problems
 from mimkit.recipe.schema import _preset_names, _read, load
+from mimkit.train.distributed import World
 
 ROOT = Path(__file__).parent.parent / "recipes"
 CASES = [
@@ -34,6 +38,29 @@ def test_it_can_be_built(file, preset):
     assert mask.target.shape[0] == 2
     text = file.read_text()
     assert text.startswith("# ")  # says where it is from
+
+
+@pytest.mark.parametrize(
+    ("file", "preset"),
+    [pytest.param(*case, marks=[pytest.mark.slow] * (case[1] is not None)) for case in CASES],
+    ids=lambda case: getattr(case, "stem", case),
+)
+def test_its_evaluations_can_judge_its_encoder(file, preset, tmp_path):
+    """At miniature depth, so that images can be encoded; widths and heads are the recipe's."""
+    whole = load(str(file), preset=preset)
+    shallow = {"depth": 1} if "depth" in whole.encoder.options else {}
+    recipe = load(
+        str(file),
+        preset=preset,
+        fixed={
+            "data": {"name": "shapes", "num_images": 2_000, "num_test_images": 100, "workers": 0},
+            "train": {"batch_size": 8, "processes": 1},
+            **({"encoder": shallow} if shallow else {}),
+        },
+    )
+    world, console = World(0, 1, torch.device("cpu")), Console(quiet=True)
+    with RunFolder(tmp_path / "run") as folder:
+        assert len(assemble(recipe, folder, world, console).evaluators) == len(recipe.evaluate)
 
 
 @pytest.mark.parametrize(
