@@ -1,9 +1,7 @@
 """Where the time of a step goes, and how near it comes to what the machine can do."""
 
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,7 +9,6 @@ from tempfile import TemporaryDirectory
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch import nn
 
 from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
@@ -22,6 +19,7 @@ from mimkit.train.guard import Guard
 from mimkit.train.loop import Hooks
 from mimkit.train.means import Means
 from mimkit.train.precision import uses_bfloat16
+from mimkit.train.stopwatch import Stopwatch
 from mimkit.train.trial import StepTrial, synchronize, untouched
 
 PHASES = ("data", "target", "encoder", "head", "loss", "backward", "optimizer", "core")
@@ -157,48 +155,3 @@ def _diagnoses(current: Run) -> dict[str, float]:
         for name, target in current.parts.targets.items()
         for key, value in target.diagnose(batch).items()
     }
-
-
-class Stopwatch:
-    """Adds up seconds by phase; a phase inside another is counted once, as the inner one."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.stack: list[str] = []
-        self.mark = 0.0
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Counts the time inside towards ``name``."""
-        self._enter(name)
-        yield
-        self._leave()
-
-    @contextmanager
-    def watch(self, module: nn.Module, name: str) -> Iterator[None]:
-        """Counts every forward pass of a module towards ``name``, unless a target is running it."""
-        handles = [
-            module.register_forward_pre_hook(
-                lambda *_: self._enter("target" if "target" in self.stack else name)
-            ),
-            module.register_forward_hook(lambda *_: self._leave()),
-        ]
-        yield
-        for handle in handles:
-            handle.remove()
-
-    def _enter(self, name: str) -> None:
-        self._charge()
-        self.stack.append(name)
-
-    def _leave(self) -> None:
-        self._charge()
-        self.stack.pop()
-
-    def _charge(self) -> None:
-        synchronize(self.device)
-        now = time.perf_counter()
-        if self.stack:
-            self.seconds[self.stack[-1]] += now - self.mark
-        self.mark = now

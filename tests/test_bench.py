@@ -6,11 +6,12 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mimkit.bench import PHASES, Stopwatch, bench, matmul_peak
+from mimkit.bench import PHASES, bench, matmul_peak
 from mimkit.data.batches import Batches
 from mimkit.recipe.schema import load
 from mimkit.train.loop import Loop
 from mimkit.train.step import Pretrainer
+from mimkit.train.stopwatch import Stopwatch
 
 
 @pytest.fixture

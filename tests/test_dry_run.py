@@ -27,8 +27,9 @@ from mimkit.study.plan import make_plan
 from mimkit.study.question import Asked, Question
 from mimkit.study.records import Budget
 from mimkit.train.distributed import World
-from mimkit.train.glance import Stopwatch, fewest, glance
+from mimkit.train.glance import fewest, glance
 from mimkit.train.loop import Hooks
+from mimkit.train.stopwatch import Stopwatch
 
 CPU = torch.device("cpu")
 ROOT = Path(__file__).parent.parent
@@ -158,8 +159,8 @@ def test_what_takes_the_same_for_any_batch_is_told_from_what_does_not(tiny, tmp_
     world = World(0, 1, CPU)
     current = assemble(recipe, RunFolder(tmp_path), world, make_console(quiet=True))
     now = [0.0]
-    watch = Stopwatch()
-    loop = current.loop(Hooks(phase=watch))
+    watch = Stopwatch(torch.device("cpu"))
+    loop = current.loop(Hooks(phase=watch.phase))
     gradients, update = loop.gradients, loop._update
 
     def slow_gradients(step, batch, **options):
@@ -167,7 +168,7 @@ def test_what_takes_the_same_for_any_batch_is_told_from_what_does_not(tiny, tmp_
         return gradients(step, batch, **options)
 
     def slow_update(output):
-        with watch("optimizer"):
+        with watch.phase("optimizer"):
             now[0] += 10
         return update(output)
 

@@ -32,10 +32,11 @@ from mimkit.recipe.settle import settle
 from mimkit.study.filling import Repeated
 from mimkit.study.records import Trial
 from mimkit.train.distributed import join
-from mimkit.train.glance import MOST_IMAGES, Stopwatch, fewest, glance, seconds_per_image
+from mimkit.train.glance import MOST_IMAGES, fewest, glance, seconds_per_image
 from mimkit.train.loop import Hooks
 from mimkit.train.precision import autocast
 from mimkit.train.signals import Interrupted
+from mimkit.train.stopwatch import Stopwatch
 from mimkit.train.trial import StepTrial, synchronize
 
 _REPEATS: Final = 2
@@ -121,8 +122,8 @@ def _steps(current: Run) -> tuple[StepTrial, Tensor]:
     load_seconds = (time.perf_counter() - start) / few / max(1, current.workers)
     batch = batch.to(device)
     if device.type == "cpu" and train.compile != "on":
-        watch = Stopwatch()
-        loop = current.loop(Hooks(phase=watch))
+        watch = Stopwatch(device)
+        loop = current.loop(Hooks(phase=watch.phase))
         return glance(loop, watch, batch, load_seconds=load_seconds), batch.image
     return current.try_out(current.loop(), processes=train.processes), batch.image
 

@@ -21,7 +21,7 @@ _FRESH: Final = (
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class Saved:
     """A checkpoint on disk whose checksum was found right.
 
     Args:
@@ -99,7 +99,7 @@ def save(
             (folder / f"{stem}{suffix}").unlink(missing_ok=True)
 
 
-def find(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
+def find(folder: Path) -> tuple[Saved | None, list[Damage]]:
     """Finds the newest checkpoint that is whole, and the damaged ones that are newer than it."""
     damaged: list[Damage] = []
     for number, stem in enumerate(_stems(folder)):
@@ -107,13 +107,13 @@ def find(folder: Path) -> tuple[Checkpoint | None, list[Damage]]:
         if number == 0 and not tensors.with_suffix(".json").exists():
             continue  # a kill came between its two files: it never existed
         found = _read(tensors)
-        if isinstance(found, Checkpoint):
+        if isinstance(found, Saved):
             return found, damaged
         damaged.append(found)
     return None, damaged
 
 
-def latest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
+def latest(folder: Path, report: Callable[[str], None]) -> Saved | None:
     """Finds the newest checkpoint that is whole, and says which damaged ones it passed over.
 
     Returns: None if there is no checkpoint at all.
@@ -133,7 +133,7 @@ def latest(folder: Path, report: Callable[[str], None]) -> Checkpoint | None:
     return found
 
 
-def restore_weights(checkpoint: Checkpoint, module: nn.Module, advice: str = _FRESH) -> None:
+def restore_weights(checkpoint: Saved, module: nn.Module, advice: str = _FRESH) -> None:
     """Loads a checkpoint into a module of the same recipe.
 
     Raises: DataError if names or shapes do not match; it ends with ``advice``.
@@ -148,7 +148,7 @@ def restore_weights(checkpoint: Checkpoint, module: nn.Module, advice: str = _FR
 
 
 def restore(
-    checkpoint: Checkpoint,
+    checkpoint: Saved,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     advice: str = _FRESH,
@@ -193,7 +193,7 @@ def _stems(folder: Path) -> list[str]:
     return sorted({path.stem for path in files}, reverse=True)
 
 
-def _read(tensors: Path) -> Checkpoint | Damage:
+def _read(tensors: Path) -> Saved | Damage:
     """Reads one checkpoint and compares its checksum."""
     record_file = tensors.with_suffix(".json")
     try:
@@ -209,7 +209,7 @@ def _read(tensors: Path) -> Checkpoint | Damage:
         return Damage(tensors, str(error.strerror or error))
     if not whole:
         return Damage(tensors, "its checksum differs")
-    return Checkpoint(step, tensors, state)
+    return Saved(step, tensors, state)
 
 
 def _optimizer_state(

@@ -5,8 +5,7 @@ batches are tried (`mimkit.train.trial`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import torch
@@ -18,6 +17,7 @@ from mimkit.parts.records import Batch
 from mimkit.train.guard import Guard
 from mimkit.train.loop import Loop
 from mimkit.train.means import Means
+from mimkit.train.stopwatch import Stopwatch
 from mimkit.train.trial import StepTrial
 
 MOST_IMAGES: Final = 32
@@ -27,37 +27,11 @@ _LONG: Final = 0.5
 _GROWTH: Final = 4
 
 
-class Stopwatch:
-    """Sums up what the phases of a step take: one of the `mimkit.train.loop.Hooks`.
-
-    >>> watch = Stopwatch()
-    >>> with watch("optimizer"):
-    ...     pass
-    >>> list(watch.seconds)
-    ['optimizer']
-    """
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Adds the time until leaving to that of the phase."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
-
-    @property
-    def fixed(self) -> float:
-        """Seconds that are the same for any number of images."""
-        return self.seconds.get("optimizer", 0.0) + self.seconds.get("target", 0.0)
-
-
 def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -> StepTrial:
     """Measures steps of ever more images, until one takes half a second.
 
     Args:
-        loop: on a CPU, for this alone, with ``watch`` as its ``hooks.phase``; its weights change.
+        loop: on a CPU, for this alone; ``watch.phase`` is its ``hooks.phase``; its weights change.
         watch: tells what takes the same for any number of images.
         batch: 32 images, or as many as a step has.
         load_seconds: until one image is there.
@@ -67,6 +41,9 @@ def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -
     guard, means = Guard(loop.pretrainer, []), Means(loop.world)
     most = batch.index.shape[0]
     number = fewest(loop.pretrainer, most)
+
+    def fixed() -> float:
+        return watch.seconds["optimizer"] + watch.seconds["target"]
 
     def step() -> float:
         watch.seconds.clear()
@@ -86,15 +63,15 @@ def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -
 
     saved = _saved_bytes(lambda: counted.append(count_flops(passes)), loop.pretrainer)
     flops_per_image, saved_per_image = counted[0] / number, saved / number
-    took = {number: step() - watch.fixed}
+    took = {number: step() - fixed()}
     while took[number] < _LONG and number < most:
         number = min(_GROWTH * number, most)
         step()  # the first of a size is slower
-        took[number] = step() - watch.fixed
+        took[number] = step() - fixed()
     share = loop.train.batch_size // loop.train.processes
     pieces = 1 if loop.train.accumulate == "auto" else loop.train.accumulate
     an_image = seconds_per_image(took)
-    beside = watch.fixed + pieces * (took[number] - number * an_image)
+    beside = fixed() + pieces * (took[number] - number * an_image)
     return StepTrial(
         step_seconds=beside + share * an_image,
         load_seconds=share * load_seconds,
