@@ -69,3 +69,22 @@ def test_a_comparison_gives_the_same_tables(folder, monkeypatch):
         "in linear probe accuracy at 100 % of the labels, one and two cannot be told apart" in said
     )
     assert (folder / "comparison/report.html").is_file()
+
+
+def test_an_edited_recipe_is_no_longer_the_comparisons(folder):
+    recipe = folder / "one.toml"
+    recipe.write_text(recipe.read_text().replace("lr = 1e-3", "lr = 2e-3"))
+    words = ("compare", "one.toml", "two.toml", "--budget", "steps=6", "--seeds", "2")
+    words += (
+        "--evaluate",
+        "knn,linear_probe",
+        "--device",
+        "cpu",
+        "--jobs",
+        "1",
+        "--out",
+        "comparison",
+    )
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 2
+    assert "is another one than when the comparison" in " ".join(result.output.split())

@@ -122,5 +122,5 @@ def test_a_run_ends_with_its_own_task_and_one_line_for_each_evaluation(tmp_path)
     narrow = "\u202f"
     assert shown == [
         ("k-NN accuracy", {"pretrained": f"50.0{narrow}%", "random": f"40.0{narrow}%"}, "+10.0"),
-        ("its own task: metric/patches/accuracy", {"pretrained": f"40.0{narrow}%"}, ""),
+        ("its own task: accuracy of patches", {"pretrained": f"40.0{narrow}%"}, ""),
     ]

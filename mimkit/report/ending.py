@@ -82,8 +82,15 @@ def lines(study: Study) -> list[Line]:
     """One line for each evaluation and method; of a run also how well it does its own task."""
     rows = shared_rows(study)
     if study.is_run:
-        rows += [one for one in own_rows(study) if words.is_share(one[1].row.metric)]
+        own = [found for _, found in own_rows(study) if words.is_share(found.row.metric)]
+        rows += [(f"its own task: {_plainly(found.row.metric)}", found) for found in own]
     return [line for title, found in rows for line in _lines(title, found, study.labels)]
+
+
+def _plainly(metric: str) -> str:
+    """Names a metric of a term: ``metric/patches/accuracy`` is the accuracy of patches."""
+    *_, term, name = ("", *metric.removeprefix("metric/").split("/"))
+    return f"{name.replace('_', ' ')} of {term}" if term else name.replace("_", " ")
 
 
 def _lines(title: str, found: Verdicts, labels: Sequence[str]) -> Iterator[Line]:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -45,7 +46,15 @@ class Found:
     @property
     def digest(self) -> str:
         """Changes whenever the recipe does, were it by an edit of its file."""
-        return hashlib.sha256(resolved(self.recipe).encode()).hexdigest()
+        return self.digest_of({})
+
+    def digest_of(self, versions: Mapping[str, str]) -> str:
+        """The digest that it had under other versions of Python and torch, by name."""
+        text, mark, origin = resolved(self.recipe).rpartition("\n[origin]\n")
+        for name, version in versions.items():
+            line = re.compile(rf'^{name} = ".*"$', re.MULTILINE)
+            origin = line.sub(f'{name} = "{version}"', origin, count=1)
+        return hashlib.sha256(f"{text}{mark}{origin}".encode()).hexdigest()
 
 
 def find_methods(references: Sequence[str], asked: Asked) -> tuple[Found, ...]:

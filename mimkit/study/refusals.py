@@ -1,5 +1,6 @@
 """What speaks against a comparison, found out before the first target is prepared."""
 
+import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import assemble
 from mimkit.pipeline.identity import other_data, splits
 from mimkit.study.budget import describe
+from mimkit.study.folder import recipe_path
 from mimkit.study.matrix import Sizes, choose_sizes, evaluations
 from mimkit.study.methods import Found, load_for
 from mimkit.study.question import Question
@@ -102,9 +104,11 @@ def is_another(earlier: Plan, question: Question, folder: Path) -> bool:
 def is_edited(method: Method, found: Found, folder: Path) -> bool:
     """Whether a method is another one than was planned, of which nothing was trained yet.
 
+    Another Python or torch makes no other method: its ledgers say which it was.
+
     Raises: DataError if it was trained as it was planned.
     """
-    if method.digest == found.digest:
+    if method.digest in (found.digest, found.digest_of(_versions(folder, method.label))):
         return False
     if not holds_work(folder, method.label):
         return True
@@ -113,6 +117,15 @@ def is_edited(method: Method, found: Found, folder: Path) -> bool:
         f"comparison in {folder} was planned: its finished runs must not be compared with new "
         "ones. Undo the change, or choose another folder with --out."
     )
+
+
+def _versions(folder: Path, label: str) -> dict[str, str]:
+    """Those of Python and torch with which a method was planned, as its recipe says."""
+    recipe = recipe_path(folder, label)
+    if not recipe.is_file():
+        return {}
+    origin = tomllib.loads(recipe.read_text(encoding="utf-8")).get("origin", {})
+    return {name: origin[name] for name in ("python", "torch") if name in origin}
 
 
 def is_on_other_data(sources: Mapping[str, Source], folder: Path) -> bool:
