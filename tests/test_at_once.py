@@ -256,7 +256,7 @@ def test_an_interrupted_evaluation_repeats_no_finished_training(subject, geometr
     with pytest.raises(KeyboardInterrupt):
         evaluator.run(dataclasses.replace(subject, report=report))
     finished = len(cells(subject))
-    assert 6 <= finished <= 8  # each process may have ended one more
+    assert 6 <= finished < len(kept)  # each process may have ended some more
     again = []
     assert evaluator.run(dataclasses.replace(subject, report=again.append)) == in_turn
     assert cells(subject) == kept
