@@ -15,6 +15,7 @@ from mimkit.data.pixels.augment import Augment
 from mimkit.data.pixels.readers import MeetingReader, Reader
 from mimkit.data.pixels.views import render
 from mimkit.data.registered import Split
+from mimkit.data.truth.records import Masks, Objects
 from mimkit.parts.records import View
 
 _SHOWN: Final = 4
@@ -40,6 +41,8 @@ class Source:
         pixels: (N, 3, H, W) uint8 if all images have one size of at most 64 pixels, else None.
         reader: decodes one image; None where there are pixels.
         key: of what is cached of it; "" where nothing is.
+        masks: the class of every pixel; None if that is not known.
+        objects: what the images show, and where; None if that is not known.
     """
 
     name: str
@@ -56,6 +59,8 @@ class Source:
     pixels: Tensor | None = None
     reader: Reader | None = None
     key: str = ""
+    masks: Masks | None = None
+    objects: Objects | None = None
 
     def __len__(self) -> int:
         return len(self._meeting if self.sizes is None else self.sizes)

@@ -163,10 +163,14 @@ class Evaluator(Part):
             for a run that trains nothing.
         needs_labels: True if it reads labels; then its images are those of ``data.labelled``, if
             the recipe names any.
+        needs_masks: True if it reads the class of every pixel; its images are then chosen likewise.
+        needs_objects: True if it reads boxes; its images are then chosen likewise.
     """
 
     needs_targets: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_masks: ClassVar[bool] = False
+    needs_objects: ClassVar[bool] = False
     every_steps: int | None = None
 
     def check(self, subject: Subject) -> None:
