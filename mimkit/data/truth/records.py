@@ -22,15 +22,23 @@ class Masks(Protocol):
         """The names that masks number."""
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with the masks and their classes; nothing if they change with images alone."""
+
+    @property
     def kind(self) -> str:
         """What was found, in words."""
 
     @property
+    def note(self) -> str:
+        """What people must know of how ids became classes, or nothing."""
+
+    @property
     def skipped(self) -> tuple[Skipped, ...]:
-        """Masks that are not as they must be, and why; looks at all of them the first time."""
+        """Masks that cannot be used, and images that have none, with the reason."""
 
     def usable(self) -> NDArray[np.int64]:
-        """Says which images have a mask with a pixel to judge; looks at all of them the first time.
+        """Says which images have a mask with a pixel to judge.
 
         Shape: (n,) int64, ascending.
         """
