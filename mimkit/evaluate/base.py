@@ -113,6 +113,7 @@ class Result:
         image_scores: what each judged image scored (`mimkit.evaluate.image_scores.pack`), whose
             mean is ``value``; None if that is not kept. With it intervals hold for other test
             images too, and as tight as the pairing of images allows.
+        parts: what ``value`` is the mean of, by name, such as the IoU of each class.
     """
 
     evaluator: str
@@ -124,6 +125,7 @@ class Result:
     protocol: Mapping[str, Plain] = field(default_factory=dict)
     chosen: Mapping[str, Plain] = field(default_factory=dict)
     image_scores: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
