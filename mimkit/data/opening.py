@@ -86,7 +86,7 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     All of its images are used, and ``data.path`` does not matter: it says where the images to
     pre-train on are.
 
-    Raises: DataError if the data cannot be found or used, or have no labels.
+    Raises: DataError if the data cannot be found or used, or have no labels, masks or objects.
     """
     labelled = _labelled(section)
     if labelled is None:
@@ -94,7 +94,8 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     listings = found.labelled if found else _listings(labelled, "data.labelled")
     train, test = _open(labelled, SPLITS, listings)
     for source in (train, test):
-        if source.labels is None or not bool((source.labels >= 0).any()):
+        labels = source.labels is not None and bool((source.labels >= 0).any())
+        if not labels and source.masks is None and source.objects is None:
             raise DataError(
                 f"data.labelled: must name labelled images, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "

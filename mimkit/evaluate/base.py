@@ -175,6 +175,11 @@ class Evaluator(Part):
     needs_objects: ClassVar[bool] = False
     every_steps: int | None = None
 
+    @classmethod
+    def needs_truth(cls) -> bool:
+        """Whether it reads anything that people say of images."""
+        return cls.needs_labels or cls.needs_masks or cls.needs_objects
+
     def check(self, subject: Subject) -> None:
         """Refuses at once what `run` could not do.
 

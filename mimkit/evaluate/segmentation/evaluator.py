@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Sequence
 from typing import Annotated, Final, Literal
 
 import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from mimkit.errors import DataError, RecipeError
+from mimkit.errors import RecipeError
 from mimkit.evaluate.at_once import Call, at_once
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.fractions import Labels, Subsets
-from mimkit.evaluate.images import evenly_spaced
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.evaluate.segmentation.crops import Crops
@@ -41,8 +40,7 @@ from mimkit.train.step import Pretrainer
 _NAME: Final = "segmentation"
 _FROZEN: Final = ("pretrained", "random")
 _PROTOCOL: Final = {"total_steps", "batch_size", "warmup_steps", "weight_decay"}
-_TRIAL_STEPS: Final = 2
-_TRIAL_IMAGES: Final = 4
+_NAMED: Final = 10
 NUM_SHOWN: Final = 6
 """So many test images are shown with what was predicted."""
 
@@ -157,27 +155,27 @@ class Segmentation(Evaluator):
         Raises: DataError, RecipeError.
         """
         subsets = self.subsets(subject)
-        subsets.check(subject, _NAME)
-        with torch.random.fork_rng(devices=[]):
-            network = self.heads.on(self.backbone(subject.pretrainer), subsets.labels.num_classes)
-            self._try(network)
+        if subsets.searches:
+            for row in subsets.rows(self.inits[0], [subject.seed]):
+                subsets.development(row)
+        self._try(self._network(subject, Cell("pretrained", subject.seed)))
 
     def work(self, subject: Subject) -> Work:
-        """Tells how long all trainings take, from a few of their steps; judging is a third of one.
-
-        Windows of an image are counted as those of the first test images.
-        """
+        """Tells how long everything takes, from a few steps and images."""
         subsets = self.subsets(subject)
         sizes = subsets.sizes(subsets.seeds, len(self.lrs))
         trainings = len(self.inits) * len(sizes)
         trained = trainings * (self.train.total_steps or 0) * self.train.batch_size
         judged = len(self.inits) * sum(judged for _, judged in sizes)
-        return Work(seconds=(trained + judged / 3) * self._seconds_of_crop(subject, subsets))
+        row = subsets.rows(self.inits[0], [subject.seed])[0]
+        network = self._network(subject, row)
+        trainer = self._trainer(subject, subsets)
+        a_crop, an_image = trainer.seconds(network, row, subsets.train(row), subsets.test)
+        return Work(seconds=trained * a_crop + judged * an_image)
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` by fraction, start and seed."""
         subsets = self.subsets(subject)
-        self._tell_absent(subject, subsets)
         trainer = self._trainer(subject, subsets)
         table = Table(
             subject,
@@ -202,7 +200,9 @@ class Segmentation(Evaluator):
             return table.results(row, found, protocol, {"lr": lr})
 
         found = at_once(trainer.one_of, results, rows, device=subject.device, report=subject.report)
-        return [result for of_row in found for result in of_row]
+        flat = [result for of_row in found for result in of_row]
+        self._tell_absent(subject, flat)
+        return flat
 
     def subsets(self, subject: Subject) -> Subsets:
         """Returns which images are trained on and judged."""
@@ -210,9 +210,7 @@ class Segmentation(Evaluator):
         return Subsets(
             # As images of one class: masks have no class to draw equally from.
             labels=Labels(
-                annotated(train, len(subject.train)),
-                annotated(test, len(subject.test)),
-                len(train.classes),
+                annotated(train, len(subject.train)), annotated(test, len(subject.test)), 1
             ),
             fractions=self.label_fractions,
             seeds=range(subject.seed, subject.seed + self.seeds),
@@ -241,7 +239,6 @@ class Segmentation(Evaluator):
         )
 
     def _trainer(self, subject: Subject, subsets: Subsets) -> SegmentationTrainer:
-        shown = subsets.test[evenly_spaced(subject.test, len(subsets.test))][:0]
         places = torch.arange(min(NUM_SHOWN, len(subsets.test)))
         shown = subsets.test[places * len(subsets.test) // max(1, len(places))]
         return SegmentationTrainer(
@@ -321,39 +318,24 @@ class Segmentation(Evaluator):
 
     def _try(self, network: Segmenter) -> None:
         """Refuses maps that a head cannot stand on, found out on noise."""
-        image = torch.randn(self.train.batch_size, 3, *self.grid.image_size)[:4]
-        network.train()
-        network.loss(image, torch.zeros(len(image), *self.grid.image_size, dtype=torch.int64))
+        count, size = min(4, self.train.batch_size), self.grid.image_size
+        device = next(network.parameters()).device
+        mask = torch.zeros(count, *size, dtype=torch.int64, device=device)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            network.train().loss(torch.randn(count, 3, *size, device=device), mask)
 
-    def _tell_absent(self, subject: Subject, subsets: Subsets) -> None:
-        """Names classes that no judged mask shows: they have no score and are left out of the mean."""
+    def _tell_absent(self, subject: Subject, results: Sequence[Result]) -> None:
+        """Names classes that no judged mask shows: they have no score and do not count."""
         masks = subject.test.masks
         assert masks is not None
-        there = masks.present(subsets.test.numpy())
-        absent = [name for name, one in zip(masks.classes, there, strict=True) if not one]
+        parts = next((result.parts for result in results if result.parts), {})
+        absent = [name for name in masks.classes if name not in parts]
         if absent:
+            more = ", ..." if len(absent) > _NAMED else ""
             subject.report(
                 f"{_NAME}: {len(absent)} of {len(masks.classes)} classes are in no judged mask and "
-                f"left out of the mean: {', '.join(absent[:10])}{', ...' * (len(absent) > 10)}"
+                f"left out of the mean: {', '.join(absent[:_NAMED])}{more}"
             )
-
-    def _seconds_of_crop(self, subject: Subject, subsets: Subsets) -> float:
-        cell = Cell(self.inits[0], subject.seed, self.label_fractions[0])
-        trainer = self._trainer(subject, subsets)
-        network = self._network(subject, cell)
-        size = min(self.train.batch_size, max(_TRIAL_IMAGES, 2))
-        small = trainer.section.model_copy(update={"batch_size": size})
-        trainer = SegmentationTrainer(
-            **{**vars(trainer), "section": small, "workers": 0}
-        )
-        del small
-        return _timed(trainer, network, cell, subsets.train(cell), size)
-
-
-def _timed(
-    trainer: SegmentationTrainer, network: Segmenter, cell: Cell, index: Tensor, size: int
-) -> float:
-    raise NotImplementedError
 
 
 def _grid_of(image_size: int | tuple[int, int] | None, grid: Grid) -> Grid:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -22,14 +24,16 @@ from mimkit.evaluate.segmentation.confusion import Overlap, confusion
 from mimkit.evaluate.segmentation.crops import Crops
 from mimkit.evaluate.segmentation.network import Segmenter
 from mimkit.evaluate.segmentation.windows import predictions
-from mimkit.parts.records import View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.optim import make_optimizer, set_learning_rate
 from mimkit.train.precision import autocast
 
+_TRIAL_STEPS: Final = 2
+_TRIAL_IMAGES: Final = 4
+
 
 def poly(step: int, *, total: int, warmup: int, peak: float, power: float) -> float:
-    """Gives the learning rate of a step: linear warm-up, then falling to 0 as a power of what is left.
+    """Gives the learning rate of a step: linear warm-up, then a power of the share that is left.
 
     >>> [poly(step, total=4, warmup=1, peak=1.0, power=1.0) for step in range(4)]
     [0.5, 0.75, 0.5, 0.25]
@@ -103,6 +107,22 @@ class SegmentationTrainer:
             optimizer.zero_grad()
             torch.autograd.backward(loss)
             optimizer.step()
+
+    def seconds(
+        self, network: Segmenter, cell: Cell, fitted: Tensor, judged: Tensor
+    ) -> tuple[float, float]:
+        """Measures what a crop that is trained on takes, and an image that is judged."""
+        size = min(self.section.batch_size, _TRIAL_IMAGES)
+        few = judged[:_TRIAL_IMAGES]
+        small = replace(self, crops=replace(self.crops, batch_size=size), workers=0, shown=())
+        with torch.random.fork_rng(devices=[]):
+            small.fit(network, cell, fitted, 1)  # the first is slower
+            start = time.perf_counter()
+            small.fit(network, cell, fitted, _TRIAL_STEPS)
+            trained = time.perf_counter()
+            small.judge(network, cell, few)
+        judging = time.perf_counter() - trained
+        return (trained - start) / _TRIAL_STEPS / size, judging / len(few)
 
     @torch.no_grad()
     def judge(self, network: Segmenter, cell: Cell, judged: Tensor) -> Score:
