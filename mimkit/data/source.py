@@ -134,7 +134,8 @@ class Source:
         lines = [f"  {self.note}"] if self.note else []
         if self.masks is not None:
             lines += [f"  {said}" for said in (self.masks.kind, self.masks.note) if said]
-            lines += _listed("masks cannot be used", self.masks.skipped)
+            unusable = self.masks.skipped
+            lines += _listed(f"mask{'s' * (len(unusable) != 1)} cannot be used", unusable)
         unread = self.unread()
         return lines + _listed("skipped", unread)
 
