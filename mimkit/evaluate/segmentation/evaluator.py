@@ -169,14 +169,14 @@ class Segmentation(Evaluator):
         judged = len(self.inits) * sum(judged for _, judged in sizes)
         row = subsets.rows(self.inits[0], [subject.seed])[0]
         network = self._network(subject, row)
-        trainer = self._trainer(subject, subsets)
+        trainer = self.trainer(subject, subsets)
         a_crop, an_image = trainer.seconds(network, row, subsets.train(row), subsets.test)
         return Work(seconds=trained * a_crop + judged * an_image)
 
     def run(self, subject: Subject) -> list[Result]:
         """Gives ``miou``, ``pixel_accuracy`` and ``mean_accuracy`` by fraction, start and seed."""
         subsets = self.subsets(subject)
-        trainer = self._trainer(subject, subsets)
+        trainer = self.trainer(subject, subsets)
         table = Table(
             subject,
             _NAME,
@@ -238,7 +238,8 @@ class Segmentation(Evaluator):
             subject.view.interpolation,
         )
 
-    def _trainer(self, subject: Subject, subsets: Subsets) -> SegmentationTrainer:
+    def trainer(self, subject: Subject, subsets: Subsets) -> SegmentationTrainer:
+        """Returns what trains and judges networks."""
         places = torch.arange(min(NUM_SHOWN, len(subsets.test)))
         shown = subsets.test[places * len(subsets.test) // max(1, len(places))]
         return SegmentationTrainer(
