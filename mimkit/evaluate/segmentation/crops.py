@@ -107,7 +107,8 @@ class Crops(Dataset[_Pair | DataError]):
         found = []
         with torch.random.fork_rng(devices=[]):
             for image, passes in zip(index, epoch.tolist(), strict=True):
-                torch.manual_seed(hash((self.seed, image, passes)) % 2**63)
+                # That of torch would also note it down for every GPU, with a trace of the stack.
+                torch.default_generator.manual_seed(hash((self.seed, image, passes)) % 2**63)
                 try:
                     found.append(self._crop(image))
                 except DataError as error:
