@@ -236,7 +236,7 @@ def test_every_id_is_one_class_or_none(occurs, names, ignore):
         assert not set(map(str, ignore)) & set(found.classes)
 
 
-def test_the_embedded_objects_show_their_parts_pixel_by_pixel():
+def test_the_embedded_objects_show_the_squares_of_their_parts():
     train, _ = open_sources(
         DataSection(name="objects", image_size=48, patch_size=8, num_images=40, num_test_images=10)
     )
@@ -244,7 +244,7 @@ def test_the_embedded_objects_show_their_parts_pixel_by_pixel():
     assert train.masks.classes == ("ground", *OBJECTS.kinds)
     for index in range(40):
         kinds = np.concatenate([[0], found.kinds[index]])
-        np.testing.assert_array_equal(train.masks(index), kinds[found.parts[index]])
+        np.testing.assert_array_equal(train.masks(index), kinds[found.regions[index]])
 
 
 def test_read_ids_keeps_the_ids_of_every_palette(tmp_path):

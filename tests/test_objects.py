@@ -137,3 +137,11 @@ def test_linear_probe_on_pixels_stays_near_chance(weight_decay):
     optimizer.step(objective)
     found = model(test_images.flatten(1)).argmax(dim=1)
     assert (found == test_labels).float().mean() < 0.25
+
+
+def test_every_part_lies_in_its_own_square():
+    found = annotate(split("train", 100), image_size=96)
+    inside = found.parts > 0
+    # Where two squares meet a pixel belongs to the nearer centre, which is seldom the other one.
+    assert (found.regions[inside] == found.parts[inside]).mean() > 0.99
+    assert (found.regions > 0).mean() == pytest.approx(2 * inside.mean(), rel=0.25)

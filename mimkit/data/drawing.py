@@ -27,14 +27,16 @@ class Annotation:
     Args:
         parts: which part a pixel shows, by the number of its place from 1; 0 is none, or a stray
             one.
+        regions: likewise, which part's square a pixel lies in, the nearer one's where two meet.
         kinds: of each place the kind of its part, from 1; 0 where the class has none.
         boxes: left, top, right and bottom of what is seen of each place's part, right and bottom
             just outside of it, and in the last row of the whole object; zeros where nothing is.
 
-    Shape: parts (n, H, W) uint8, kinds (n, 9) int64, boxes (n, 10, 4) int64 in pixels.
+    Shape: parts and regions (n, H, W) uint8, kinds (n, 9) int64, boxes (n, 10, 4) int64 in pixels.
     """
 
     parts: NDArray[np.uint8]
+    regions: NDArray[np.uint8]
     kinds: NDArray[np.int64]
     boxes: NDArray[np.int64]
 

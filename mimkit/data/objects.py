@@ -66,15 +66,17 @@ def annotate(index: Numbers, *, image_size: int, seed: int = 0) -> Annotation:
     """Gives the pixel masks and boxes of the pictures with these numbers; see `Annotation`."""
     kinds = _PLACES[balanced(seed, _CLASS_STREAM, index, len(_LAYOUTS))]
     parts = np.empty((len(index), image_size, image_size), dtype=np.uint8)
+    regions = np.empty_like(parts)
     for here in _chunks(len(index), image_size):
         scene = _scene(seed, index[here])
         distance, place, _ = _object(scene, seed, index[here], kinds[here], image_size)
         parts[here] = np.where(distance < 0, place + 1, 0)
+        regions[here] = _regions(scene, seed, index[here], kinds[here], image_size)
     shown = parts[:, None] == np.arange(1, _SIDE**2 + 1)[:, None, None]  # (n, 9, H, W)
     shown = np.concatenate([shown, shown.any(axis=1, keepdims=True)], axis=1)
     sides = [_ends(np.any(shown, axis=axis)) for axis in (2, 3)]
     boxes = np.stack([ends[side] for side in (0, 1) for ends in sides], axis=2)
-    return Annotation(parts, kinds + 1, boxes)
+    return Annotation(parts, regions, kinds + 1, boxes)
 
 
 def _ends(shown: NDArray[np.bool_]) -> tuple[Numbers, Numbers]:
@@ -144,28 +146,61 @@ def _object(
     scene: dict[str, Plane], seed: int, index: Numbers, kinds: Numbers, size: int
 ) -> tuple[Plane, NDArray[np.uint8], Plane]:
     """Gives each pixel's distance to the nearest part, that part's place, and its tone."""
-    jitter = uniform(seed, _PART_STREAM, index, 3 * _SIDE**2).reshape(-1, _SIDE**2, 3) - 0.5
-    draws = jitter.astype(np.float32)[..., None, None]  # (n, 9, 3, 1, 1)
-    spacing, radius = scene["spacing"], scene["radius"]
-    x, y = _axes(size)
-    u, v = turned(scene["tilt"], x - scene["right"], y - scene["down"])
-    u, v = u / spacing, v / spacing  # 1 from place to place
-    distance = np.full_like(u, _FAR)
-    nearest = np.zeros(u.shape, dtype=np.uint8)
-    tone = np.zeros_like(u)
+    frame = _frame_of(scene, seed, index, size)
+    radius, spacing = scene["radius"], scene["spacing"]
+    distance = np.full((len(index), size, size), _FAR, dtype=np.float32)
+    nearest = np.zeros(distance.shape, dtype=np.uint8)
+    tone = np.zeros_like(distance)
     for place in range(_SIDE**2):
-        down, right = (steps - 1 for steps in divmod(place, _SIDE))
         for kind, outline in enumerate(_PARTS):
             here = np.flatnonzero(kinds[:, place] == kind)
-            side, drop, shade = np.moveaxis(draws[here, place], 1, 0)
-            at_u = (u[here] - right - _JITTER * side) / radius[here]
-            at_v = (v[here] - down - _JITTER * drop) / radius[here]
+            at_u, at_v, shade = _in_part(frame, radius, place, here)
             found = outline(at_u, at_v) * radius[here] * spacing[here]
             closer = found < distance[here]
             distance[here] = np.where(closer, found, distance[here])
             nearest[here] = np.where(closer, place, nearest[here])
             tone[here] = np.where(closer, shade, tone[here])
     return distance, nearest, tone
+
+
+def _frame_of(
+    scene: dict[str, Plane], seed: int, index: Numbers, size: int
+) -> tuple[Plane, Plane, Plane]:
+    """Gives the pixels' place in the object, 1 from part to part, and what its parts draw."""
+    jitter = uniform(seed, _PART_STREAM, index, 3 * _SIDE**2).reshape(-1, _SIDE**2, 3) - 0.5
+    x, y = _axes(size)
+    u, v = turned(scene["tilt"], x - scene["right"], y - scene["down"])
+    spacing = scene["spacing"]
+    return u / spacing, v / spacing, jitter.astype(np.float32)[..., None, None]  # (n, 9, 3, 1, 1)
+
+
+def _in_part(
+    frame: tuple[Plane, Plane, Plane], radius: Plane, place: int, here: Numbers
+) -> tuple[Plane, Plane, Plane]:
+    """Gives the pixels' place in the part at ``place``, from -1 to 1, and its tone."""
+    u, v, draws = frame
+    down, right = (steps - 1 for steps in divmod(place, _SIDE))
+    side, drop, shade = np.moveaxis(draws[here, place], 1, 0)
+    at_u = (u[here] - right - _JITTER * side) / radius[here]
+    at_v = (v[here] - down - _JITTER * drop) / radius[here]
+    return at_u, at_v, shade
+
+
+def _regions(
+    scene: dict[str, Plane], seed: int, index: Numbers, kinds: Numbers, size: int
+) -> NDArray[np.uint8]:
+    """Gives for each pixel the place, from 1, of the part whose square it lies in, 0 for none."""
+    frame, everywhere = _frame_of(scene, seed, index, size), np.arange(len(index))
+    found = np.zeros((len(index), size, size), dtype=np.uint8)
+    nearest = np.full(found.shape, 1, dtype=np.float32)  # from a centre, of half a square's side
+    for place in range(_SIDE**2):
+        at_u, at_v, _ = _in_part(frame, scene["radius"], place, everywhere)
+        away = np.where(
+            kinds[:, place, None, None] < 0, _FAR, np.maximum(np.abs(at_u), np.abs(at_v))
+        )
+        found = np.where(away < nearest, np.uint8(place + 1), found)
+        nearest = np.minimum(nearest, away)
+    return found
 
 
 def _strays(seed: int, index: Numbers, x: Plane, y: Plane) -> Plane:

@@ -9,12 +9,25 @@ from mimkit.errors import RecipeError, nearest
 
 LABELLED: Final = ("knn", "linear_probe", "attentive_probe", "finetune")
 UNLABELLED: Final = ("knn_consistency",)
-TRAINED: Final = ("attentive_probe", "finetune")
+DENSE: Final = ("segmentation", "detection")
+"""What masks and objects allow."""
+TRAINED: Final = ("attentive_probe", "finetune", *DENSE)
 """Those whose time grows with `Sizes.steps`."""
 _FRACTIONS: Final = (0.01, 0.1, 1.0)
 _LABELS_PER_CLASS: Final = 5
 _BATCH: Final = 64
+_DENSE_BATCH: Final = 16
+_DENSE_WIDTH: Final = 128
+"""Of new layers: a quarter of the papers', since the networks and the budgets here are small."""
 _LEAST_STEPS: Final = 50
+_LACKS_LABELS: Final = (
+    "needs labels, but the data set has none. Name a labelled folder, or a table of files and "
+    "labels, with --labels."
+)
+_LACKS: Final = {
+    "segmentation": "needs masks, but the data set has none. Put them into masks/ beside images/.",
+    "detection": "needs objects, but the data set has none. Put a COCO JSON beside the images.",
+}
 
 
 @dataclass(frozen=True)
@@ -26,12 +39,14 @@ class Sizes:
         train_images: images that neighbours are looked for among.
         test_images: images that are judged.
         steps: of one training.
+        dense: evaluations that masks and objects of the images allow.
     """
 
     fractions: tuple[float, ...]
     train_images: int
     test_images: int
     steps: int
+    dense: tuple[str, ...] = ()
 
 
 def choose_sizes(images: float, labelled: Source | None) -> Sizes:
@@ -41,7 +56,7 @@ def choose_sizes(images: float, labelled: Source | None) -> Sizes:
 
     Args:
         images: seen in pre-training.
-        labelled: the split whose labels are used; None if there is none.
+        labelled: the split whose labels, masks or objects are used; None if there is none.
     """
     fractions: tuple[float, ...] = ()
     if labelled is not None and labelled.labels is not None:
@@ -52,7 +67,16 @@ def choose_sizes(images: float, labelled: Source | None) -> Sizes:
         train_images=_between(2_000, images / 4, 100_000),
         test_images=_between(1_000, images / 10, 10_000),
         steps=_between(_LEAST_STEPS, images / 500, 10_000),
+        dense=() if labelled is None else _dense(labelled),
     )
+
+
+def _dense(labelled: Source) -> tuple[str, ...]:
+    there = {
+        "segmentation": labelled.masks is not None and len(labelled.masks.classes) > 1,
+        "detection": labelled.objects is not None,
+    }
+    return tuple(name for name in DENSE if there[name])
 
 
 def shorten(sizes: Sizes, share: float) -> Sizes:
@@ -65,27 +89,28 @@ def evaluations(
 ) -> list[dict[str, Any]]:
     """The ``[[evaluate]]`` tables of one method: the same for all, but for the class token.
 
+    Without names all that the data allow are taken; but where images have labels of their own,
+    segmentation and detection must be asked for, since they cost as much as all others together.
+
     Args:
         names: which; None for all that the data allow.
         sizes: how large.
         has_cls: whether the encoder has a class token, which then is probed too.
         total_steps: of pre-training, in which held-out images are looked at five times.
 
-    Raises: RecipeError for a name that is no evaluation of a comparison, or one without labels.
+    Raises: RecipeError for a name that is no evaluation of a comparison, or one for which the data
+        lack labels, masks or objects.
     """
-    known = (*LABELLED, *UNLABELLED)
-    possible = known if sizes.fractions else UNLABELLED
+    known = (*LABELLED, *UNLABELLED, *DENSE)
+    possible = (*(LABELLED if sizes.fractions else ()), *UNLABELLED, *sizes.dense)
     for name in names or ():
         if name not in known:
             raise RecipeError(
                 f"--evaluate {name}: must be one of {', '.join(known)}.{nearest(name, known)}"
             )
         if name not in possible:
-            raise RecipeError(
-                f"--evaluate {name}: needs labels, but the data set has none. Name a labelled "
-                "folder, or a table of files and labels, with --labels."
-            )
-    chosen = names or (LABELLED if sizes.fractions else UNLABELLED)
+            raise RecipeError(f"--evaluate {name}: {_LACKS.get(name, _LACKS_LABELS)}")
+    chosen = names or (LABELLED if sizes.fractions else (*UNLABELLED, *sizes.dense))
     tables: dict[str, dict[str, Any]] = {
         "knn": {"num_images": sizes.train_images, "num_test_images": sizes.test_images},
         "knn_consistency": {"num_images": sizes.test_images},
@@ -113,6 +138,27 @@ def evaluations(
             "batch_size": _BATCH,
             "warmup_steps": sizes.steps // 10,
             "weight_decay": 0.05,
+            "num_test_images": sizes.test_images,
+        },
+        "segmentation": {
+            "head": "upernet",
+            "width": _DENSE_WIDTH,
+            "seeds": 1,
+            "lrs": [1e-3, 3e-3],
+            "total_steps": sizes.steps,
+            "batch_size": _DENSE_BATCH,
+            "warmup_steps": sizes.steps // 10,
+            "num_test_images": sizes.test_images,
+        },
+        "detection": {
+            "seeds": 1,
+            "lrs": [1e-3],
+            "total_steps": sizes.steps,
+            "batch_size": _DENSE_BATCH,
+            "warmup_steps": sizes.steps // 10,
+            "fpn_channels": _DENSE_WIDTH // 2,
+            "head_width": 2 * _DENSE_WIDTH,
+            "num_sampled": _DENSE_WIDTH,
             "num_test_images": sizes.test_images,
         },
     }

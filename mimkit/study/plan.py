@@ -95,7 +95,7 @@ def make_plan(
             "batch size, optimizer, pre-training augmentation and encoder are each recipe's own",
         ),
         asked=question.fixed(),
-        sizes={**asdict(sizes), "fractions": list(sizes.fractions)},
+        sizes={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()},
     )
     if keep:
         for one in settled:

@@ -171,7 +171,7 @@ def holds_work(folder: Path, label: str = "*") -> bool:
 def kept_sizes(plan: Plan) -> Sizes:
     """Returns the sizes of the evaluations of a plan."""
     kept = dict(plan.sizes)
-    return Sizes(**{**kept, "fractions": tuple(kept["fractions"])})
+    return Sizes(**{**kept, **{k: tuple(v) for k, v in kept.items() if isinstance(v, list)}})
 
 
 def _labelled(found: Found) -> Source:

@@ -18,7 +18,7 @@ _RESIDENT_BYTES: Final = 2**28
 
 @dataclass(frozen=True, eq=False)
 class DrawnMasks:
-    """Which kind of part every pixel of an embedded set's pictures shows.
+    """In which kind of part's square every pixel of an embedded set's pictures lies.
 
     Args:
         drawing: the set.
@@ -73,7 +73,7 @@ class DrawnMasks:
         assert self.drawing.annotate is not None
         found = self.drawing.annotate(numbers, image_size=self.image_size)
         kinds = np.pad(found.kinds, ((0, 0), (1, 0))).astype(np.uint8)  # part 0 is the ground
-        return kinds[np.arange(len(numbers))[:, None, None], found.parts]
+        return kinds[np.arange(len(numbers))[:, None, None], found.regions]
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in self.__dict__.items() if k != "_all"}

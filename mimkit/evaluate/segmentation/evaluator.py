@@ -38,7 +38,6 @@ from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
 
 _NAME: Final = "segmentation"
-_FROZEN: Final = ("pretrained", "random")
 _PROTOCOL: Final = {"total_steps", "batch_size", "warmup_steps", "weight_decay"}
 _NAMED: Final = 10
 NUM_SHOWN: Final = 6
@@ -71,8 +70,8 @@ class Segmentation(Evaluator):
         drop_path: rate of stochastic depth of the last block; 0 leaves it as in pre-training.
         image_size: height and width of a crop in pixels, one number for a square; None for those
             of pre-training. The patches keep their size.
-        short_side: what the shorter side of an image becomes before it is scaled and cut, and
-            for judging; None for as it is, but at least the crop's.
+        short_side: what the shorter side of an image becomes, in pixels, before it is scaled and
+            cut, and for judging; None for that of a crop.
         scale: from which factor to which a training image is scaled.
         most_of_one: a crop is drawn again where one class fills more of it.
         flip: mirror half of the crops.
@@ -131,12 +130,12 @@ class Segmentation(Evaluator):
         self.layer_decay = layer_decay
         self.drop_path = drop_path
         self.grid = _grid_of(image_size, geometry.grid)
-        self.short_side = short_side
+        self.short_side = short_side or min(self.grid.image_size)
         self.scale = scale
         self.most_of_one = most_of_one
         self.flip = flip
         self.distort = distort
-        starts = _FROZEN if self.heads.frozen else TRAINED
+        starts = ("pretrained", "random") if self.heads.frozen else TRAINED
         self.inits = starts if baseline else starts[:1]
         self.num_test_images = num_test_images
         self.train = TrainSection(
