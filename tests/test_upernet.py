@@ -4,9 +4,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import upernet_oracle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mimkit_beit.encoder import BEiTViT
+from mimkit_beit.importer import BEiTImporter
+from safetensors.torch import save_file
 
-from mimkit import Level, RecipeError
+from mimkit import Geometry, Grid, Level, RecipeError, dense_blocks
 from mimkit.evaluate.conv_norm import BatchNorm, make_norm, require_images
+from mimkit.evaluate.pyramid import Pyramid
 from mimkit.evaluate.upernet import AuxiliaryHead, LinearHead, UPerNet
 
 LEVELS = (Level(8, 4), Level(12, 8), Level(16, 16), Level(20, 32))
@@ -70,6 +76,69 @@ def test_the_linear_head_is_one_linear_layer_of_normalised_cells():
     weight, bias = head.classifier.weight[:, :, 0, 0], head.classifier.bias
     expected = F.linear(normalised, weight, bias).permute(0, 3, 1, 2)
     torch.testing.assert_close(head(x), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_beit_with_pyramid_and_heads_is_the_upernet_of_transformers(tmp_path):
+    """From the image to the logits of both heads, with the same weights."""
+    transformers = pytest.importorskip("transformers")
+    backbone = transformers.BeitConfig(
+        hidden_size=64,
+        num_hidden_layers=12,
+        num_attention_heads=1,
+        intermediate_size=128,
+        image_size=16,
+        patch_size=4,
+        layer_norm_eps=1e-6,
+        use_shared_relative_position_bias=True,
+        add_fpn=True,
+        out_indices=[number + 1 for number in dense_blocks(12)],
+    )
+    config = transformers.UperNetConfig(
+        backbone_config=backbone, hidden_size=24, auxiliary_channels=10, num_labels=5
+    )
+    theirs = upernet_oracle.shaken(transformers.UperNetForSemanticSegmentation(config))
+
+    norm = {f"beit.layernorm.{name}": torch.ones(64) for name in ("weight", "bias")}
+    trunk = {k: v for k, v in theirs.backbone.state_dict().items() if "fpn" not in k}
+    save_file(norm | trunk, tmp_path / "model.safetensors")
+    found = BEiTImporter().read(tmp_path / "model.safetensors")
+    options = {key: value for key, value in found.settings["encoder"].items() if key != "part"}
+    encoder = BEiTViT(Geometry(Grid(4, 4, 4)), **options)
+    encoder.load_state_dict(dict(found.encoder), strict=False)
+
+    dense = encoder.dense().eval()
+    pyramid = Pyramid(dense.levels).eval()
+    pyramid.load_state_dict(upernet_oracle.pyramid(theirs.backbone, pyramid))
+    head = UPerNet(pyramid.levels, 5, width=24).eval()
+    head.load_state_dict(upernet_oracle.decode_head(theirs.decode_head))
+    auxiliary = AuxiliaryHead(pyramid.levels, 5, width=10).eval()
+    auxiliary.load_state_dict(upernet_oracle.auxiliary_head(theirs.auxiliary_head))
+
+    for module in (theirs, dense, pyramid, head, auxiliary):
+        module.double()  # twelve blocks of large weights add up what float32 rounds
+    image = torch.randn(2, 3, 16, 16, dtype=torch.float64)
+    seen = []
+    theirs.auxiliary_head.register_forward_hook(lambda _, __, output: seen.append(output))
+    with torch.no_grad():
+        maps = pyramid(dense(image))
+        logits, expected = head(maps), theirs(image).logits
+        logits = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(auxiliary(maps), seen[0], atol=1e-5, rtol=1e-5)
+    assert expected.std() > 0.1
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=4, max_size=4))
+def test_maps_of_any_sizes_are_joined_at_the_first(sizes):
+    with torch.no_grad():
+        for head, size in (
+            (UPerNet(LEVELS, 3, width=8), sizes[0]),
+            (AuxiliaryHead(LEVELS, 3), sizes[2]),
+        ):
+            logits = head.eval()(maps(sizes))
+            assert logits.shape == (2, 3, *size)
+            assert logits.isfinite().all()
 
 
 # ------------------------------------------------------------------------------- small batches

@@ -1,18 +1,13 @@
-"""The maps that BEiT gives to dense tasks, against timm's and those of transformers."""
+"""The maps that BEiT gives to dense tasks, against timm's."""
 
 import importlib
 
 import pytest
 import torch
 import torch.nn.functional as F
-import upernet_oracle
 from mimkit_beit.encoder import BEiTViT
-from mimkit_beit.importer import BEiTImporter
-from safetensors.torch import save_file
 
 from mimkit import BoundaryError, Geometry, Grid, Level, RecipeError, dense_blocks
-from mimkit.evaluate.pyramid import Pyramid
-from mimkit.evaluate.upernet import AuxiliaryHead, UPerNet
 
 SQUARE, OBLONG = Grid(4, 4, 4), Grid(3, 5, 4)
 POSITIONS = ["absolute", "relative", "relative_per_block"]
@@ -111,53 +106,3 @@ def test_what_does_not_fit_is_told():
         beit().dense(Grid(4, 4, 8))
     with pytest.raises(BoundaryError, match=r"BEiTViT was made for images of 8 x 32 px"):
         beit(Grid(2, 8, 4)).dense()(images(SQUARE))
-
-
-def test_with_pyramid_and_heads_it_is_the_upernet_of_transformers(tmp_path):
-    """From the image to the logits of both heads, with the same weights."""
-    transformers = pytest.importorskip("transformers")
-    backbone = transformers.BeitConfig(
-        hidden_size=64,
-        num_hidden_layers=12,
-        num_attention_heads=1,
-        intermediate_size=128,
-        image_size=16,
-        patch_size=4,
-        layer_norm_eps=1e-6,
-        use_shared_relative_position_bias=True,
-        add_fpn=True,
-        out_indices=[number + 1 for number in dense_blocks(12)],
-    )
-    config = transformers.UperNetConfig(
-        backbone_config=backbone, hidden_size=24, auxiliary_channels=10, num_labels=5
-    )
-    theirs = upernet_oracle.shaken(transformers.UperNetForSemanticSegmentation(config))
-
-    norm = {f"beit.layernorm.{name}": torch.ones(64) for name in ("weight", "bias")}
-    trunk = {k: v for k, v in theirs.backbone.state_dict().items() if "fpn" not in k}
-    save_file(norm | trunk, tmp_path / "model.safetensors")
-    found = BEiTImporter().read(tmp_path / "model.safetensors")
-    options = {key: value for key, value in found.settings["encoder"].items() if key != "part"}
-    encoder = BEiTViT(Geometry(SQUARE), **options)
-    encoder.load_state_dict(dict(found.encoder), strict=False)
-
-    dense = encoder.dense().eval()
-    pyramid = Pyramid(dense.levels).eval()
-    pyramid.load_state_dict(upernet_oracle.pyramid(theirs.backbone, pyramid))
-    head = UPerNet(pyramid.levels, 5, width=24).eval()
-    head.load_state_dict(upernet_oracle.decode_head(theirs.decode_head))
-    auxiliary = AuxiliaryHead(pyramid.levels, 5, width=10).eval()
-    auxiliary.load_state_dict(upernet_oracle.auxiliary_head(theirs.auxiliary_head))
-
-    for module in (theirs, dense, pyramid, head, auxiliary):
-        module.double()  # twelve blocks of large weights add up what float32 rounds
-    image = images(SQUARE).double()
-    seen = []
-    theirs.auxiliary_head.register_forward_hook(lambda _, __, output: seen.append(output))
-    with torch.no_grad():
-        maps = pyramid(dense(image))
-        logits, expected = head(maps), theirs(image).logits
-        logits = F.interpolate(logits, size=(16, 16), mode="bilinear", align_corners=False)
-        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
-        torch.testing.assert_close(auxiliary(maps), seen[0], atol=1e-5, rtol=1e-5)
-    assert expected.std() > 0.1
