@@ -8,7 +8,7 @@ run's own ``results.json`` and report repeat the results under the data's name.
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,23 @@ _EVALUATION: Final = "evaluation"
 """Of a result in ``judgements/``: the number of its table in the recipe there."""
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A run that was judged.
+
+    Args:
+        path: its folder.
+        recipe: of the judgement.
+        study: all that is known of it on these data.
+        data: names the images whose labels are read, and what they hold.
+    """
+
+    path: Path
+    recipe: Recipe
+    study: Study
+    data: str
+
+
 def judge(
     path: Path,
     wish: Wish,
@@ -55,7 +72,7 @@ def judge(
     command: str = "",
     verbose: bool = False,
     console: Console | None = None,
-) -> Study:
+) -> Judged:
     """Judges the encoder of a finished run, and adds the results to those of the run.
 
     What was judged before is not repeated, were it by a call that was killed.
@@ -68,7 +85,6 @@ def judge(
         verbose: also tell what searches find on development images.
         console: where to talk; None makes one.
 
-    Returns: all that is known of the run on these data.
     Raises: MimkitError for everything a user can mend.
     """
     console = console or make_console()
@@ -99,10 +115,10 @@ def judge(
             place = _place(run, recipe, sources)
             _judge(current, run, place, recipe, left)
         found = of_run.study(run)
-        if is_own:
-            return found
-        assert place is not None, "on other data the run itself has judged nothing"
-        return next((one for one in found.judgements if one.folder == place.path), found)
+        if place is not None and not is_own:
+            found = next((one for one in found.judgements if one.folder == place.path), found)
+        labelled = current.labelled[0] if current.labelled else current.train
+        return Judged(path, recipe, found, f"{labelled.name} {labelled.fingerprint[:8]}")
 
 
 def _judge(
