@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "mimkit.api": ("Features", "compare", "load_encoder", "run"),
+    "mimkit.api": ("Features", "compare", "evaluate", "load_encoder", "run"),
     "mimkit.builtin.plain_vit": ("import_vit",),
     "mimkit.builtin.positions": ("sincos", "sincos_grid"),
     "mimkit.errors": (
@@ -129,6 +129,7 @@ __all__ = [
     "compare",
     "count_blocks",
     "count_flops",
+    "evaluate",
     "freeze",
     "import_vit",
     "load_encoder",
@@ -152,7 +153,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mimkit.api import Features, compare, load_encoder, run
+    from mimkit.api import Features, compare, evaluate, load_encoder, run
     from mimkit.builtin.plain_vit import import_vit
     from mimkit.builtin.positions import sincos, sincos_grid
     from mimkit.errors import (

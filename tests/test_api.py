@@ -29,7 +29,7 @@ BOUNDS = [name for name in mimkit.__all__ if get_origin(getattr(mimkit, name)) i
 )
 def test_the_example_in_every_public_docstring_is_true(name, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for module in ("mimkit.pipeline.run", "mimkit.study.conduct"):
+    for module in ("mimkit.pipeline.run", "mimkit.study.conduct", "mimkit.study.judging"):
         monkeypatch.setattr(f"{module}.make_console", lambda: make_console(quiet=True))
     public = {each: getattr(mimkit, each) for each in mimkit.__all__}
     finder = doctest.DocTestFinder(recurse=False)

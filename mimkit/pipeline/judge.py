@@ -45,6 +45,11 @@ from mimkit.train.progress import Progress
 
 _EVALUATION: Final = "evaluation"
 """Of a result in ``judgements/``: the number of its table in the recipe there."""
+_HEADER: Final = """\
+# Written by mimkit evaluate with every default: how the run two folders above was judged. The
+# encoder is that of the run; run by itself, this file judges new weights.
+
+"""
 
 
 @dataclass(frozen=True)
@@ -131,7 +136,7 @@ def _judge(
     tables = load(str(place.recipe)).evaluate if place.recipe.is_file() else []
     if new := [table for table in left if not _is_among(table, tables)]:
         tables = [*tables, *new]
-        write_text(place.recipe, resolved(settled.model_copy(update={"evaluate": tables})))
+        write_text(place.recipe, resolved(settled.model_copy(update={"evaluate": tables}), _HEADER))
     write_data(place.data, splits(current.train, current.test, current.labelled))
     steps = run.read_ledger().get("steps", 0)
     found = _known(place, steps)
