@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from mimkit.data.intake.locate import labels_key
 from mimkit.errors import DataError, RecipeError
+from mimkit.files import writing
 from mimkit.folder import RunFolder, is_whole
 from mimkit.locks import is_taken, owner
 from mimkit.ownership import LOCK
@@ -100,7 +101,9 @@ def refuse_unfinished(run: RunFolder) -> None:
             f"{run.path}: must be the folder of a finished run, but holds no recipe.toml. "
             "See what there is: ls runs/*/*"
         )
-    if is_taken(run.path / LOCK):
+    with writing(run.path / LOCK):
+        taken = is_taken(run.path / LOCK)
+    if taken:
         raise DataError(
             f"{run.path}: process {owner(run.path / LOCK)} is writing into this run folder. Wait "
             "until it ends, then repeat this command."
