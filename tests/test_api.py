@@ -100,6 +100,32 @@ def test_what_a_comparison_says_to_type_asks_the_same(monkeypatch, options):
     assert here == there
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "dataset": "some where",
+            "labels": "labels.csv",
+            "evaluate": ["knn", "finetune"],
+            "settings": ["data.num_images=20"],
+            "data": "/there",
+            "device": "cpu",
+        },
+    ],
+)
+def test_what_a_judgement_says_to_type_asks_the_same(monkeypatch, options):
+    asked = []
+    monkeypatch.setattr("mimkit.api.judge_runs", asked.append)
+    monkeypatch.setattr("mimkit.study.judging.evaluate", asked.append)
+    mimkit.evaluate(["one", Path("two words")], **options)
+    command = shlex.split(asked[0].command)
+    monkeypatch.setattr(sys, "argv", command)
+    assert CliRunner().invoke(app, command[1:]).exit_code == 0
+    ours, typed = asked
+    assert typed == ours
+
+
 def test_what_a_run_says_to_type_is_the_same_run(tiny, monkeypatch):
     started = []
     monkeypatch.setattr("mimkit.pipeline.run.run", lambda *a, **k: started.append((a, k)))

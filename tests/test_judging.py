@@ -264,7 +264,7 @@ def test_runs_that_differ_in_their_seed_are_one_method_of_one_table(here, tiny):
             assert row.row.values[label]["pretrained"][seed] == value
     (pair,) = row.pairs
     assert pair.difference.num_seeds == 2
-    assert re.search(r"k-NN accuracy +tiny .*%", said.output)
+    assert re.search(r"k-NN accuracy +other .*%", said.output)
     assert all(str(run / "report.html") in said.output for run in (*one, *two))
 
 
