@@ -193,7 +193,7 @@ def evaluate(
     paths = [runs] if isinstance(runs, str | PathLike) else runs
     command = _command(
         "evaluate",
-        *map(fspath, paths),
+        *(fspath(path) for path in paths),
         dataset=dataset,
         labels=labels,
         evaluate=None if evaluate is None else ",".join(evaluate),

@@ -1,6 +1,6 @@
 """Finished runs judged once more, alike, and told in one table."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -129,14 +129,14 @@ def _wishes(paths: Sequence[Path], judging: Judging) -> Iterator[Wish]:
     images = min((count for count in seen if count), default=None)
     for path in paths:
         own = own_tables(path / "recipe.toml")
-        tables: list[Mapping[str, Any]] = []
+        tables: list[dict[str, Any]] = []
         for name in judging.names:
             held = [table for table in own if _bare(table["part"]) == _bare(name)]
             tables += held or [_table(name, path, judging.wish, images)]
         yield replace(judging.wish, evaluate=tuple(tables))
 
 
-def _table(name: str, path: Path, wish: Wish, images: float | None) -> Mapping[str, Any]:
+def _table(name: str, path: Path, wish: Wish, images: float | None) -> dict[str, Any]:
     bare = {"part": name}
     recipe = recipe_of(RunFolder(path), replace(wish, evaluate=(bare,)))
     labelled = _labelled(recipe)
