@@ -7,6 +7,7 @@ MINUS = "\u2212"
 MISSING = "\u2013"
 GUESSES = {"chance": "chance", "majority": "most frequent class"}
 """Metrics that say what guessing reaches, and how they are called; they stand beside accuracy."""
+_OVERLAPS = {"iou", "miou", "ap", "ap50", "ap75"}
 EVEN_LOSS = "even"
 """The metric that says what the loss of even odds is; it stands beside the loss."""
 
@@ -18,6 +19,12 @@ def is_guess(metric: str) -> bool:
 
 def is_share(metric: str) -> bool:
     """True for metrics in [0, 1] that people read in percent."""
+    name = metric.rpartition("/")[2]
+    return is_mean_of_images(metric) or bool(_OVERLAPS & set(name.split("_")))
+
+
+def is_mean_of_images(metric: str) -> bool:
+    """True for shares of the judged images."""
     return any(word in metric.rpartition("/")[2] for word in ("accuracy", *GUESSES))
 
 

@@ -113,7 +113,7 @@ def test_a_head_without_pooling_is_refused(subject, geometry):
 
 def test_layers_below_learn_more_slowly(subject):
     network = Classifier(subject.pretrainer.encoder.backbone(), 10)
-    scales = layer_scales(network, 0.5)
+    scales = layer_scales(network.backbone, 0.5)
     groups = network.backbone.layer_groups()
     assert {scales[p] for p in groups[-1]} == {1.0}
     assert {scales[p] for p in groups[-2]} == {0.5}
@@ -137,7 +137,7 @@ class Forgetful(Backbone):
 
 def test_a_backbone_that_forgets_parameters_is_told():
     with pytest.raises(BoundaryError, match="every trainable parameter"):
-        layer_scales(Classifier(Forgetful(), 3), 0.5)
+        layer_scales(Forgetful(), 0.5)
 
 
 def test_batch_statistics_become_those_of_the_images():
@@ -171,7 +171,7 @@ def test_the_heads_pooling_replaces_the_backbones(subject, geometry, monkeypatch
     assert torch.equal(network(image), 2.0 * tokens.patches.mean(dim=1))
     weights = {id(p) for p in subject.pretrainer.encoder.parameters()}
     assert weights.isdisjoint(id(p) for p in network.parameters())
-    assert layer_scales(Classifier(network, 10), 0.5)[pooling.scale] == 0.5
+    assert layer_scales(network, 0.5)[pooling.scale] == 0.5
     FineTune(geometry, network="pooled", label_fractions=(0.5,), seeds=1, **QUICK).check(subject)
 
 

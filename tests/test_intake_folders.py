@@ -244,7 +244,8 @@ class TestMasks:
         assert found["train"] | found["test"] == dict.fromkeys(several(images, count=10))
         assert "taken for masks" in listings["train"].note
         assert "data.layout='classes'" in listings["train"].note
-        assert listings["train"].skipped[0].reason.startswith("10 images not used")
+        assert listings["train"].masks == listings["test"].masks == f"{masks}/"
+        assert not listings["train"].skipped
 
     def test_within_the_splits_and_within_each_image(self, opened):
         found, _ = opened(

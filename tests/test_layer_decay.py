@@ -44,7 +44,7 @@ def network_of(name: str, options: dict) -> Classifier:
 def scales_of(network: Classifier) -> dict[str, float]:
     """The factor of every parameter by its name in timm, as the optimizer has it."""
     train = TrainSection(total_steps=1, batch_size=2, optimizer="adamw", lr=0.1)
-    optimizer = make_optimizer(network, train, layer_scales(network, DECAY))
+    optimizer = make_optimizer(network, train, layer_scales(network.backbone, DECAY))
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     return {
         names[id(parameter)]

@@ -5,7 +5,7 @@ Every operation is one that IEEE 754 rounds exactly (no sine): the same bytes ev
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,32 @@ _TEST_START: Final = 10**12
 
 
 @dataclass(frozen=True)
+class Annotation:
+    """Where the parts of pictures are.
+
+    Args:
+        parts: which part a pixel shows, by the number of its place from 1; 0 is none, or a stray
+            one.
+        kinds: of each place the kind of its part, from 1; 0 where the class has none.
+        boxes: left, top, right and bottom of what is seen of each place's part, right and bottom
+            just outside of it, and in the last row of the whole object; zeros where nothing is.
+
+    Shape: parts (n, H, W) uint8, kinds (n, 9) int64, boxes (n, 10, 4) int64 in pixels.
+    """
+
+    parts: NDArray[np.uint8]
+    kinds: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+
+
+class Annotator(Protocol):
+    """Says where the parts of pictures are."""
+
+    def __call__(self, index: Numbers, *, image_size: int, seed: int = 0) -> Annotation:
+        """Says it of the pictures with these numbers."""
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A data set that is drawn and not read.
 
@@ -30,11 +56,15 @@ class Drawing:
         render: gives pictures (n, 3, H, W) uint8 and labels (n,) int64 from their numbers (n,)
             int64, the side in pixels and a seed: a function of these three alone, and the labels
             one of number and seed.
+        kinds: names of the kinds of parts, from the first on; () if nobody says where parts are.
+        annotate: says it, as a function of the same three.
     """
 
     classes: tuple[str, ...]
     min_image_size: int
     render: Callable[[Numbers, int, int], tuple[Images, Numbers]]
+    kinds: tuple[str, ...] = ()
+    annotate: Annotator | None = None
 
     def draw(self, index: Numbers, *, image_size: int, seed: int = 0) -> tuple[Images, Numbers]:
         """Draws the pictures with these numbers.

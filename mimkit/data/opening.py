@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 
-from mimkit.data.cache import Wish, met, surveyed
+from mimkit.data.cache import Wish, met, split_folder, surveyed
 from mimkit.data.cache import folder as cache_folder
 from mimkit.data.drawing import split as numbers_of
 from mimkit.data.intake.locate import Wanted, locate, registered
@@ -18,6 +19,9 @@ from mimkit.data.looking.survey import RESIDENT_SIZE
 from mimkit.data.pixels.readers import Files, Pictures
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.source import Source
+from mimkit.data.truth.drawn import DrawnMasks
+from mimkit.data.truth.look import survey_masks
+from mimkit.data.truth.masks import Looked, numbered
 from mimkit.errors import DataError
 from mimkit.recipe.sections import DataSection
 
@@ -82,7 +86,7 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     All of its images are used, and ``data.path`` does not matter: it says where the images to
     pre-train on are.
 
-    Raises: DataError if the data cannot be found or used, or have no labels.
+    Raises: DataError if the data cannot be found or used, or have no labels, masks or objects.
     """
     labelled = _labelled(section)
     if labelled is None:
@@ -90,7 +94,8 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     listings = found.labelled if found else _listings(labelled, "data.labelled")
     train, test = _open(labelled, SPLITS, listings)
     for source in (train, test):
-        if source.labels is None or not bool((source.labels >= 0).any()):
+        labels = source.labels is not None and bool((source.labels >= 0).any())
+        if not labels and source.masks is None and source.objects is None:
             raise DataError(
                 f"data.labelled: must name labelled images, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "
@@ -130,6 +135,7 @@ def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
         labels=None if elsewhere else section.labels,
         image_column=section.image_column,
         label_column=None if elsewhere else section.label_column,
+        masks=None if elsewhere else section.masks or (dataset.masks if dataset else None),
     )
     return locate(wanted)
 
@@ -138,6 +144,7 @@ def _open(
     section: DataSection, splits: Sequence[Split], listings: Mapping[Split, Listing] | None
 ) -> list[Source]:
     dataset = registered(section.name)
+    looked: dict[str, Looked] = {}
     limits = {"train": section.num_images, "test": section.num_test_images}
     keys = {"train": "data.num_images", "test": "data.num_test_images"}
     opened = []
@@ -150,8 +157,43 @@ def _open(
             # Held-out images are judged one by one: none may stand in for another.
             read = _read if section.survey or split == "test" else _meet
             source = read(section, dataset, split, wish)
+            if wish.listing.masks:
+                looked[split] = _look_at_masks(source, wish)
         opened.append(source)
+    if looked:
+        names = next(listings[split].mask_names for split in looked) if listings else None
+        opened = _with_masks(opened, looked, section, dataset, names)
     return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in opened]
+
+
+def _look_at_masks(source: Source, wish: Wish) -> Looked:
+    table = wish.table()
+    rows = np.arange(len(table)) if source.rows is None else source.rows
+    sizes = None if source.sizes is None else source.sizes.numpy()
+    try:
+        found = survey_masks(table, rows, sizes, split_folder(source.key))
+    except OSError as error:
+        raise DataError(
+            f"{split_folder(source.key)}: what is found in masks must be cached here, but: {error}."
+            " Name another folder with MIMKIT_CACHE."
+        ) from error
+    return Looked(table, rows, found, wish.listing.masks)
+
+
+def _with_masks(
+    opened: Sequence[Source],
+    looked: Mapping[str, Looked],
+    section: DataSection,
+    dataset: DataSet | None,
+    names: Sequence[str] | None,
+) -> list[Source]:
+    """Adds masks, whose classes all splits share."""
+    names = (dataset.mask_names if dataset else None) or names
+    ignore = section.mask_ignore
+    if ignore is None and dataset is not None:
+        ignore = dataset.mask_ignore
+    masks = numbered(looked, names, ignore)
+    return [replace(source, masks=masks.get(source.split)) for source in opened]
 
 
 def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
@@ -173,6 +215,7 @@ def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
         pixels=pixels,
         reader=Files(wish.table(), survey.rows, survey.sizes) if pixels is None else None,
         key=found.key,
+        rows=survey.rows,
     )
 
 
@@ -223,4 +266,5 @@ def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> S
         sizes=torch.full((count, 2), image_size, dtype=torch.int32),
         pixels=torch.from_numpy(images) if resident else None,
         reader=None if resident else Pictures(drawing, numbers, image_size),
+        masks=DrawnMasks(drawing, numbers, image_size) if drawing.annotate else None,
     )

@@ -19,17 +19,20 @@ class DataSet:
 
     Args:
         name: registered name, which recipes use.
-        hub: Hugging Face id that it is downloaded from; None: it is drawn.
+        hub: Hugging Face id that it is downloaded from; None: it is drawn, or got by hand.
         folder: glob of its folder below ``--data`` and ``$MIMKIT_DATA``. The folder holds parquet
             files as on the Hugging Face Hub, or ``train/CLASS/*`` and ``val/CLASS/*``.
         image_size: height and width in pixels; None if they vary, or can be chosen.
         num_classes: how many classes.
         image: name of the column of images in its parquet files.
-        label: name of the column of labels in its parquet files.
+        label: name of the column of labels in its parquet files; None if images have no labels.
         splits: the files (by their first word) that make up a split here.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
         drawing: what draws it, where nothing is downloaded.
+        masks: the folder or column of masks, if it is not called as people call them.
+        mask_names: what the ids of masks stand for, from 0 on.
+        mask_ignore: ids in masks that are not judged.
     """
 
     name: str
@@ -38,13 +41,16 @@ class DataSet:
     image_size: tuple[int, int] | None
     num_classes: int
     image: str = "image"
-    label: str = "label"
+    label: str | None = "label"
     splits: Mapping[Split, tuple[str, ...]] = field(
         default_factory=lambda: {"train": ("train",), "test": ("test",)}
     )
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     drawing: Drawing | None = None
+    masks: str | None = None
+    mask_names: tuple[str, ...] | None = None
+    mask_ignore: tuple[int, ...] | None = None
 
 
 CIFAR10: Final = DataSet(
@@ -106,6 +112,28 @@ IN224: Final = DataSet(
     image_size=None,
     num_classes=1000,
     splits={"train": ("train",), "test": ("validation",)},
+)
+CAMVID: Final = DataSet(
+    name="camvid",
+    hub=None,
+    folder="camvid*",
+    image_size=None,
+    num_classes=0,
+    label=None,
+    mask_names=(
+        *("sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car"),
+        *("pedestrian", "bicyclist"),
+    ),
+    mask_ignore=(11,),
+)
+ADE20K: Final = DataSet(
+    name="ade20k",
+    hub=None,
+    folder="ADEChallengeData2016*",
+    image_size=None,
+    num_classes=0,
+    label=None,
+    mask_ignore=(0,),
 )
 SHAPES: Final = DataSet(
     name="shapes",

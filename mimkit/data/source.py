@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +17,7 @@ from mimkit.data.pixels.augment import Augment
 from mimkit.data.pixels.readers import MeetingReader, Reader
 from mimkit.data.pixels.views import render
 from mimkit.data.registered import Split
+from mimkit.data.truth.records import Masks, Objects
 from mimkit.parts.records import View
 
 _SHOWN: Final = 4
@@ -40,6 +43,9 @@ class Source:
         pixels: (N, 3, H, W) uint8 if all images have one size of at most 64 pixels, else None.
         reader: decodes one image; None where there are pixels.
         key: of what is cached of it; "" where nothing is.
+        rows: (N,) int64, which rows of its table the images are; None if they are all.
+        masks: the class of every pixel; None if that is not known.
+        objects: what the images show, and where; None if that is not known.
     """
 
     name: str
@@ -56,6 +62,9 @@ class Source:
     pixels: Tensor | None = None
     reader: Reader | None = None
     key: str = ""
+    rows: NDArray[np.int64] | None = None
+    masks: Masks | None = None
+    objects: Objects | None = None
 
     def __len__(self) -> int:
         return len(self._meeting if self.sizes is None else self.sizes)
@@ -123,11 +132,12 @@ class Source:
     def oddities(self) -> list[str]:
         """What else is worth a line: how files were read, which were not."""
         lines = [f"  {self.note}"] if self.note else []
+        if self.masks is not None:
+            lines += [f"  {said}" for said in (self.masks.kind, self.masks.note) if said]
+            unusable = self.masks.skipped
+            lines += _listed(f"mask{'s' * (len(unusable) != 1)} cannot be used", unusable)
         unread = self.unread()
-        if unread:
-            lines.append(f"  {len(unread):,} skipped, all listed in the ledger; the first:")
-            lines += [f"    {item.path} {item.reason}" for item in unread[:3]]
-        return lines
+        return lines + _listed("skipped", unread)
 
 
 def described(*sources: Source) -> list[str]:
@@ -144,6 +154,13 @@ def described(*sources: Source) -> list[str]:
         oddities = dict.fromkeys(line for one in alike for line in one.oddities)
         found += [f"{name}: {counts} images {kind}", *oddities]
     return found
+
+
+def _listed(what: str, items: Sequence[Skipped]) -> list[str]:
+    if not items:
+        return []
+    first = [f"    {item.path} {item.reason}" for item in items[:3]]
+    return [f"  {len(items):,} {what}, all listed in the ledger; the first:", *first]
 
 
 def _some(names: Sequence[str]) -> str:

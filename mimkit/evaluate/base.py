@@ -113,6 +113,7 @@ class Result:
         image_scores: what each judged image scored (`mimkit.evaluate.image_scores.pack`), whose
             mean is ``value``; None if that is not kept. With it intervals hold for other test
             images too, and as tight as the pairing of images allows.
+        parts: what ``value`` is the mean of, by name, such as the IoU of each class.
     """
 
     evaluator: str
@@ -124,6 +125,7 @@ class Result:
     protocol: Mapping[str, Plain] = field(default_factory=dict)
     chosen: Mapping[str, Plain] = field(default_factory=dict)
     image_scores: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -163,11 +165,20 @@ class Evaluator(Part):
             for a run that trains nothing.
         needs_labels: True if it reads labels; then its images are those of ``data.labelled``, if
             the recipe names any.
+        needs_masks: True if it reads the class of every pixel; its images are then chosen likewise.
+        needs_objects: True if it reads boxes; its images are then chosen likewise.
     """
 
     needs_targets: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
+    needs_masks: ClassVar[bool] = False
+    needs_objects: ClassVar[bool] = False
     every_steps: int | None = None
+
+    @classmethod
+    def needs_truth(cls) -> bool:
+        """Whether it reads anything that people say of images."""
+        return cls.needs_labels or cls.needs_masks or cls.needs_objects
 
     def check(self, subject: Subject) -> None:
         """Refuses at once what `run` could not do.

@@ -131,6 +131,7 @@ class Table:
                     **score.metrics,
                     "loss": score.loss,
                     "image_scores": score.image_scores,
+                    **({"parts": dict(score.parts)} if score.parts else {}),
                     **score.chosen,
                 },
             )
@@ -155,6 +156,7 @@ class Table:
                 protocol=protocol,
                 chosen=chosen or {},
                 image_scores=score.image_scores if metric == self.metrics[0] else None,
+                parts=score.parts if metric == self.metrics[0] else {},
             )
             for metric in self.metrics
         ]
@@ -162,7 +164,8 @@ class Table:
     def _read(self, cell: Cell, record: Mapping[str, Any]) -> Score:
         rest = {name: held for name, held in record.items() if name not in {"key", *cell.record}}
         metrics = {name: rest.pop(name) for name in self.metrics}
-        return Score(metrics, rest.pop("loss", None), rest.pop("image_scores", None), rest)
+        loss, scores, parts = (rest.pop(name, None) for name in ("loss", "image_scores", "parts"))
+        return Score(metrics, loss, scores, parts or {}, rest)
 
     def _line(self, cell: Cell, score: Score, num_images: int, note: str) -> str:
         images = f"{num_images:,} {cell.split} images"

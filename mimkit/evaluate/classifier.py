@@ -15,6 +15,7 @@ from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.score import Score, are_right
+from mimkit.parts.dense import DenseBackbone
 from mimkit.parts.encoder import Backbone, Encoder
 from mimkit.parts.part import Module
 from mimkit.parts.records import Grid
@@ -94,7 +95,7 @@ def train_classifier(
         workers: loader processes, where making batches is laborious.
     """
     network.train()
-    scales = None if layer_decay is None else layer_scales(network, layer_decay)
+    scales = None if layer_decay is None else layer_scales(network.backbone, layer_decay)
     optimizer = make_optimizer(network, train, scales)
     labels = labels.to(device)
     batches = images.stream(train.total_steps or 0, workers=workers, device=device)
@@ -188,18 +189,20 @@ def running_norms(network: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, float]:
-    """Gives each weight's factor of the learning rate: 1 for the output, less layer by layer down.
+def layer_scales(
+    backbone: Backbone | DenseBackbone, layer_decay: float
+) -> dict[nn.Parameter, float]:
+    """Gives each weight's factor of the learning rate: less layer by layer down from 1 at the end.
 
     Raises: BoundaryError if the backbone's layers are not exactly its trainable parameters.
     Source: the code of BEiT, arXiv 2106.08254: ``layer_decay ** (L + 1 - i)``, i being 0 for the
         embedding, 1 to L for the blocks, and L + 1 for all that follows them.
     """
-    layers = network.backbone.layer_groups()
+    layers = backbone.layer_groups()
     listed = sorted(id(p) for layer in layers for p in layer if p.requires_grad)
-    if listed != sorted(id(p) for p in network.backbone.parameters() if p.requires_grad):
+    if listed != sorted(id(p) for p in backbone.parameters() if p.requires_grad):
         raise BoundaryError(
-            f"{type(network.backbone).__name__}.layer_groups must list every trainable parameter "
+            f"{type(backbone).__name__}.layer_groups must list every trainable parameter "
             "of the backbone exactly once."
         )
     return {

@@ -3,6 +3,7 @@
 import base64
 import binascii
 import zlib
+from typing import Final
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimkit.errors import DataError
+
+_NUMBERS: Final = "numbers"
 
 
 def pack(points: Tensor, out_of: int = 1) -> str:
@@ -29,13 +32,29 @@ def pack(points: Tensor, out_of: int = 1) -> str:
     return f"{out_of}:{base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}"
 
 
+def pack_numbers(values: Tensor) -> str:
+    """Writes down any number of each image, with the precision of float32.
+
+    >>> unpack(pack_numbers(torch.tensor([0.25, -1.5])))
+    array([ 0.25, -1.5 ])
+
+    Args:
+        values: (m,) float, one for each judged image, in ascending order of their numbers.
+    """
+    array = values.detach().cpu().numpy().astype("<f4")
+    return f"{_NUMBERS}:{base64.b64encode(zlib.compress(array.tobytes(), 9)).decode()}"
+
+
 def unpack(text: str) -> NDArray[np.float64]:
-    """Reads what `pack` wrote: (m,), the share of its points that each image has.
+    """Reads what `pack` wrote: (m,), the share of its points that each image has; or the numbers.
 
     Raises: DataError if it is damaged.
     """
     try:
         out_of, _, packed = text.partition(":")
+        if out_of == _NUMBERS:
+            numbers = zlib.decompress(base64.b64decode(packed, validate=True))
+            return np.frombuffer(numbers, "<f4").astype(np.float64)
         if int(out_of) < 1:
             raise ValueError(f"points out of {out_of}")
         stored = zlib.decompress(base64.b64decode(packed, validate=True))

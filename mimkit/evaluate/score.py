@@ -23,12 +23,14 @@ class Score:
             None where there is none.
         image_scores: what each image scored of the first metric, as
             `mimkit.evaluate.image_scores.pack` writes it; None if its mean is not the metric.
+        parts: what the first metric is the mean of, by name, such as each class's.
         chosen: what was found out beside, such as a value that was searched for; plain data.
     """
 
     metrics: Mapping[str, float]
     loss: float | None = None
     image_scores: str | None = None
+    parts: Mapping[str, float] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property

@@ -70,7 +70,7 @@ def measured(metric: str, value: float, num_images: int, image_scores: str | Non
     """
     if image_scores is not None:
         return Measured(value, unpack(image_scores))
-    if words.is_share(metric) and 0 <= value <= 1 and num_images > 0:
+    if words.is_mean_of_images(metric) and 0 <= value <= 1 and num_images > 0:
         return Measured(value, most_error=largest_error(value, num_images))
     return Measured(value)
 

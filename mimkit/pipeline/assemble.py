@@ -9,6 +9,7 @@ from mimkit.data.opening import find, open_labelled, open_sources
 from mimkit.data.source import Source, described
 from mimkit.errors import RecipeError
 from mimkit.evaluate.fractions import labels_in
+from mimkit.evaluate.truth import masks_in
 from mimkit.folder import RunFolder
 from mimkit.parts.target import Preparation
 from mimkit.pipeline.current import Run, build_evaluators, subject
@@ -63,6 +64,8 @@ def assemble(
     for table in recipe.evaluate:
         if table.cls.needs_labels:
             labels_in(*(labelled or (train, test)), table.name)
+        if table.cls.needs_masks:
+            masks_in(*(labelled or (train, test)), table.name)
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
         if labelled is not None:

@@ -13,18 +13,13 @@ from mimkit.folder import RunFolder, is_whole
 from mimkit.locks import is_taken, owner
 from mimkit.ownership import LOCK
 from mimkit.recipe.difference import differences
-from mimkit.recipe.schema import Recipe, load
+from mimkit.recipe.schema import DataSection, Recipe, load
 from mimkit.train.encoder_file import read_record
 
 _FIXED: Final = ("data.image_size", "data.patch_size")
 """What the encoder was trained for."""
-_OF_THE_DATA: Final = {
-    **dict.fromkeys(("path", "labelled", "labels", "label_column", "image_column"), "none"),
-    **dict.fromkeys(("num_images", "num_test_images"), "none"),
-    "layout": "auto",
-    "survey": True,
-}
-"""What a recipe says of its own data alone, as it is for others."""
+_OF_THE_ENCODER: Final = (*("image_size", "patch_size", "mean", "std", "interpolation"), "workers")
+"""What stays of ``[data]`` where the data become others."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +54,7 @@ def recipe_of(run: RunFolder, wish: Wish) -> Recipe:
     if wish.dataset not in (None, held.data.name):
         record = read_record(run.path)
         normalised = {name: record[name] for name in ("mean", "std")}
-        fixed["data"] = {**_OF_THE_DATA, **normalised, "name": wish.dataset}
+        fixed["data"] = {**_unsaid(), **normalised, "name": wish.dataset}
         tables = zip(own_tables(run.recipe), held.evaluate, strict=True)
         fixed["evaluate"] = [raw for raw, table in tables if not table.cls.needs_targets]
     if wish.labels is not None:
@@ -75,6 +70,15 @@ def recipe_of(run: RunFolder, wish: Wish) -> Recipe:
                 "is finished."
             )
     return untrained(asked)
+
+
+def _unsaid() -> dict[str, Any]:
+    """What a recipe says of its own data alone, as if it had said nothing."""
+    return {
+        name: "none" if field.default is None else field.default
+        for name, field in DataSection.model_fields.items()
+        if name not in _OF_THE_ENCODER
+    }
 
 
 def untrained(recipe: Recipe) -> Recipe:

@@ -117,6 +117,14 @@ def _dataset(training: Source, test: Source) -> dict[str, object]:
         "train_images": len(training),
         "test_images": len(test),
         "skipped": [asdict(item) for source in (training, test) for item in source.unread()],
+        "masks": [
+            {
+                "what": source.masks.kind,
+                "skipped": [asdict(item) for item in source.masks.skipped],
+            }
+            for source in (training, test)
+            if source.masks is not None
+        ],
         "notes": [source.note for source in (training, test) if source.note],
     }
 

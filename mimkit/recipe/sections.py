@@ -64,6 +64,14 @@ class DataSection(Strict):
     image_column: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the column of images, or of their files, in tables; default: found"
     )
+    masks: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="the folder, or column, of masks, which tell each pixel's class by its id; "
+        "'none' for none; default: found",
+    )
+    mask_ignore: tuple[Annotated[int, Interval(ge=0, le=255)], ...] | None = Field(
+        None, description="ids in masks that are not judged; default: 255, or the data set's"
+    )
     layout: Literal["auto", "splits", "classes", "unlabelled"] = Field(
         "auto",
         description="what folders are: 'splits' train, test or val with classes in them; 'classes' "

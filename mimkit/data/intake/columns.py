@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mimkit.data.intake.labels import LABEL_COLUMNS, Codes, NoClassesError, codes_of
 from mimkit.data.intake.sheet import check_names, choose, some
+from mimkit.data.intake.words import is_mask_word
 from mimkit.data.registered import DataSet
 from mimkit.errors import DataError, nearest
 
@@ -23,12 +25,14 @@ class Columns:
     Args:
         image: the column of images.
         label: the column of labels, or None.
+        mask: the column of masks, or None.
         names: of the classes, if the file says what its numbers stand for.
         note: what people must know of the choice, or nothing.
     """
 
     image: str
     label: str | None
+    mask: str | None
     names: tuple[str, ...] | None
     note: str
 
@@ -41,11 +45,13 @@ class Asked:
         dataset: what is registered, or None.
         image: ``data.image_column``.
         label: ``data.label_column``.
+        mask: ``data.masks``.
     """
 
     dataset: DataSet | None = None
     image: str | None = None
     label: str | None = None
+    mask: str | None = None
 
 
 def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked: Asked) -> Columns:
@@ -74,13 +80,15 @@ def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked
             f"{some(columns)} does."
         )
     if image is None:
-        image = dataset.image if dataset and dataset.image in images else images[0]
-    others = [name for name in columns if name != image]
+        pictures = [name for name in images if not is_mask_word(name)] or images
+        image = dataset.image if dataset and dataset.image in images else pictures[0]
+    mask = _mask(where, [name for name in images if name != image], asked)
+    others = [name for name in columns if name not in (image, mask)]
     label = choose(where, others, LABEL_COLUMNS, asked.label, "data.label_column")
     note = ""
     if dataset is not None and asked.label is None:
         label = dataset.label
-        if label not in others:
+        if label is not None and label not in others:
             raise DataError(
                 f"{where}: the labels of {dataset.name} must be in a column '{label}', but the "
                 f"columns are {some(columns)}."
@@ -100,7 +108,19 @@ def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked
             f"{where}: {dataset.name} has {dataset.num_classes} classes, but this file has "
             f"{len(names)}. Is it another data set?"
         )
-    return Columns(image, label, names, note)
+    return Columns(image, label, mask, names, note)
+
+
+def _mask(where: Path, images: Sequence[str], asked: Asked) -> str | None:
+    """Finds the column of masks among the other columns of images."""
+    if asked.mask == "none":
+        return None
+    if asked.mask is not None and asked.mask not in images:
+        raise DataError(
+            f"{where}: data.masks = '{asked.mask}' must be a column of masks (the bytes of image "
+            f"files) beside that of the images, but there is none.{nearest(asked.mask, images)}"
+        )
+    return asked.mask or next((name for name in images if is_mask_word(name)), None)
 
 
 def features_of(schema: pa.Schema) -> dict[str, Any]:

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from mimkit.data.intake.kept import keep, kept
 from mimkit.data.intake.kinds import advice, census, reason
 from mimkit.data.intake.layout import Layout, arrange
+from mimkit.data.intake.pairs import PairedMasks, Pairs, pair
 from mimkit.data.intake.paths import Paths, write_paths
-from mimkit.data.intake.places import Meaning, Part, Place
+from mimkit.data.intake.places import Meaning, Part, Place, some
 from mimkit.data.intake.sheet import KINDS, METADATA, Naming, naming
 from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree, is_utf8
@@ -27,6 +28,8 @@ _MANY: Final = 20
 """So many files of one kind in a folder are counted, not listed."""
 HELD_OUT: Final = 10
 """One image of so many is held out where a data set has no test part."""
+_NAMES: Final = ("classes.txt", "labels.txt", "class_names.txt")
+"""Files that say what the ids of masks stand for."""
 _FORMAT: Final = 1
 """Raised when what is kept of a listing changes, so that old files are no longer found."""
 
@@ -44,6 +47,8 @@ class FolderListing:
         named: what a table says of the images, which then counts instead of their folders.
         skipped: files and folders that are not used.
         note: how the split came about.
+        pairs: the masks of its images; None if they have none.
+        mask_names: what the ids of masks stand for; None if that is not known.
     """
 
     origin: str
@@ -54,6 +59,13 @@ class FolderListing:
     named: Naming | None = None
     skipped: tuple[Skipped, ...] = ()
     note: str = ""
+    pairs: Pairs | None = None
+    mask_names: tuple[str, ...] | None = None
+
+    @property
+    def masks(self) -> str:
+        """Where the masks of its images are, in words; nothing if they have none."""
+        return some([f"{folder}/" for folder in self.pairs.folders]) if self.pairs else ""
 
     @cached_property
     def stamp(self) -> str:
@@ -84,7 +96,8 @@ class FolderListing:
             found = kept(place)
             assert found is not None
         paths = Paths(self.root, place)
-        return Table(paths, np.arange(len(paths)), *found)
+        masks = PairedMasks(paths, self.pairs) if self.pairs else None
+        return Table(paths, np.arange(len(paths)), *found, masks)
 
     def _files(self) -> Iterator[str]:
         for place in self.part.places:
@@ -125,6 +138,7 @@ def list_folder(
     only_named: bool = False,
     image_column: str | None = None,
     label_column: str | None = None,
+    masks: str | None = None,
 ) -> dict[Split, FolderListing]:
     """Lists both splits of a folder of images.
 
@@ -137,8 +151,9 @@ def list_folder(
         only_named: whether the tables say which images there are, not only their labels.
         image_column: of the tables: which holds the files.
         label_column: of the tables: which holds the labels.
+        masks: how folders of masks are called, "none" for no masks; None: as people call them.
 
-    Raises: DataError if there is no image, or the splits or labels do not fit.
+    Raises: DataError if there is no image, or the splits, labels or masks do not fit.
     """
     if not tree.count:
         raise DataError(_empty(tree))
@@ -153,7 +168,8 @@ def list_folder(
             f"file or table, but {tree.root} is a folder of images. Name a table of files and "
             "labels with data.labels."
         )
-    layout = _layout(tree, meaning, named, only_named=only_named)
+    called = None if masks == "none" else masks
+    layout = _layout(tree, meaning, named, only_named=only_named, masks=called)
     notes = [*layout.notes, *layout.label_notes]
     if label_column == "none":
         layout = _unlabelled(layout)
@@ -174,18 +190,34 @@ def list_folder(
         whole = replace(whole, classes=named.classes, named=named)
     used = {path.name for path in (*tables, *beside)}
     others = {split: tuple(_others(tree, layout.test, split, used)) for split in shares}
+    parts = {"train": layout.train, "test": layout.test or layout.train}
+    pairs = {
+        split: pair((place.folder for place in part.places), layout.masks)
+        for split, part in parts.items()
+        if masks != "none"
+    }
+    if called is not None and not any(pairs.values()):
+        raise DataError(
+            f"data.masks: must name folders whose files are called as the images of {tree.root} "
+            f"that lie beside them, but '{called}' does not."
+        )
+    paired = {f"{tree.root}/{name}" for each in pairs.values() if each for name in each.folders}
+    unused = tuple(each for each in layout.unused if each.path not in paired)
+    whole = replace(whole, mask_names=_mask_names(tree) if any(pairs.values()) else None)
     first = notes[:1] if layout.test is None else []
     return {
         "train": replace(
             whole,
             share=shares["train"],
-            skipped=layout.unused + others["train"],
+            pairs=pairs.get("train"),
+            skipped=unused + others["train"],
             note="; ".join(notes),
         ),
         "test": replace(
             whole,
             part=layout.test or layout.train,
             share=shares["test"],
+            pairs=pairs.get("test"),
             skipped=others["test"],
             note="; ".join(first),
         ),
@@ -211,9 +243,20 @@ def _hold_out(tree: Tree, total: int) -> str:
     return f"no test part: {held_out(total):,} of {total:,} images, chosen by path, are held out"
 
 
-def _layout(tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: bool) -> Layout:
+def _mask_names(tree: Tree) -> tuple[str, ...] | None:
+    """Reads what ids stand for: a name in each line of ``classes.txt``."""
+    found = next((path for path in tree.others() if Path(path).name in _NAMES), None)
+    if found is None:
+        return None
+    lines = Path(tree.root, found).read_text(encoding="utf-8", errors="replace").splitlines()
+    return tuple(line.strip() for line in lines if line.strip()) or None
+
+
+def _layout(
+    tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: bool, masks: str | None
+) -> Layout:
     if named is None:
-        return arrange(tree, meaning)
+        return arrange(tree, meaning, masks=masks)
     if named.splits:
         return _by_table(tree, named)
     codes, left = named.codes, 0
@@ -227,7 +270,7 @@ def _layout(tree: Tree, meaning: Meaning, named: Naming | None, *, only_named: b
         paths = (p.folder.path(name) for p in part.places for name in p.folder.images)
         return any(codes.get(path, -1) >= 0 for path in paths)
 
-    layout = arrange(tree, meaning, labelled if named.classes else None)
+    layout = arrange(tree, meaning, labelled if named.classes else None, masks)
     unused = Skipped(f"{tree.root}/*", f"{left:,} images not used: the table does not name them")
     return replace(layout, unused=(*layout.unused, unused)) if left else layout
 

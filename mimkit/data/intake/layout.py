@@ -25,6 +25,7 @@ class Layout:
         unused: folders that belong to neither.
         notes: what people must know of the splits.
         label_notes: and of the classes.
+        masks: folders of masks.
     """
 
     train: Part
@@ -33,9 +34,15 @@ class Layout:
     unused: tuple[Skipped, ...]
     notes: tuple[str, ...]
     label_notes: tuple[str, ...] = ()
+    masks: tuple[Folder, ...] = ()
 
 
-def arrange(tree: Tree, meaning: Meaning, labelled: Callable[[Part], bool] | None = None) -> Layout:
+def arrange(
+    tree: Tree,
+    meaning: Meaning,
+    labelled: Callable[[Part], bool] | None = None,
+    masks: str | None = None,
+) -> Layout:
     """Decides what folders mean.
 
     ``auto``: folders called as splits are (`words`) are splits, if there are two; folders of masks
@@ -48,6 +55,7 @@ def arrange(tree: Tree, meaning: Meaning, labelled: Callable[[Part], bool] | Non
             are classes; ``classes``: the outermost folders are classes; ``unlabelled``: folders
             mean nothing; ``auto``: as above.
         labelled: tells whether a part has labels, where these do not come from folders.
+        masks: how folders of masks are called; None: as people call them.
 
     Raises: DataError if there is no image, or the test part has classes that training has not.
     """
@@ -63,9 +71,9 @@ def arrange(tree: Tree, meaning: Meaning, labelled: Callable[[Part], bool] | Non
         tops = {below[0] for below in _belows(test, names) if below}
         return bool(tops & set(names))
 
-    found = None
+    found, of_masks = None, list[Folder]()
     if meaning != "classes":
-        folders = without_masks(folders, findings)
+        folders, of_masks = without_masks(folders, findings, masks)
         found = find_splits(folders, meaning, findings, has_labels)
     if found is None and meaning == "splits" and not _in_splits(folders):
         raise DataError(
@@ -75,13 +83,13 @@ def arrange(tree: Tree, meaning: Meaning, labelled: Callable[[Part], bool] | Non
     train, test = found or (whole(folders), None)
     unused, notes = tuple(findings.unused), tuple(findings.notes)
     if labelled is not None:
-        return Layout(train, test, (), unused, notes)
+        return Layout(train, test, (), unused, notes, masks=tuple(of_masks))
     label_notes: list[str] = []
     names, labels = _classes(train, meaning, label_notes)
     train = replace(train, labels=labels)
     if test is not None:
         test = _labelled(tree, test, names, label_notes)
-    return Layout(train, test, names, unused, notes, tuple(label_notes))
+    return Layout(train, test, names, unused, notes, tuple(label_notes), tuple(of_masks))
 
 
 def _in_splits(folders: Sequence[Folder]) -> bool:

@@ -64,6 +64,7 @@ class Wanted:
         labels: a table of files and labels, or None.
         image_column: which column holds the images or their files, or None.
         label_column: which column holds the labels, ``"none"`` for no labels, or None.
+        masks: which folder or column holds the masks, ``"none"`` for no masks, or None.
     """
 
     key: str
@@ -75,11 +76,12 @@ class Wanted:
     labels: str | None = None
     image_column: str | None = None
     label_column: str | None = None
+    masks: str | None = None
 
     @property
     def asked(self) -> Asked:
         """What is known of the columns."""
-        return Asked(self.dataset, self.image_column, self.label_column)
+        return Asked(self.dataset, self.image_column, self.label_column, self.masks)
 
     @property
     def roots(self) -> list[Path]:
@@ -104,7 +106,8 @@ def locate(wanted: Wanted) -> Listings:
                 return listings
     hub = dataset.hub if dataset else name
     if hub is None or not is_hub_id(hub):
-        raise DataError(_advice(wanted, "it is no registered name and no path"))
+        unknown = "it is no registered name and no path"
+        raise DataError(_advice(wanted, "it has no place to load from" if dataset else unknown))
     found, reason = download(hub, dataset)
     listings = None if found is None else _open([found], wanted)
     if listings is None:
@@ -160,6 +163,7 @@ def _open_file(path: Path, wanted: Wanted) -> Listings | None:
                 only_named=True,
                 image_column=wanted.image_column,
                 label_column=wanted.label_column,
+                masks=wanted.masks,
             )
         kind = describe(path)
     except OSError as error:
@@ -210,6 +214,7 @@ def _open_folder(folder: Path, origin: str, wanted: Wanted) -> Listings | None:
         tables=[] if wanted.labels is None else [_table(wanted, folder)],
         image_column=wanted.image_column,
         label_column=wanted.label_column,
+        masks=wanted.masks,
     )
 
 
@@ -259,6 +264,9 @@ def _advice(wanted: Wanted, reason: str) -> str:
     hint = "" if dataset else nearest(name, known)
     folder = dataset.folder.replace("[-_]", "_").rstrip("*") if dataset else Path(name).name
     hub = (dataset.hub if dataset else None) or (name if is_hub_id(name) else "USER/NAME")
+    load = f"hf download {hub} --repo-type dataset --local-dir {folder}"
+    if dataset and not dataset.hub:
+        load = "as its authors offer it"
     way, unset = f"--data FOLDER, where FOLDER/{folder} holds", "neither --data nor MIMKIT_DATA"
     if key != "data.name":  # --data says where the images to pre-train on are
         way, unset = f"{key}=FOLDER, which holds", "no MIMKIT_DATA"
@@ -268,7 +276,6 @@ def _advice(wanted: Wanted, reason: str) -> str:
         f"Looked in {looked}. Three ways to get it:\n"
         f"  1. {way} parquet files, or images in train/CLASS/ and val/CLASS/;\n"
         "  2. MIMKIT_DATA=FOLDER, the same for every run;\n"
-        f"  3. on a machine with network: hf download {hub} --repo-type dataset "
-        f"--local-dir {folder}\n"
+        f"  3. on a machine with network: {load}\n"
         f"Without any data: --set {key}=shapes"
     )

@@ -38,6 +38,12 @@ class Records:
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
 
+    @property
+    def digest(self) -> str:
+        """Changes with the files."""
+        stamps = [os.stat(file).st_mtime_ns for file in self.files]
+        return hashlib.sha256(repr((self.files, self.column, stamps)).encode()).hexdigest()
+
     def where(self, number: int) -> str:
         """The path if the row holds only that, else its number and path."""
         content, path = self._row(number)

@@ -114,6 +114,16 @@ class RowListing:
     note: str = ""
 
     @property
+    def masks(self) -> str:
+        """The column of masks, in words; nothing if there is none."""
+        return f"column '{self.columns.mask}'" if self.columns.mask else ""
+
+    @property
+    def mask_names(self) -> None:
+        """Columns do not say what ids stand for."""
+        return None
+
+    @property
     def origin(self) -> str:
         """The folder."""
         return self.store.origin
@@ -135,7 +145,10 @@ class RowListing:
                 keep(place, *self._labels())
                 found = kept(place)
                 assert found is not None
-            table = Table(records, np.arange(len(records)), *found)
+            masks = None
+            if self.columns.mask is not None:
+                masks = self.store.records(self.columns.mask, cache)
+            table = Table(records, np.arange(len(records)), *found, masks)
         return table if self.share is None else table.select(_rows(len(table), self.share))
 
     def _labels(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:

@@ -9,13 +9,27 @@ from mimkit.data.intake.walk import Folder
 from mimkit.data.intake.words import TEST_WORDS, TRAIN_WORDS, masks_among, word_of
 
 
-def without_masks(folders: list[Folder], findings: Findings) -> list[Folder]:
-    """Leaves out folders of masks that lie beside the folders of their images."""
+def without_masks(
+    folders: list[Folder], findings: Findings, called: str | None = None
+) -> tuple[list[Folder], list[Folder]]:
+    """Leaves out folders of masks that lie beside the folders of their images.
+
+    Args:
+        folders: with images.
+        findings: is told what is decided.
+        called: how the folders of masks are called; None: by the words that people use for them.
+
+    Returns: the folders of images, and those of masks that are called so.
+    """
     beside: dict[tuple[str, ...], set[str]] = {}
     for folder in folders:
         for depth, part in enumerate(folder.parts):
             beside.setdefault(folder.parts[:depth], set()).add(part)
-    masks = {(*above, each) for above, n in beside.items() for each in masks_among(frozenset(n))}
+    masks = {
+        (*above, each)
+        for above, names in beside.items()
+        for each in masks_among(frozenset(names)) | (names & {called})
+    }
     left: list[Folder] = []
     kept: list[Folder] = []
     for folder in folders:
@@ -25,9 +39,9 @@ def without_masks(folders: list[Folder], findings: Findings) -> list[Folder]:
         findings.leave(left, f"they look like masks of others; {KEY}='unlabelled' takes all")
         findings.notes.append(
             f"folders called {some(sorted({path[-1] for path in masks}))} are taken for masks of "
-            f"the images beside them, and not used; if they are classes: {KEY}='classes'"
+            f"the images beside them; if they are classes: {KEY}='classes'"
         )
-    return kept
+    return kept, [each for each in left if called is None or called in each.parts]
 
 
 def find_splits(

@@ -41,6 +41,20 @@ class Contents(Protocol):
         """Returns the bytes of the image file; OSError if it cannot be read."""
 
 
+class MaskContents(Protocol):
+    """Undecoded masks by the number of their image. Pickled, it is small."""
+
+    @property
+    def digest(self) -> str:
+        """Changes with the files."""
+
+    def where(self, number: int) -> str:
+        """Names a mask, or the image that has none, for people."""
+
+    def content(self, number: int) -> bytes | None:
+        """Returns the bytes of a mask's file, None if there is none; OSError if it fails."""
+
+
 @dataclass(frozen=True, eq=False)
 class Table:
     """Images as bytes or paths, in the order of the data set.
@@ -50,12 +64,14 @@ class Table:
         rows: (N,) int64, which of them, in which order.
         labels: (N,) int64, -1 where one image has none; None if no image has one.
         classes: the names that labels number.
+        masks: the undecoded masks of all contents; None if there are none.
     """
 
     contents: Contents
     rows: NDArray[np.int64]
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
+    masks: MaskContents | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -129,6 +145,14 @@ class Listing(Protocol):
     @property
     def note(self) -> str:
         """What a reader of results must know of how the split came about, or nothing."""
+
+    @property
+    def masks(self) -> str:
+        """Where the masks of its images are, in words; nothing if they have none."""
+
+    @property
+    def mask_names(self) -> tuple[str, ...] | None:
+        """What the ids of masks stand for, from 0 on; None if that is not known."""
 
     def read(self, cache: Path) -> Table:
         """Reads the table.

@@ -32,6 +32,11 @@ def word_in(name: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
+def is_mask_word(name: str) -> bool:
+    """Whether a column of images of this name holds masks, as ``mask`` or ``label_mask``."""
+    return any(part in _MASK_WORDS for part in (name.lower(), *_SEPARATORS.split(name.lower())))
+
+
 def masks_among(names: frozenset[str]) -> frozenset[str]:
     """Which of the folders beside one another hold masks of what lies in the others.
 

@@ -32,7 +32,7 @@ _TURNS: Final = {
 """What each EXIF orientation asks for. Source: EXIF 2.32, 4.6.4."""
 _SIDEWAYS: Final = tuple(_TURNS[orientation] for orientation in (5, 6, 7, 8))
 # What Pillow's readers raise on files that are cut, corrupt, too large or of an unknown kind.
-_FAILURES: Final = (
+FAILURES: Final = (
     OSError,
     SyntaxError,
     ValueError,
@@ -106,9 +106,9 @@ def look(content: bytes, shrink: int = 1) -> Look:
         warnings.simplefilter("ignore")
         try:
             return _look(content, shrink)
-        except _FAILURES as error:
+        except FAILURES as error:
             for bare in without_metadata(content):
-                with contextlib.suppress(*_FAILURES):
+                with contextlib.suppress(*FAILURES):
                     return _look(bare, shrink)
             if isinstance(error, UnidentifiedImageError):
                 raise UnreadableError("is no image of a known kind") from error
@@ -138,7 +138,7 @@ def _turn(image: Image.Image) -> Image.Transpose | None:
     """Says how an image must be turned; TIFF and AVIF are turned by Pillow as they are loaded."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
-    except _FAILURES:
+    except FAILURES:
         return None
     return _TURNS.get(orientation) if type(orientation) is int else None
 
