@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 __version__ = "0.1.0"
 
 _HOMES = {
-    "mimkit.api": ("Features", "compare", "load_encoder", "run"),
+    "mimkit.api": ("Features", "compare", "evaluate", "load_encoder", "run"),
     "mimkit.builtin.dense": ("DenseTransformer",),
     "mimkit.builtin.plain_vit": ("import_vit",),
     "mimkit.builtin.positions": ("sincos", "sincos_grid"),
@@ -135,6 +135,7 @@ __all__ = [
     "count_blocks",
     "count_flops",
     "dense_blocks",
+    "evaluate",
     "freeze",
     "import_vit",
     "load_encoder",
@@ -158,7 +159,7 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from mimkit.api import Features, compare, load_encoder, run
+    from mimkit.api import Features, compare, evaluate, load_encoder, run
     from mimkit.builtin.dense import DenseTransformer
     from mimkit.builtin.plain_vit import import_vit
     from mimkit.builtin.positions import sincos, sincos_grid

@@ -15,11 +15,14 @@ from mimkit.launch.local import LocalLauncher
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.part import Module
 from mimkit.pipeline import run as pipeline
+from mimkit.pipeline.judgement import Wish
 from mimkit.recipe.schema import load
 from mimkit.report.findings import Study
 from mimkit.study.budget import parse_budget, parse_within
 from mimkit.study.conduct import conduct
 from mimkit.study.folder import default_folder
+from mimkit.study.judging import Judging
+from mimkit.study.judging import evaluate as judge_runs
 from mimkit.study.question import Asked, Question
 from mimkit.train import encoder_file
 
@@ -150,6 +153,62 @@ def compare(
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
     return conduct(question, folder, LocalLauncher())
+
+
+@mendable()
+def evaluate(
+    runs: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    dataset: str | None = None,
+    labels: str | None = None,
+    evaluate: Sequence[str] | None = None,
+    settings: Sequence[str] = (),
+    data: str | None = None,
+    device: str | None = None,
+) -> Study:
+    """Judges finished runs once more, as ``mimkit evaluate`` does, in this process.
+
+    >>> folder = run(tiny, settings=["train.total_steps=4"])
+    >>> found = evaluate(folder, evaluate=["knn"])
+    >>> [one.row.evaluator for one in found.verdicts if not one.row.own_task]
+    ['knn']
+
+    Results are added to ``results.json`` and the report of each run, under the data's name; what
+    was judged before is not repeated.
+
+    Args:
+        runs: a run folder, one that was imported, a folder with such below it; or several.
+        dataset: a registered name, a folder, a Hugging Face id; None: each run's own.
+        labels: labelled images, or a table of files and labels, where the data have none.
+        evaluate: names of evaluators, each with the options that the run's recipe gives it, else
+            those of a comparison, else its defaults; None: all of the run's recipe.
+        settings: ``"a.b=VALUE"`` of ``data`` and ``evaluate``, as ``--set``.
+        data: where to look for the data first.
+        device: see `run`.
+
+    Returns: of one run all that is known of it on these data; of several all side by side, where
+        runs that differ in nothing but their seed are one method.
+    Raises: MimkitError for everything a user can mend.
+    """
+    paths = [runs] if isinstance(runs, str | PathLike) else runs
+    command = _command(
+        "evaluate",
+        *(fspath(path) for path in paths),
+        dataset=dataset,
+        labels=labels,
+        evaluate=None if evaluate is None else ",".join(evaluate),
+        set=settings,
+        data=data,
+        device=device,
+    )
+    judging = Judging(
+        runs=tuple(map(Path, paths)),
+        wish=Wish(dataset, labels, data, settings=tuple(settings)),
+        names=None if evaluate is None else tuple(evaluate),
+        device=device,
+        command=command,
+    )
+    return judge_runs(judging)
 
 
 @mendable()

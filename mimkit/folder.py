@@ -24,6 +24,7 @@ _OWN: Final = (
     *(f"checkpoints/{name}" for name in ("step_*.json", "step_*.safetensors", ".step_*.tmp")),
     *(f"pictures/{name}" for name in ("predictions.png", "prepared_*.png", ".*.png.*.tmp")),
     "evaluations/[0-9]*-*",
+    "judgements/[0-9]*-*",
 )
 """What a run writes into its folder, and what may be removed from there."""
 
@@ -161,20 +162,56 @@ class RunFolder:
         write_text(self.metrics, "".join(json.dumps(finite(row)) + "\n" for row in kept))
         return [row for row in rows if row["step"] > step]
 
+    @property
+    def judgement_paths(self) -> list[Path]:
+        """Where judgements lie that were made once the run was there, the first one first."""
+        found = self.path.glob("judgements/[0-9]*-*")
+        return sorted(found, key=lambda path: int(path.name.partition("-")[0]))
+
+    def judgement(self, path: Path) -> "RunFolder":
+        """Opens one of them, or a new one: a folder like a run's, under the claim of this one."""
+        inner = RunFolder(path, writable=self.writable, say=self.say)
+        inner._lock = self._lock
+        return inner
+
+    def judgements(self) -> dict[str, "RunFolder"]:
+        """Names the judgements of these weights by their data.
+
+        Those of other weights are left out, as of an import that was trained on since.
+
+        Raises: DataError if one of their files is damaged.
+        """
+        steps = self.read_ledger().get("steps", 0)
+        found: dict[str, RunFolder] = {}
+        for path in self.judgement_paths:
+            inner = self.judgement(path)
+            if inner.read_ledger().get("steps") == steps and inner.read_results()["results"]:
+                name = path.name.partition("-")[2]
+                again = sum(other.partition(" (")[0] == name for other in found)
+                found[f"{name} ({again + 1})" if again else name] = inner
+        return found
+
     def write_results(self, results: Mapping[str, object]) -> None:
         """Writes ``results.json``: the lists ``results``, ``summaries`` and ``differences``.
 
-        A number that is not finite becomes null.
+        What was judged later stands beside them, under the names of its data: ``judgements``. A
+        number that is not finite becomes null.
         """
         self._assert_claimed()
-        write_json(self.results, results)
+        later = {
+            name: {"folder": str(inner.path.relative_to(self.path)), **inner.read_results()}
+            for name, inner in self.judgements().items()
+        }
+        write_json(self.results, {**results, **({"judgements": later} if later else {})})
 
     def read_results(self) -> dict[str, list[dict[str, Any]]]:
         """Reads ``results.json``; its three lists are empty where nothing was evaluated yet.
 
-        A value or a mean that is null comes back as NaN; an interval's ends stay None.
+        A value or a mean that is null comes back as NaN; an interval's ends stay None. What was
+        judged later is read from where it lies (`judgements`).
         """
-        found = {"results": [], "summaries": [], "differences": []} | _read_json(self.results)
+        held = _read_json(self.results)
+        found = {name: held.get(name, []) for name in ("results", "summaries", "differences")}
         for entry in (entry for entries in found.values() for entry in entries):
             for name in ("value", "mean"):
                 if name in entry:

@@ -29,7 +29,7 @@ BOUNDS = [name for name in mimkit.__all__ if get_origin(getattr(mimkit, name)) i
 )
 def test_the_example_in_every_public_docstring_is_true(name, tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for module in ("mimkit.pipeline.run", "mimkit.study.conduct"):
+    for module in ("mimkit.pipeline.run", "mimkit.study.conduct", "mimkit.study.judging"):
         monkeypatch.setattr(f"{module}.make_console", lambda: make_console(quiet=True))
     public = {each: getattr(mimkit, each) for each in mimkit.__all__}
     finder = doctest.DocTestFinder(recurse=False)
@@ -98,6 +98,32 @@ def test_what_a_comparison_says_to_type_asks_the_same(monkeypatch, options):
     (ours, here), (typed, there) = asked
     assert typed == replace(ours, command=typed.command)
     assert here == there
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {
+            "dataset": "some where",
+            "labels": "labels.csv",
+            "evaluate": ["knn", "finetune"],
+            "settings": ["data.num_images=20"],
+            "data": "/there",
+            "device": "cpu",
+        },
+    ],
+)
+def test_what_a_judgement_says_to_type_asks_the_same(monkeypatch, options):
+    asked = []
+    monkeypatch.setattr("mimkit.api.judge_runs", asked.append)
+    monkeypatch.setattr("mimkit.study.judging.evaluate", asked.append)
+    mimkit.evaluate(["one", Path("two words")], **options)
+    command = shlex.split(asked[0].command)
+    monkeypatch.setattr(sys, "argv", command)
+    assert CliRunner().invoke(app, command[1:]).exit_code == 0
+    ours, typed = asked
+    assert typed == ours
 
 
 def test_what_a_run_says_to_type_is_the_same_run(tiny, monkeypatch):

@@ -104,7 +104,8 @@ def test_the_module_is_the_same_program():
 def test_the_commands_and_options_are_these():
     # An option more or less is a decision: change this list, the docs and the changelog.
     listed = mimkit("--help").output
-    commands = ["list", "check", "run", "demo", "bench", "compare", "import", "export", "plugin"]
+    commands = ["list", "check", "run", "demo", "bench", "compare"]
+    commands += ["evaluate", "import", "export", "plugin"]
     assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == commands
     for command, options in {
         "list": ["--schema"],
@@ -121,6 +122,9 @@ def test_the_commands_and_options_are_these():
                 "--set",
             ),
             *("--data", "--device", "--jobs", "--launcher", "--slurm", "--out", "--dry"),
+        ],
+        "evaluate": [
+            *("--dataset", "--labels", "--evaluate", "--set", "--data", "--device", "--verbose"),
         ],
         "import": ["--out", "--recipe", "--preset", "--set", "--data"],
         "export": ["--format", "--out"],

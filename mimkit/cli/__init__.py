@@ -7,7 +7,7 @@ from typing import Final
 
 import typer
 
-from mimkit.cli import comparing, exchanging, looking, running
+from mimkit.cli import comparing, exchanging, judging, looking, running
 from mimkit.cli.program import make_program
 
 app: Final = make_program()
@@ -18,6 +18,7 @@ app.command()(running.run)
 app.command()(running.demo)
 app.command()(looking.bench)
 app.command()(comparing.compare)
+app.command()(judging.evaluate)
 app.command("import")(exchanging.import_)
 app.command()(exchanging.export)
 plugin: Final = typer.Typer(no_args_is_help=True, help="Write a plugin.")

@@ -91,8 +91,16 @@ def _was_stopped(folder: RunFolder) -> bool:
 
 
 def _another(folder: RunFolder, found: list[Difference]) -> DataError:
-    return DataError(
+    said = (
         f"{folder.path}: this folder holds a run of another recipe than the one asked for "
-        f"({listed(found)}). Choose another folder with --out, or start anew with --fresh, which "
-        "removes that run."
+        f"({listed(found)})."
+    )
+    if all(each.key.partition(".")[0] == "evaluate" for each in found):
+        return DataError(
+            f"{said} Its encoder is judged in other ways, and nothing is trained again, by: mimkit "
+            f"evaluate {folder.path} --evaluate NAME,... or --set 'evaluate=[...]'"
+        )
+    return DataError(
+        f"{said} Choose another folder with --out, or start anew with --fresh, which removes that "
+        "run."
     )

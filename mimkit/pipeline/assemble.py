@@ -90,8 +90,14 @@ def assemble(
     return current
 
 
-def prepare(current: Run, settled: Recipe) -> None:
-    """Lets the targets of the settled recipe prepare themselves, which may take hours."""
+def prepare(current: Run, settled: Recipe, images: Source | None = None) -> None:
+    """Lets the targets of the settled recipe prepare themselves, which may take hours.
+
+    Args:
+        current: the run.
+        settled: its recipe.
+        images: that they prepare themselves on; None for those to train on.
+    """
     if not settled.same_as(current.recipe):
         current.parts = _build(settled, current.train)
         current.pretrainer = Pretrainer(current.parts).to(current.world.device)
@@ -99,7 +105,9 @@ def prepare(current: Run, settled: Recipe) -> None:
     current.seconds = seconds_before(current.folder.read_ledger())
     start = time.perf_counter()
     if needs_targets(settled):
-        current.prepared = _prepare(current.parts, current.train, current.world, current.console)
+        current.prepared = _prepare(
+            current.parts, images or current.train, current.world, current.console
+        )
         current.pretrainer.to(current.world.device)
     # What a target made may have been begun by a call that was killed: its own count has that too.
     made = sum(done.seconds for done in current.prepared.values() if not done.cached)

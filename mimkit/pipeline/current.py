@@ -12,7 +12,8 @@ from mimkit.data.batches import Batches, default_workers, stream
 from mimkit.data.pixels.augment import Augment
 from mimkit.data.pixels.views import render
 from mimkit.data.source import Source
-from mimkit.evaluate.base import Evaluator, Subject, silent
+from mimkit.errors import TrainingError, in_one_line, memory_is_full
+from mimkit.evaluate.base import Evaluator, Result, Subject, silent
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.folder import RunFolder
 from mimkit.parts.records import Batch
@@ -199,3 +200,22 @@ def subject(current: Run, number: int) -> Subject:
         workers=default_workers(recipe.data, train),
         precision=recipe.train.precision,
     )
+
+
+def judge_by(current: Run, number: int, evaluator: Evaluator) -> list[Result]:
+    """Runs one evaluation.
+
+    Raises: TrainingError that says what to do if memory is full.
+    """
+    try:
+        with current.spends("evaluating"):
+            return evaluator.run(subject(current, number))
+    except (RuntimeError, MemoryError) as error:
+        if not memory_is_full(error):
+            raise
+        raise TrainingError(
+            f"evaluation '{current.recipe.evaluate[number].name}': memory is full "
+            f"({in_one_line(error)}). What was trained and evaluated before is kept: the same "
+            "command goes on from there, with more memory on another --device (cpu is one), or "
+            "once other programs have left this one."
+        ) from error

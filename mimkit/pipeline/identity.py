@@ -32,7 +32,7 @@ def refuse_other_data(folder: RunFolder, sources: Mapping[str, Source]) -> None:
 
     Raises: DataError that names what was added, is gone or was changed.
     """
-    differ = other_data(folder.data, sources, _of_ledger(folder.read_ledger()))
+    differ = other_than_begun(folder, sources)
     if differ and folder.holds_work:
         raise DataError(
             f"{folder.path}: the data must be those that this run was begun with, but {differ}. "
@@ -40,6 +40,11 @@ def refuse_other_data(folder: RunFolder, sources: Mapping[str, Source]) -> None:
             "data a run of their own with --out; or start anew with --fresh, which removes this "
             "run."
         )
+
+
+def other_than_begun(folder: RunFolder, sources: Mapping[str, Source]) -> str:
+    """Says how data differ from those that a run was begun with, or nothing."""
+    return other_data(folder.data, sources, _of_ledger(folder.read_ledger()))
 
 
 def write_data(file: Path, sources: Mapping[str, Source]) -> None:

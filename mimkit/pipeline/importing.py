@@ -90,7 +90,8 @@ def import_run(
     for note in notes:
         console.print(f"note: {note}")
     console.print(headed("run", out), soft_wrap=True)
-    console.print(f"To go on, or to evaluate it: mimkit run {out}", soft_wrap=True)
+    console.print(f"To go on: mimkit run {out}", soft_wrap=True)
+    console.print(f"To judge it as it is: mimkit evaluate {out}", soft_wrap=True)
 
 
 def _refuse_held(folder: RunFolder) -> None:

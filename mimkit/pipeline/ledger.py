@@ -17,6 +17,7 @@ from mimkit.data.source import Source
 from mimkit.memory import peak_bytes
 from mimkit.parts.records import Geometry
 from mimkit.parts.target import Preparation
+from mimkit.pipeline.current import Run
 from mimkit.recipe.schema import TrainSection
 from mimkit.train.precision import uses_bfloat16
 from mimkit.train.progress import Progress
@@ -84,6 +85,29 @@ def ledger(
         "flops_per_image": trial.flops_per_image if trial else earlier.get("flops_per_image"),
         "skipped_steps": [asdict(item) for item in progress.skipped],
     }
+
+
+def write_ledger(current: Run, trial: StepTrial | None, progress: Progress) -> None:
+    """Writes down in the run's folder what it has cost so far, in the process that leads."""
+    if not current.world.leads:
+        return
+    current.folder.write_ledger(
+        ledger(
+            command=current.command,
+            pretrainer=current.pretrainer,
+            geometry=current.parts.geometry,
+            training=current.train,
+            test=current.test,
+            labelled=current.labelled,
+            train=current.recipe.train,
+            device=current.world.device,
+            trial=trial,
+            earlier=current.folder.read_ledger(),
+            progress=progress,
+            seconds={**current.seconds, "train": progress.seconds},
+            prepared=current.prepared,
+        )
+    )
 
 
 def _dataset(training: Source, test: Source) -> dict[str, object]:

@@ -9,16 +9,15 @@ from rich.console import Console
 
 from mimkit import words
 from mimkit.console import headed, make_console
-from mimkit.errors import TrainingError, in_one_line, memory_is_full
-from mimkit.evaluate.base import Evaluator, Result
+from mimkit.evaluate.base import Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
 from mimkit.folder import RunFolder
 from mimkit.pipeline.adopt import adopt, refuse_another
 from mimkit.pipeline.assemble import assemble, needs_targets, prepare
-from mimkit.pipeline.current import Run, build_evaluators, subject
+from mimkit.pipeline.current import Run, build_evaluators, judge_by
 from mimkit.pipeline.identity import refuse_other_data, splits, write_data
-from mimkit.pipeline.ledger import ledger, seconds_after
+from mimkit.pipeline.ledger import seconds_after, write_ledger
 from mimkit.recipe.registry import entries
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report import ending, of_run
@@ -131,13 +130,13 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
             return
         if world.leads:
             for number in due:
-                results = _judge(current, number, evaluators[number])
+                results = judge_by(current, number, evaluators[number])
                 prefix = recipe.evaluate[number].name
                 folder.log(
                     step,
                     {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
                 )
-            _write_ledger(current, trial, loop.progress)
+            write_ledger(current, trial, loop.progress)
         world.wait()
 
     loop = current.loop(Hooks(log, evaluate, current.console.print))
@@ -152,7 +151,7 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
     if start < loop.total:
         trial = current.try_out(loop)
         _announce(current, trial, loop)
-    _write_ledger(current, trial, loop.progress)  # what was spent is known if this is killed
+    write_ledger(current, trial, loop.progress)  # what was spent is known if this is killed
     if not loop.progress.evaluated:  # at step 0, or where memory was full
         evaluate(start)
         loop.progress.evaluated = True
@@ -165,7 +164,7 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
         try:
             loop.run(current.stream(start, loop.total), request)
         finally:  # also when it stops early: what was skipped must be written down
-            _write_ledger(current, trial, loop.progress)
+            write_ledger(current, trial, loop.progress)
     return trial, loop.progress
 
 
@@ -183,13 +182,13 @@ def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:
         if number:
             write_report(of_run.study(folder))
         current.console.print(headed("evaluate", recipe.evaluate[number].name))
-        results += _judge(current, number, evaluator)
+        results += judge_by(current, number, evaluator)
         # Rewritten after each, as the report is: whatever happens later, what is known can be read.
         folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
-        _write_ledger(current, trial, progress)
+        write_ledger(current, trial, progress)
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
-    _write_ledger(current, trial, progress)
+    write_ledger(current, trial, progress)
     _end(current, of_run.study(folder), progress)
 
 
@@ -205,47 +204,6 @@ def _end(current: Run, found: Study, progress: Progress) -> None:
         seconds = _SEEDS * (progress.seconds + current.seconds["evaluate"])
         steps = [ending.Next("whether it holds for other seeds of pre-training", command, seconds)]
     ending.show(current.console, found, write_report(found), steps)
-
-
-def _judge(current: Run, number: int, evaluator: Evaluator) -> list[Result]:
-    """Runs one evaluation.
-
-    Raises: TrainingError that says what to do if memory is full.
-    """
-    try:
-        with current.spends("evaluating"):
-            return evaluator.run(subject(current, number))
-    except (RuntimeError, MemoryError) as error:
-        if not memory_is_full(error):
-            raise
-        raise TrainingError(
-            f"evaluation '{current.recipe.evaluate[number].name}': memory is full "
-            f"({in_one_line(error)}). What was trained and evaluated before is kept: the same "
-            "command goes on from there, with more memory on another --device (cpu is one), or "
-            "once other programs have left this one."
-        ) from error
-
-
-def _write_ledger(current: Run, trial: StepTrial | None, progress: Progress) -> None:
-    if not current.world.leads:
-        return
-    current.folder.write_ledger(
-        ledger(
-            command=current.command,
-            pretrainer=current.pretrainer,
-            geometry=current.parts.geometry,
-            training=current.train,
-            test=current.test,
-            labelled=current.labelled,
-            train=current.recipe.train,
-            device=current.world.device,
-            trial=trial,
-            earlier=current.folder.read_ledger(),
-            progress=progress,
-            seconds={**current.seconds, "train": progress.seconds},
-            prepared=current.prepared,
-        )
-    )
 
 
 def _announce(current: Run, trial: StepTrial, loop: Loop) -> None:

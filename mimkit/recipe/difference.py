@@ -1,7 +1,7 @@
 """Where two recipes ask for different runs, key by key."""
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -45,6 +45,16 @@ def differences(held: Recipe, asked: Recipe) -> list[Difference]:
         for key in dict.fromkeys((*one, *other))
         if _placeless(key, one.get(key, _MISSING)) != _placeless(key, other.get(key, _MISSING))
     ]
+
+
+def same_data(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
+    """Whether two ``[data]`` of recipes written out in full name the same, wherever it lies."""
+
+    def told(data: Mapping[str, Any]) -> dict[str, Any]:
+        named = {name: _placeless(f"data.{name}", value) for name, value in data.items()}
+        return {k: v for k, v in named.items() if v is not _MISSING and k != "workers"}
+
+    return told(held) == told(asked)
 
 
 def _placeless(key: str, value: Any) -> Any:

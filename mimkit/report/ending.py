@@ -65,17 +65,22 @@ def show(console: Console, study: Study, report: Path, steps: Sequence[Next]) ->
         report: the file.
         steps: what would settle what is open.
     """
-    console.print()
-    if study.answer:
-        console.print(study.answer)
-    if found := lines(study):
-        console.print(_table(found))
+    tell(console, study)
     console.print(headed("report", report), soft_wrap=True)
     for step in steps:
         took = "" if step.seconds is None else f", about {words.duration(step.seconds)}"
         console.print(headed("next", f"{step.what}{took}{':' * bool(step.command)}"))
         if step.command:
             console.print(f"  {step.command}", soft_wrap=True)
+
+
+def tell(console: Console, study: Study) -> None:
+    """Prints answer and table."""
+    console.print()
+    if study.answer:
+        console.print(study.answer)
+    if found := lines(study):
+        console.print(_table(found))
 
 
 def lines(study: Study) -> list[Line]:

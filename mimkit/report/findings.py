@@ -249,6 +249,7 @@ class Study:
         notes: what holds for all methods.
         mimkit: version that made it.
         is_run: it is a single run, in whose folder it lies.
+        judgements: of a run, what was judged later on other data.
     """
 
     title: str
@@ -266,6 +267,7 @@ class Study:
     notes: tuple[str, ...] = ()
     mimkit: str = ""
     is_run: bool = False
+    judgements: tuple["Study", ...] = ()
 
     @property
     def labels(self) -> list[str]:

@@ -31,7 +31,7 @@ from mimkit.report.entries import (
 )
 from mimkit.report.findings import Arm, Interval, Outcome, Row, Study
 from mimkit.report.layers import layers
-from mimkit.report.looks import looks
+from mimkit.report.looks import Look, looks
 from mimkit.report.of_run import read_recipe
 from mimkit.report.run_facts import facts, setting, skipped, unfinished
 from mimkit.report.svg import SERIES
@@ -61,16 +61,8 @@ def write_report(study: Study) -> Path:
     page = template().render(
         study=study,
         labels=labels,
-        entries=shown,
-        tally=tally(study.verdicts),
-        protocols=protocols(shown),
-        own_tasks=[
-            found
-            for found in study.verdicts
-            if found.row.own_task and (study.is_run or is_telling(found.row.metric))
-        ],
-        label_charts=label_charts(shown, styles),
-        layers=layers(study, styles),
+        **_findings(study, shown, styles),
+        judged=[_judged(one, styles) for one in study.judgements],
         sheets=[(about, pictures[path]) for path, about in sheets.items() if path in pictures],
         cards=[(card, card.picture and pictures.get(card.picture)) for card in prepared],
         left_out=[path.relative_to(study.folder) for path in paths if path not in pictures],
@@ -80,6 +72,36 @@ def write_report(study: Study) -> Path:
     path = study.folder / "report.html"
     write_text(path, page)
     return path
+
+
+def _findings(study: Study, shown: Sequence[Entry], styles: Mapping[str, Look]) -> dict[str, Any]:
+    """What was found on one data set: tables and charts."""
+    return {
+        "entries": shown,
+        "tally": tally(study.verdicts),
+        "protocols": protocols(shown),
+        "own_tasks": [
+            found
+            for found in study.verdicts
+            if found.row.own_task and (study.is_run or is_telling(found.row.metric))
+        ],
+        "label_charts": label_charts(shown, styles),
+        "layers": layers(study, styles),
+    }
+
+
+def _judged(study: Study, styles: Mapping[str, Look]) -> dict[str, Any]:
+    """What a run was judged by later, on other data."""
+    shown = entries(study.verdicts)
+    columns = _starts(study, shown)
+    return {"study": study, "columns": columns, **_findings(study, shown, styles)}
+
+
+def _starts(study: Study, shown: Sequence[Entry]) -> list[tuple[str, str]]:
+    """The columns of a run's table: every start that was measured."""
+    measured = {start for entry in shown for _, start in entry.found.means}
+    starts = [start for start in ("pretrained", *BASELINES) if start in measured]
+    return [(label, start) for label in study.labels for start in starts]
 
 
 def _of_methods(study: Study, shown: Sequence[Entry], logs: Logs) -> dict[str, Any]:
@@ -103,11 +125,8 @@ def _of_run(study: Study, shown: Sequence[Entry], logs: Logs) -> dict[str, Any]:
     """What only a single run has: its recipe, how far it is, all that it logged, its ledger."""
     (outcome,), (arm,) = study.outcomes, study.arms
     recipe, rows = read_recipe(arm.recipe), logs[arm.label][outcome.cell.seed]
-    measured = {start for entry in shown for _, start in entry.found.means}
     return {
-        "columns": [
-            (arm.label, start) for start in ("pretrained", *BASELINES) if start in measured
-        ],
+        "columns": _starts(study, shown),
         "seed": recipe.get("seed"),
         "setting": setting(recipe),
         "unfinished": unfinished(rows, recipe, outcome.ledger),

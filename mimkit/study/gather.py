@@ -43,7 +43,7 @@ def gather(plan: Plan, folder: Path) -> Study:
         for one in outcomes
         if one.state == "failed" and is_whole(one.ledger)
     ]
-    return study_of(plan, folder, outcomes, verdicts, (*refused, *_unlike(found)))
+    return study_of(plan, folder, outcomes, verdicts, (*refused, *unlike(found)))
 
 
 def study_of(
@@ -153,7 +153,7 @@ def _labelled(ledger: Mapping[str, Any]) -> str:
     return f"{data['name']} {data['fingerprint'][:8]}"
 
 
-def _unlike(rows: Sequence[Row]) -> tuple[str, ...]:
+def unlike(rows: Sequence[Row]) -> tuple[str, ...]:
     """Names methods that were measured alike but for a setting, so that no row holds both."""
     said: dict[object, str] = {}
     for row in rows:

@@ -111,7 +111,14 @@ def evaluations(
         if name not in possible:
             raise RecipeError(f"--evaluate {name}: {_LACKS.get(name, _LACKS_LABELS)}")
     chosen = names or (LABELLED if sizes.fractions else (*UNLABELLED, *sizes.dense))
-    tables: dict[str, dict[str, Any]] = {
+    tables = sized(sizes, has_cls=has_cls)
+    heldout = {"part": "heldout", "every_steps": max(1, total_steps // 5), "num_images": 1_000}
+    return [heldout, *({"part": name, **tables[name]} for name in chosen)]
+
+
+def sized(sizes: Sizes, *, has_cls: bool) -> dict[str, dict[str, Any]]:
+    """The options of every evaluation of a comparison, by its name."""
+    return {
         "knn": {"num_images": sizes.train_images, "num_test_images": sizes.test_images},
         "knn_consistency": {"num_images": sizes.test_images},
         "linear_probe": {
@@ -162,8 +169,6 @@ def evaluations(
             "num_test_images": sizes.test_images,
         },
     }
-    heldout = {"part": "heldout", "every_steps": max(1, total_steps // 5), "num_images": 1_000}
-    return [heldout, *({"part": name, **tables[name]} for name in chosen)]
 
 
 def _between(low: int, value: float, high: int) -> int:

@@ -18,11 +18,11 @@ _HEADER = """\
 """
 
 
-def resolved(recipe: Recipe) -> str:
+def resolved(recipe: Recipe, header: str = _HEADER) -> str:
     """Returns the recipe as TOML text, every default and the origin of every part written out.
 
     Loading it gives an equal recipe. What is None is left out, as TOML has no such value,
-    or is "none" where the default is something.
+    or is "none" where the default is something. The header is a comment for people.
     """
     losses = {
         name: {
@@ -48,7 +48,7 @@ def resolved(recipe: Recipe) -> str:
         "evaluate": [_part(table) for table in recipe.evaluate],
         "origin": origin(recipe),
     }
-    return _HEADER + tomli_w.dumps(tree)
+    return header + tomli_w.dumps(tree)
 
 
 def origin(recipe: Recipe) -> dict[str, Any]:
