@@ -386,12 +386,19 @@ def test_it_learns_what_a_pixel_shows(dense_subject, geometry, tmp_path, monkeyp
 
 def test_predictions_are_kept_to_be_looked_at(dense_subject, geometry):
     Segmentation(geometry, **QUICK).run(dense_subject)
-    for init in ("pretrained", "random"):
-        pictures = sorted((dense_subject.workdir / "predicted" / f"{init}-1").glob("*.png"))
-        assert len(pictures) == 6
-        ids = np.asarray(Image.open(pictures[0]))
-        assert ids.shape == (32, 32)
-        assert ids.max() < 10
+    shown = dense_subject.workdir / "shown"
+    assert {each.name for each in shown.iterdir()} == {"image", "truth", "pretrained", "random"}
+    numbers = [sorted(path.name for path in each.glob("*.png")) for each in shown.iterdir()]
+    assert numbers == 4 * [numbers[0]]
+    assert len(numbers[0]) == 6
+    for name in numbers[0]:
+        index = int(name.removesuffix(".png"))
+        image = np.asarray(Image.open(shown / "image" / name))
+        np.testing.assert_array_equal(image, np.asarray(dense_subject.test.image(index)))
+        truth = np.asarray(Image.open(shown / "truth" / name)).astype(float) - 0.4 * image
+        classes = dense_subject.test.masks(index)
+        tones = [truth[classes == each] for each in np.unique(classes)]
+        assert all(np.ptp(tone, axis=0).max() <= 1 for tone in tones)  # one colour a class
 
 
 def test_what_cannot_be_done_is_refused_by_name(dense_subject, subject, geometry):

@@ -20,6 +20,7 @@ from mimkit.evaluate.search import choose_rate, named
 from mimkit.evaluate.segmentation.crops import Crops
 from mimkit.evaluate.segmentation.network import HeadName, Heads, Segmenter
 from mimkit.evaluate.segmentation.training import SegmentationTrainer
+from mimkit.evaluate.shown import Shown
 from mimkit.evaluate.starts import TRAINED, start_of
 from mimkit.evaluate.truth import annotated, masks_in
 from mimkit.parts.bounds import (
@@ -40,8 +41,6 @@ from mimkit.train.step import Pretrainer
 _NAME: Final = "segmentation"
 _PROTOCOL: Final = {"total_steps", "batch_size", "warmup_steps", "weight_decay"}
 _NAMED: Final = 10
-NUM_SHOWN: Final = 6
-"""So many test images are shown with what was predicted."""
 
 
 class Segmentation(Evaluator):
@@ -239,8 +238,6 @@ class Segmentation(Evaluator):
 
     def trainer(self, subject: Subject, subsets: Subsets) -> SegmentationTrainer:
         """Returns what trains and judges networks."""
-        places = torch.arange(min(NUM_SHOWN, len(subsets.test)))
-        shown = subsets.test[places * len(subsets.test) // max(1, len(places))]
         return SegmentationTrainer(
             train=subject.train,
             test=subject.test,
@@ -261,8 +258,8 @@ class Segmentation(Evaluator):
             layer_decay=self.layer_decay,
             device=subject.device,
             workers=subject.workers,
-            shown=tuple(shown.tolist()),
-            pictures=subject.workdir / "predicted",
+            shown=Shown.some_of(subject.workdir, subsets.test),
+            shown_of=(subject.seed, max(self.label_fractions)),
         )
 
     def _score(

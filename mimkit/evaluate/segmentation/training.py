@@ -6,12 +6,10 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mimkit.data.source import Source
@@ -24,6 +22,7 @@ from mimkit.evaluate.segmentation.confusion import Overlap, confusion
 from mimkit.evaluate.segmentation.crops import Crops
 from mimkit.evaluate.segmentation.network import Segmenter
 from mimkit.evaluate.segmentation.windows import predictions
+from mimkit.evaluate.shown import IMAGE, TRUTH, Shown, painted
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.optim import make_optimizer, set_learning_rate
 from mimkit.train.precision import autocast
@@ -55,8 +54,8 @@ class SegmentationTrainer:
         layer_decay: factor of the learning rate from each layer to the one below; None is 1.
         device: where to compute.
         workers: loader processes.
-        shown: numbers of test images whose predictions are kept as pictures.
-        pictures: the folder for them.
+        shown: which predictions are kept as pictures.
+        shown_of: the cell of whose networks they are, whatever its start.
     """
 
     train: Source
@@ -67,8 +66,8 @@ class SegmentationTrainer:
     layer_decay: float | None
     device: torch.device
     workers: int
-    shown: tuple[int, ...]
-    pictures: Path
+    shown: Shown
+    shown_of: tuple[int, float]
 
     def one_of(self, count: int) -> SegmentationTrainer:
         """Returns the same trainer for one of so many processes, which share the loaders."""
@@ -114,7 +113,9 @@ class SegmentationTrainer:
         """Measures what a crop that is trained on takes, and an image that is judged."""
         size = min(self.section.batch_size, _TRIAL_IMAGES)
         few = judged[:_TRIAL_IMAGES]
-        small = replace(self, crops=replace(self.crops, batch_size=size), workers=0, shown=())
+        small = replace(
+            self, crops=replace(self.crops, batch_size=size), workers=0, shown_of=(-1, 0.0)
+        )
         with torch.random.fork_rng(devices=[]):
             small.fit(network, cell, fitted, 1)  # the first is slower
             start = time.perf_counter()
@@ -152,16 +153,18 @@ class SegmentationTrainer:
                 counts.append(
                     torch.stack([common, matrix.sum(0) + matrix.sum(1) - common, matrix.sum(1)])
                 )
-                if cell.split == "test" and index in self.shown:
-                    self._draw(predicted, cell, index)
+                if index in self.shown.index and self._is_shown(cell):
+                    self._draw(truth, predicted, cell, index)
         return score_of(Overlap(*torch.stack(counts).double().cpu().unbind(1)), classes)
 
-    def _draw(self, predicted: Tensor, cell: Cell, index: int) -> None:
-        # One for each start and fraction, whatever the seed: it is only to be looked at.
-        folder = self.pictures / f"{cell.init}-{cell.fraction:g}"
-        folder.mkdir(parents=True, exist_ok=True)
-        ids = predicted.cpu().numpy().astype(np.uint8)
-        Image.fromarray(ids).save(folder / f"{index}.png")
+    def _is_shown(self, cell: Cell) -> bool:
+        return cell.split == "test" and (cell.seed, cell.fraction) == self.shown_of
+
+    def _draw(self, truth: Tensor, predicted: Tensor, cell: Cell, index: int) -> None:
+        image = torch.from_numpy(np.asarray(self.test.image(index)).transpose(2, 0, 1).copy())
+        self.shown.add(IMAGE, index, image)
+        self.shown.add(TRUTH, index, painted(image, truth.cpu()))
+        self.shown.add(cell.init, index, painted(image, predicted.cpu()))
 
 
 def score_of(overlap: Overlap, classes: tuple[str, ...]) -> Score:
