@@ -24,6 +24,7 @@ _HOMES = {
         "TrainingError",
     ),
     "mimkit.evaluate.base": ("Evaluator", "Result", "Subject", "Work"),
+    "mimkit.evaluate.shown": ("Shown", "painted"),
     "mimkit.launch.base": ("Ended", "Launcher", "Needs", "Task"),
     "mimkit.parts.attention": ("patch_attention",),
     "mimkit.parts.bounds": (
@@ -117,6 +118,7 @@ __all__ = [
     "RecipeError",
     "Result",
     "Resumable",
+    "Shown",
     "Size",
     "StepOutput",
     "Stream",
@@ -141,6 +143,7 @@ __all__ = [
     "load_encoder",
     "misfits",
     "mlp_ratio",
+    "painted",
     "paste",
     "patch_attention",
     "patchify",
@@ -172,6 +175,7 @@ if TYPE_CHECKING:
         TrainingError,
     )
     from mimkit.evaluate.base import Evaluator, Result, Subject, Work
+    from mimkit.evaluate.shown import Shown, painted
     from mimkit.launch.base import Ended, Launcher, Needs, Task
     from mimkit.parts.attention import patch_attention
     from mimkit.parts.bounds import (

@@ -22,7 +22,10 @@ _OWN: Final = (
     *_FILES,
     *(f".{name}.*.tmp" for name in (*_FILES, MARKER)),
     *(f"checkpoints/{name}" for name in ("step_*.json", "step_*.safetensors", ".step_*.tmp")),
-    *(f"pictures/{name}" for name in ("predictions.png", "prepared_*.png", ".*.png.*.tmp")),
+    *(
+        f"pictures/{name}"
+        for name in ("predictions.png", "prepared_*.png", "judged_*.png", ".*.png.*.tmp")
+    ),
     "evaluations/[0-9]*-*",
     "judgements/[0-9]*-*",
 )

@@ -30,6 +30,7 @@ from mimkit.report.entries import (
     scale,
 )
 from mimkit.report.findings import Arm, Interval, Outcome, Row, Study
+from mimkit.report.judged import NAMES, draw_judged
 from mimkit.report.layers import layers
 from mimkit.report.looks import Look, looks
 from mimkit.report.of_run import read_recipe
@@ -54,6 +55,7 @@ def write_report(study: Study) -> Path:
     logs = _logs(study)
     shown = entries(study.verdicts)
     prepared = cards(study.told)
+    draw_judged(study)
     sheets = _sheets(study.folder / "pictures", {one.picture for one in prepared})
     paths = [*sheets, *(one.picture for one in prepared if one.picture is not None)]
     pictures = embedded(paths)
@@ -240,7 +242,8 @@ def _sheets(folder: Path, on_cards: Container[Path | None]) -> dict[Path, dict[s
         listed = json.loads(manifest.read_text(encoding="utf-8"))
         # Only what lies beside the manifest: it may come from elsewhere.
         found = {folder / Path(sheet["file"]).name: sheet for sheet in listed}
-        return {
+        judged = {path: {"title": "", "description": ""} for path in sorted(folder.glob(NAMES))}
+        return judged | {
             path: {"title": str(sheet["title"]), "description": str(sheet["description"])}
             for path, sheet in found.items()
             if path.is_file()

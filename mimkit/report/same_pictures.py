@@ -29,6 +29,7 @@ from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, load
 from mimkit.report.embed import MAX_PNG_BYTES
 from mimkit.report.findings import Outcome, Study
+from mimkit.report.judged import shown_runs
 from mimkit.report.predictions import prediction_columns
 from mimkit.report.region import NUM_IMAGES, fit_region, hidden_region
 from mimkit.report.sheet import Column, contact_sheet, denormalise, masked_input
@@ -67,7 +68,7 @@ def draw(study: Study, *, console: Console) -> None:
     Raises: DataError if the disk is full.
     """
     pictures = study.folder / "pictures"
-    chosen = _choose(study)
+    chosen = shown_runs(study)
     digest = _digest(study, chosen)
     if _is_current(pictures, digest, len(chosen)):
         return
@@ -111,22 +112,6 @@ class _Sheet:
     columns: Sequence[Column]
     mask: Mask
     complete: bool
-
-
-def _choose(study: Study) -> list[Outcome]:
-    """Gives one finished run of each method, all of one seed if there is such a seed."""
-    finished = {one.cell: one for one in study.finished}
-    labels = study.labels
-
-    def seeds(label: str) -> list[int]:
-        return [cell.seed for cell in finished if cell.method == label]
-
-    shared = [seed for seed in study.seeds if all(seed in seeds(label) for label in labels)]
-    return [
-        next(one for cell, one in finished.items() if cell.method == label and cell.seed == seed)
-        for label in labels
-        for seed in (shared or seeds(label))[:1]
-    ]
 
 
 def _open(outcome: Outcome, console: Console) -> _Run | None:
