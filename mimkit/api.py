@@ -180,8 +180,9 @@ def evaluate(
         runs: a run folder, one that was imported, a folder with such below it; or several.
         dataset: a registered name, a folder, a Hugging Face id; None: each run's own.
         labels: labelled images, or a table of files and labels, where the data have none.
-        evaluate: names of evaluators, each with the options that the run's recipe gives it, else
-            those of a comparison, else its defaults; None: all of the run's recipe.
+        evaluate: names of evaluators, each with the options that the recipe gives it, of several
+            runs where all give the same, else those of a comparison, else its defaults; None: all
+            of each run's recipe.
         settings: ``"a.b=VALUE"`` of ``data`` and ``evaluate``, as ``--set``.
         data: where to look for the data first.
         device: see `run`.

@@ -268,6 +268,18 @@ def test_runs_that_differ_in_their_seed_are_one_method_of_one_table(here, tiny):
     assert all(str(run / "report.html") in said.output for run in (*one, *two))
 
 
+def test_runs_that_are_judged_together_are_judged_alike(here, tiny, capsys):
+    for k in (3, 5):
+        table = f"evaluate=[{{part = 'knn', k = {k}}}]"
+        pretrained(tiny, table, f"name='k{k}'", f"encoder.depth={k}")
+    found = evaluate("runs", evaluate=["knn"], settings=["data.num_images=40"])
+    assert "knn: with the options of a comparison" in capsys.readouterr().out
+    assert [one.row.protocol["k"] for one in found.verdicts] == [20]
+    assert len(found.verdicts[0].pairs) == 1
+    alone = evaluate("runs/k3/0", evaluate=["knn"], settings=["data.num_images=40"])
+    assert {one.row.protocol["k"] for one in alone.verdicts} == {3, 20}
+
+
 def test_runs_of_one_name_that_trained_otherwise_are_two_methods(here, tiny):
     pretrained(tiny, "evaluate=[]", out="a")
     mimkit.run(tiny, settings=["train.total_steps=2", "evaluate=[]"], device="cpu", out="b")

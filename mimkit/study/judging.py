@@ -39,8 +39,8 @@ class Judging:
     Args:
         runs: run folders, and folders with such below them.
         wish: on which data, and by which tables.
-        names: of evaluators, each with the run's own options, else with those of a comparison, else
-            with its defaults; None for the run's own evaluations.
+        names: of evaluators, each with the runs' own options if these are the same, else with those
+            of a comparison, else with its defaults; None for the evaluations of each run's recipe.
         device: where to compute, or None.
         command: what was typed.
         verbose: also tell what searches find on development images.
@@ -65,7 +65,7 @@ def evaluate(judging: Judging, *, console: Console | None = None) -> Study:
         find("evaluators", name)
     paths = _runs(judging.runs, console)
     found = []
-    for path, wish in zip(paths, _wishes(paths, judging), strict=True):
+    for path, wish in zip(paths, _wishes(paths, judging, console), strict=True):
         if len(paths) > 1:
             console.print(headed("run", path), soft_wrap=True)
         try:
@@ -117,22 +117,30 @@ def _runs(asked: Sequence[Path], console: Console) -> list[Path]:
     return list(found)
 
 
-def _wishes(paths: Sequence[Path], judging: Judging) -> Iterator[Wish]:
+def _wishes(paths: Sequence[Path], judging: Judging, console: Console) -> Iterator[Wish]:
     """Chooses the evaluations of each run.
 
-    Those that are sized as in a comparison have one size for all, by the run that saw least.
+    Runs that are judged together are judged alike: their own options are taken where all have the
+    same. Those that are sized as in a comparison have one size for all, by the run that saw least.
     """
     if judging.names is None:
         yield from [judging.wish] * len(paths)
         return
     seen = [RunFolder(path).read_ledger().get("images_seen") for path in paths]
     images = min((count for count in seen if count), default=None)
+    held = {path: own_tables(path / "recipe.toml") for path in paths}
+    own: dict[str, list[dict[str, Any]]] = {}
+    for name in judging.names:
+        of_runs = [
+            [table for table in held[path] if _bare(table["part"]) == _bare(name)] for path in paths
+        ]
+        own[name] = of_runs[0] if all(tables == of_runs[0] for tables in of_runs) else []
+        if any(of_runs) and not own[name]:
+            console.print(f"{name}: with the options of a comparison, as those of the runs differ")
     for path in paths:
-        own = own_tables(path / "recipe.toml")
         tables: list[dict[str, Any]] = []
         for name in judging.names:
-            held = [table for table in own if _bare(table["part"]) == _bare(name)]
-            tables += held or [_table(name, path, judging.wish, images)]
+            tables += own[name] or [_table(name, path, judging.wish, images)]
         yield replace(judging.wish, evaluate=tuple(tables))
 
 
