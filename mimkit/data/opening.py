@@ -144,7 +144,7 @@ def _open(
     section: DataSection, splits: Sequence[Split], listings: Mapping[Split, Listing] | None
 ) -> list[Source]:
     dataset = registered(section.name)
-    looked: dict[str, Looked] = {}
+    looked: dict[Split, Looked] = {}
     limits = {"train": section.num_images, "test": section.num_test_images}
     keys = {"train": "data.num_images", "test": "data.num_test_images"}
     opened = []
@@ -182,7 +182,7 @@ def _look_at_masks(source: Source, wish: Wish) -> Looked:
 
 def _with_masks(
     opened: Sequence[Source],
-    looked: Mapping[str, Looked],
+    looked: Mapping[Split, Looked],
     section: DataSection,
     dataset: DataSet | None,
     names: Sequence[str] | None,

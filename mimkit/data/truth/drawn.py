@@ -62,8 +62,11 @@ class DrawnMasks:
     def __call__(self, index: int) -> NDArray[np.int64]:
         """Gives the class of every pixel of a picture."""
         if len(self.numbers) * self.image_size**2 <= _RESIDENT_BYTES:
-            return self._all[index].astype(np.int64)
-        return self._draw(self.numbers[index : index + 1])[0].astype(np.int64)
+            kinds = self._all[index]
+        else:
+            kinds = self._draw(self.numbers[index : index + 1])[0]
+        found: NDArray[np.int64] = kinds.astype(np.int64)
+        return found
 
     @cached_property
     def _all(self) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mimkit.data.intake.table import Skipped, Table
 from mimkit.data.pixels.decode import UnreadableError
+from mimkit.data.registered import Split
 from mimkit.data.truth.ids import Numbering, number, read_ids
 from mimkit.data.truth.look import MaskSurvey, some_ids
 from mimkit.errors import DataError
@@ -132,8 +133,8 @@ class Looked:
 
 
 def numbered(
-    splits: Mapping[str, Looked], names: Sequence[str] | None, ignore: Sequence[int] | None
-) -> dict[str, MaskFiles]:
+    splits: Mapping[Split, Looked], names: Sequence[str] | None, ignore: Sequence[int] | None
+) -> dict[Split, MaskFiles]:
     """Numbers the classes of all splits alike.
 
     Args:

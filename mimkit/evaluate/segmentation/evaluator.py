@@ -294,7 +294,8 @@ class Segmentation(Evaluator):
             # New layers begin alike in both starts.
             torch.manual_seed(cell.seed)
             network = self.heads.on(self.backbone(start), len(masks.classes))
-        return network.to(subject.device, memory_format=torch.channels_last)
+        network = network.to(subject.device)
+        return network.to(memory_format=torch.channels_last)
 
     def _protocol(self) -> dict[str, Plain]:
         height, width = self.grid.image_size

@@ -120,9 +120,13 @@ def predictions(
     def done() -> Iterator[tuple[Tensor, Tensor]]:
         pixels = torch.cat([one.pixels for one in waiting])
         logits = torch.cat(
-            [network(finish(some.to(device), view, None)).float() for some in pixels.split(most)]
+            [
+                network(finish(some.to(device), view, None)).float()
+                for some in torch.split(pixels, most)
+            ]
         )
-        for one, own in zip(waiting, logits.split([len(w.corners) for w in waiting]), strict=True):
+        counts = [len(one.corners) for one in waiting]
+        for one, own in zip(waiting, torch.split(logits, counts), strict=True):
             yield one.mask.to(device), joined(own, one).argmax(0)
         waiting.clear()
 
