@@ -16,6 +16,7 @@ from mimkit.data.opening import open_sources
 from mimkit.data.truth.ids import number, read_ids
 from mimkit.data.truth.records import IGNORED
 from mimkit.errors import DataError
+from mimkit.recipe.schema import load, resolved
 from mimkit.recipe.sections import DataSection
 
 GENERATOR = np.random.default_rng(0)
@@ -259,3 +260,13 @@ def test_the_ledger_lists_masks_that_cannot_be_used(street, tiny, tmp_path):
     folder = run(tiny, settings=[*here, "train.total_steps=1"], out=tmp_path / "runs")
     ledger = json.loads((folder / "ledger.json").read_text())
     assert [item["reason"] for item in ledger["dataset"]["masks"][0]["skipped"]] == ["has no mask"]
+
+
+@pytest.mark.parametrize("key", ["label_column", "masks"])
+def test_none_is_said_of_labels_and_masks_not_left_open(tiny, key):
+    assert getattr(load(str(tiny)).data, key) is None
+    said = load(str(tiny), overrides=[f"data.{key}=none"])
+    assert getattr(said.data, key) == "none"
+    again = tiny.parent / "again.toml"
+    again.write_text(resolved(said))
+    assert load(str(again)).same_as(said)

@@ -58,13 +58,13 @@ class DataSection(Strict):
     labels: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="a table of files and labels (CSV, TSV, JSON lines, parquet) (--labels)"
     )
-    label_column: Annotated[str, Field(min_length=1)] | None = Field(
+    label_column: Literal["none"] | Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the column of labels in tables; 'none' for no labels; default: found"
     )
     image_column: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the column of images, or of their files, in tables; default: found"
     )
-    masks: Annotated[str, Field(min_length=1)] | None = Field(
+    masks: Literal["none"] | Annotated[str, Field(min_length=1)] | None = Field(
         None,
         description="the folder, or column, of masks, which tell each pixel's class by its id; "
         "'none' for none; default: found",

@@ -315,12 +315,11 @@ class Segmentation(Evaluator):
         }
 
     def _try(self, network: Segmenter) -> None:
-        """Refuses maps that a head cannot stand on, found out on noise."""
-        count, size = min(4, self.train.batch_size), self.grid.image_size
-        device = next(network.parameters()).device
-        mask = torch.zeros(count, *size, dtype=torch.int64, device=device)
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            network.train().loss(torch.randn(count, 3, *size, device=device), mask)
+        """Refuses maps that a head cannot stand on, found out without computing anything."""
+        size, count = self.grid.image_size, min(4, self.train.batch_size)
+        image = torch.empty(count, 3, *size, device="meta")
+        mask = torch.empty(count, *size, dtype=torch.int64, device="meta")
+        network.to("meta").train().loss(image, mask)
 
     def _tell_absent(self, subject: Subject, results: Sequence[Result]) -> None:
         """Names classes that no judged mask shows: they have no score and do not count."""

@@ -19,6 +19,7 @@ from mimkit.parts.part import Module
 
 HeadName = Literal["linear", "upernet"]
 _AUXILIARY_WEIGHT: Final = 0.4
+_AUXILIARY_WIDTH: Final = 256
 
 
 class Segmenter(Module):
@@ -57,7 +58,9 @@ class Segmenter(Module):
             self.pyramid = Pyramid(backbone.levels, norm=norm)
             levels = self.pyramid.levels
             self.head = UPerNet(levels, num_classes, width=width, norm=norm)
-            self.auxiliary = AuxiliaryHead(levels, num_classes, width=width // 2, norm=norm)
+            self.auxiliary = AuxiliaryHead(
+                levels, num_classes, width=min(width, _AUXILIARY_WIDTH), norm=norm
+            )
 
     def train(self, mode: bool = True) -> Segmenter:
         """Switches the mode of what is trained."""
