@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "mimkit.api": ("Features", "compare", "load_encoder", "run"),
+    "mimkit.builtin.dense": ("DenseTransformer",),
     "mimkit.builtin.plain_vit": ("import_vit",),
     "mimkit.builtin.positions": ("sincos", "sincos_grid"),
     "mimkit.errors": (
@@ -38,6 +39,7 @@ _HOMES = {
         "Size",
     ),
     "mimkit.parts.checkpoints": ("read_checkpoint",),
+    "mimkit.parts.dense": ("DenseBackbone", "Level", "dense_blocks"),
     "mimkit.parts.depth": ("set_drop_path",),
     "mimkit.parts.encoder": ("Backbone", "Encoder", "TimmModel"),
     "mimkit.parts.fitting": (
@@ -81,6 +83,8 @@ __all__ = [
     "Checkpoint",
     "Count",
     "DataError",
+    "DenseBackbone",
+    "DenseTransformer",
     "Depth",
     "Encoder",
     "Ended",
@@ -94,6 +98,7 @@ __all__ = [
     "Imported",
     "Importer",
     "Launcher",
+    "Level",
     "Loss",
     "Mask",
     "Masker",
@@ -129,6 +134,7 @@ __all__ = [
     "compare",
     "count_blocks",
     "count_flops",
+    "dense_blocks",
     "freeze",
     "import_vit",
     "load_encoder",
@@ -153,6 +159,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from mimkit.api import Features, compare, load_encoder, run
+    from mimkit.builtin.dense import DenseTransformer
     from mimkit.builtin.plain_vit import import_vit
     from mimkit.builtin.positions import sincos, sincos_grid
     from mimkit.errors import (
@@ -179,6 +186,7 @@ if TYPE_CHECKING:
         Size,
     )
     from mimkit.parts.checkpoints import read_checkpoint
+    from mimkit.parts.dense import DenseBackbone, Level, dense_blocks
     from mimkit.parts.depth import set_drop_path
     from mimkit.parts.encoder import Backbone, Encoder, TimmModel
     from mimkit.parts.fitting import (

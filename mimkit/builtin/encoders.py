@@ -12,10 +12,12 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from mimkit.builtin.dense import DenseTransformer
 from mimkit.builtin.positions import sincos
 from mimkit.errors import RecipeError
 from mimkit.parts.attention import patch_attention
 from mimkit.parts.bounds import Depth, Multiple, Rate, Ratio, Size
+from mimkit.parts.dense import DenseBackbone
 from mimkit.parts.depth import set_drop_path
 from mimkit.parts.encoder import Backbone, Encoder, TimmModel
 from mimkit.parts.patches import take
@@ -116,7 +118,7 @@ class ViT(Encoder):
         )
         self.norm_pools = final_norm == "pooled"
         # What only a fine-tuned network uses is kept, but pre-training does not train it.
-        self.norm = LayerNorm(embed_dim).requires_grad_(not self.norm_pools)
+        self.norm: nn.Module = LayerNorm(embed_dim).requires_grad_(not self.norm_pools)
         self.apply(_init_weights)
 
     def forward(
@@ -184,11 +186,18 @@ class ViT(Encoder):
 
         Raises: RecipeError if the grid's patches are of another size.
         """
-        vit = copy.deepcopy(self)
-        vit.mask_token = None
-        if grid is not None and grid != self.grid:
-            vit._move_to(grid)
-        return _PooledViT(vit)
+        return _PooledViT(self._copy(grid))
+
+    def dense(self, grid: Grid | None = None) -> DenseBackbone:
+        """Returns a copy of this transformer that gives maps, without the mask token.
+
+        Positions are those that `backbone` has.
+
+        Raises: RecipeError if the grid's patches are of another size.
+        """
+        vit = self._copy(grid)
+        norm, vit.norm = vit.norm, nn.Identity()
+        return DenseTransformer(vit, None if vit.norm_pools else norm, vit.grid)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens."""
@@ -213,6 +222,13 @@ class ViT(Encoder):
             if k != "mask_token"
         }
         return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+
+    def _copy(self, grid: Grid | None) -> "ViT":
+        vit = copy.deepcopy(self)
+        vit.mask_token = None
+        if grid is not None and grid != self.grid:
+            vit._move_to(grid)
+        return vit
 
     def _move_to(self, grid: Grid) -> None:
         if grid.patch_size != self.grid.patch_size:

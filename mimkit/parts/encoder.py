@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mimkit.errors import RecipeError
+from mimkit.parts.dense import DenseBackbone
 from mimkit.parts.part import Module, Part
 from mimkit.parts.patches import take
 from mimkit.parts.records import Grid, Tokens
@@ -165,6 +166,19 @@ class Encoder(Part, Module):
 
         Raises: RecipeError if it cannot be made for another grid.
         """
+
+    def dense(self, grid: Grid | None = None) -> DenseBackbone:
+        """Returns a fresh network for dense tasks, initialised from this encoder's weights.
+
+        Args:
+            grid: of the images it will see, square or not; None for that of pre-training.
+
+        Raises: RecipeError if it cannot be made for another grid, or at all, which is the default.
+        """
+        raise RecipeError(
+            f"{type(self).__name__} gives no maps for segmentation and detection. Judge it by "
+            "evaluations of whole images, or give it Encoder.dense."
+        )
 
     def timm_model(self) -> TimmModel:
         """Says which model of timm computes the same features, and with which weights.

@@ -1,5 +1,6 @@
 """BEiT's vision transformer (arXiv 2106.08254), on timm's blocks."""
 
+import copy
 import math
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Final, Literal
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from mimkit import (
     Backbone,
     BoundaryError,
+    DenseBackbone,
+    DenseTransformer,
     Depth,
     Encoder,
     Geometry,
@@ -191,6 +194,24 @@ class BEiTViT(Encoder):
 
         Raises: RecipeError if the grid's patches are of another size.
         """
+        vit = self._copy(grid)
+        assert vit.fc_norm is not None, "that of final_norm='pooled'"
+        norm, vit.fc_norm = vit.fc_norm, None
+        return PooledBEiT(vit, norm)
+
+    def dense(self, grid: Grid | None = None) -> DenseBackbone:
+        """Returns a copy of this transformer that gives maps, without the mask token.
+
+        Positions are those that `backbone` has: a table for every block, if they are relative.
+
+        Raises: RecipeError if the grid's patches are of another size.
+        """
+        vit = self._copy(grid)
+        vit.fc_norm = None
+        return DenseTransformer(vit, copy.deepcopy(self.norm), vit.grid)
+
+    def _copy(self, grid: Grid | None) -> "BEiTViT":
+        """Copies the transformer without final norm and mask token, its positions for ``grid``."""
         grid = self.grid if grid is None else grid
         if grid.patch_size != self.grid.patch_size:
             raise RecipeError(
@@ -216,10 +237,7 @@ class BEiTViT(Encoder):
         moved = to_grid(self.state_dict(), self.grid, grid, len(self.blocks))
         kept = {name: tensor for name, tensor in moved.items() if name in own}
         vit.load_state_dict(own | kept, assign=True)
-        vit.to(weight.device)
-        assert vit.fc_norm is not None, "that of final_norm='pooled'"
-        norm, vit.fc_norm = vit.fc_norm, None
-        return PooledBEiT(vit, norm)
+        return vit.to(weight.device)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``Beit`` gives the same tokens, and the kept classifier's scores."""

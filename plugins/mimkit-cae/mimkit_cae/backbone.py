@@ -1,4 +1,4 @@
-"""What fine-tuning makes of CAE's encoder."""
+"""What fine-tuning and dense tasks make of CAE's encoder."""
 
 from typing import cast
 
@@ -6,7 +6,7 @@ import torch
 from timm.models.beit import Attention
 from torch import Tensor, nn
 
-from mimkit import Backbone, Encoder, Grid, set_drop_path
+from mimkit import Backbone, DenseTransformer, Encoder, Grid, set_drop_path
 
 
 class PooledCAE(Backbone):
@@ -26,8 +26,7 @@ class PooledCAE(Backbone):
         super().__init__()
         self.vit = vit
         self.fc_norm = norm
-        for block in vit.get_submodule("blocks").children():
-            block.attn = _with_relative_positions(cast(Attention, block.attn), grid)
+        _add_relative_positions(vit, grid)
         self.num_features = vit.embed_dim
 
     def forward(self, image: Tensor) -> Tensor:
@@ -55,6 +54,32 @@ class PooledCAE(Backbone):
     def no_weight_decay(self) -> frozenset[str]:
         """The class token; tables of relative positions are decayed."""
         return frozenset({"vit.cls_token"})
+
+
+class DenseCAE(DenseTransformer):
+    """Maps of four blocks; every block has relative positions too, as in fine-tuning.
+
+    Args:
+        vit: a transformer without a final norm, with timm's blocks in ``blocks``, which this
+            network owns from now on.
+        norm: the pre-trained final norm; owned likewise.
+        grid: of the images to come.
+
+    Source: the released segmentation code, which adds the tables as fine-tuning does.
+    """
+
+    def __init__(self, vit: Encoder, norm: nn.Module, grid: Grid) -> None:
+        super().__init__(vit, norm, grid)
+        _add_relative_positions(vit, grid)
+
+    def no_weight_decay(self) -> frozenset[str]:
+        """The class token; tables of relative positions are decayed."""
+        return frozenset({"vit.cls_token"})
+
+
+def _add_relative_positions(vit: Encoder, grid: Grid) -> None:
+    for block in vit.get_submodule("blocks").children():
+        block.attn = _with_relative_positions(cast(Attention, block.attn), grid)
 
 
 def _with_relative_positions(attention: Attention, grid: Grid) -> Attention:

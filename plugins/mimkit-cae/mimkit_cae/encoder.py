@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mimkit import (
     Backbone,
+    DenseBackbone,
     Depth,
     Encoder,
     Geometry,
@@ -30,7 +31,7 @@ from mimkit import (
     sincos,
     take,
 )
-from mimkit_cae.backbone import PooledCAE
+from mimkit_cae.backbone import DenseCAE, PooledCAE
 from mimkit_cae.block import Block
 from mimkit_cae.initialisation import Init, initialise, rescale, special_token
 
@@ -141,6 +142,21 @@ class CAEViT(Encoder):
 
         Raises: RecipeError if the grid's patches are of another size.
         """
+        vit, norm = self._split(grid)
+        return PooledCAE(vit, norm, vit.grid)
+
+    def dense(self, grid: Grid | None = None) -> DenseBackbone:
+        """Returns a copy of this transformer that gives maps.
+
+        Positions are those that `backbone` has: fixed ones, and tables that start at zero.
+
+        Raises: RecipeError if the grid's patches are of another size.
+        """
+        vit, norm = self._split(grid)
+        return DenseCAE(vit, norm, vit.grid)
+
+    def _split(self, grid: Grid | None) -> tuple["CAEViT", nn.Module]:
+        """Copies the transformer, without its norm and for ``grid``, and the norm."""
         grid = self.grid if grid is None else grid
         if grid.patch_size != self.grid.patch_size:
             raise RecipeError(
@@ -151,7 +167,7 @@ class CAEViT(Encoder):
         vit.grid = grid
         vit.pos_embed = positions(grid, self.embed_dim).to(self.pos_embed)
         norm, vit.norm = vit.norm, nn.Identity()
-        return PooledCAE(vit, norm, grid)
+        return vit, norm
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens.

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from mimkit import (
     Backbone,
+    DenseBackbone,
     Depth,
     Encoder,
     Geometry,
@@ -19,6 +20,7 @@ from mimkit import (
     patchify,
     take,
 )
+from mimkit_selfie.dense import DenseResNet
 from mimkit_selfie.resnet import ResNet, init_weights, make_norm, make_stage, make_stem
 
 
@@ -102,6 +104,13 @@ class PatchResNet(Encoder):
 
         Source: section 3.4 ("finetuning"): all layers are trained, the pooling is thrown away.
         """
+        return self._resnet()
+
+    def dense(self, grid: Grid | None = None) -> DenseBackbone:
+        """Returns the maps of a whole ResNet, stage 4 new, on images of any size."""
+        return DenseResNet(self._resnet(), closed=self.norm is not None)
+
+    def _resnet(self) -> ResNet:
         return ResNet(self.stem, self.stages, self.norm, self.width, self.depths[3])
 
     def _map(self, image: Tensor) -> Tensor:
