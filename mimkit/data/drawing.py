@@ -21,6 +21,25 @@ _TEST_START: Final = 10**12
 
 
 @dataclass(frozen=True)
+class Annotation:
+    """Where the parts of pictures are.
+
+    Args:
+        parts: which part a pixel shows, by the number of its place from 1; 0 is none, or a stray
+            one.
+        kinds: of each place the kind of its part, from 1; 0 where the class has none.
+        boxes: left, top, right and bottom of what is seen of each place's part, right and bottom
+            just outside of it, and in the last row of the whole object; zeros where nothing is.
+
+    Shape: parts (n, H, W) uint8, kinds (n, P) int64, boxes (n, P + 1, 4) int64 in pixels.
+    """
+
+    parts: NDArray[np.uint8]
+    kinds: NDArray[np.int64]
+    boxes: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
 class Drawing:
     """A data set that is drawn and not read.
 
@@ -35,6 +54,8 @@ class Drawing:
     classes: tuple[str, ...]
     min_image_size: int
     render: Callable[[Numbers, int, int], tuple[Images, Numbers]]
+    parts: tuple[str, ...] = ()
+    annotate: Callable[[Numbers, int, int], Annotation] | None = None
 
     def draw(self, index: Numbers, *, image_size: int, seed: int = 0) -> tuple[Images, Numbers]:
         """Draws the pictures with these numbers.

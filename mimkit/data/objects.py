@@ -6,14 +6,22 @@ and stray parts say nothing about it, and spoil what raw pixels tell.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.counter import uniform
-from mimkit.data.drawing import Drawing, Images, Numbers, Plane, balanced, tint, turned
+from mimkit.data.drawing import (
+    Annotation,
+    Drawing,
+    Images,
+    Numbers,
+    Plane,
+    balanced,
+    tint,
+    turned,
+)
 
 # Nine places from left to right and from top to bottom, each with the number of a part. Every part
 # and every place is used by six or seven classes, and no part stands in one place in more than two.
@@ -61,25 +69,6 @@ _STRAY_RADIUS: Final = (0.16, 0.24)
 _CLASS_STREAM, _SCENE_STREAM, _PART_STREAM, _STRAY_STREAM, _NOISE_STREAM = range(5)
 _CHUNK_PIXELS: Final = 2**17  # of one drawing pass
 _FAR: Final = np.float32(9.0)
-
-
-@dataclass(frozen=True)
-class Annotation:
-    """Where the parts of pictures are.
-
-    Args:
-        parts: which part a pixel shows, by the number of its place from 1; 0 is none, or a stray
-            one.
-        kinds: of each place the kind of its part, from 1; 0 where the class has none.
-        boxes: left, top, right and bottom of what is seen of each place's part, right and bottom
-            just outside of it, and in the last row of the whole object; zeros where nothing is.
-
-    Shape: parts (n, H, W) uint8, kinds (n, 9) int64, boxes (n, 10, 4) int64 in pixels.
-    """
-
-    parts: NDArray[np.uint8]
-    kinds: NDArray[np.int64]
-    boxes: NDArray[np.int64]
 
 
 def annotate(index: Numbers, *, image_size: int, seed: int = 0) -> Annotation:
@@ -262,4 +251,16 @@ _PARTS: Final[tuple[Callable[[Plane, Plane], Plane], ...]] = (
     _triangle,
     _diamond,
 )
-OBJECTS: Final = Drawing(tuple(_LAYOUTS), min_image_size=24, render=_draw)
+
+
+def _annotate(index: Numbers, image_size: int, seed: int) -> Annotation:
+    return annotate(index, image_size=image_size, seed=seed)
+
+
+OBJECTS: Final = Drawing(
+    tuple(_LAYOUTS),
+    min_image_size=24,
+    render=_draw,
+    parts=tuple(outline.__name__.removeprefix("_") for outline in _PARTS),
+    annotate=_annotate,
+)

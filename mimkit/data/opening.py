@@ -18,6 +18,8 @@ from mimkit.data.looking.survey import RESIDENT_SIZE
 from mimkit.data.pixels.readers import Files, Pictures
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.source import Source
+from mimkit.data.truth.drawn import DrawnObjects
+from mimkit.data.truth.found import Annotations, told_of
 from mimkit.errors import DataError
 from mimkit.recipe.sections import DataSection
 
@@ -90,7 +92,8 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     listings = found.labelled if found else _listings(labelled, "data.labelled")
     train, test = _open(labelled, SPLITS, listings)
     for source in (train, test):
-        if source.labels is None or not bool((source.labels >= 0).any()):
+        known = source.masks is not None or source.objects is not None
+        if not known and (source.labels is None or not bool((source.labels >= 0).any())):
             raise DataError(
                 f"data.labelled: must name labelled images, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "
@@ -139,6 +142,9 @@ def _open(
 ) -> list[Source]:
     dataset = registered(section.name)
     limits = {"train": section.num_images, "test": section.num_test_images}
+    # What says what images show speaks of the labelled set, if there is one.
+    asked = section.objects if section.labelled is None else None
+    annotations = Annotations(asked, listings or {}, cache_folder())
     keys = {"train": "data.num_images", "test": "data.num_test_images"}
     opened = []
     for split in splits:
@@ -149,15 +155,22 @@ def _open(
             wish = Wish(listings[split], limits[split], keys[split])
             # Held-out images are judged one by one: none may stand in for another.
             read = _read if section.survey or split == "test" else _meet
-            source = read(section, dataset, split, wish)
+            source = read(section, dataset, split, wish, annotations)
         opened.append(source)
     return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in opened]
 
 
-def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
+def _read(
+    section: DataSection,
+    dataset: DataSet | None,
+    split: Split,
+    wish: Wish,
+    annotations: Annotations,
+) -> Source:
     found = surveyed(wish)
     survey, pixels = found.survey, found.pixels()
     notes = [wish.listing.note, survey.depth.note if survey.depth else ""]
+    objects = annotations.of(split, wish, survey.rows, survey.sizes)
     return Source(
         name=section.name,
         split=split,
@@ -168,17 +181,25 @@ def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
         std=dataset.std if dataset else IMAGENET_STD,
         fingerprint=survey.fingerprint,
         sizes=torch.from_numpy(survey.sizes),
-        skipped=wish.listing.skipped + survey.skipped,
+        skipped=annotations.unused(wish.listing.skipped) + survey.skipped + told_of(objects),
         note="; ".join(note for note in notes if note),
         pixels=pixels,
         reader=Files(wish.table(), survey.rows, survey.sizes) if pixels is None else None,
         key=found.key,
+        objects=objects,
     )
 
 
-def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
+def _meet(
+    section: DataSection,
+    dataset: DataSet | None,
+    split: Split,
+    wish: Wish,
+    annotations: Annotations,
+) -> Source:
     found = met(wish)
     labels = found.table.labels
+    objects = annotations.of(split, wish)
     return Source(
         name=section.name,
         split=split,
@@ -189,10 +210,11 @@ def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
         std=dataset.std if dataset else IMAGENET_STD,
         fingerprint=found.fingerprint,
         sizes=None,
-        skipped=wish.listing.skipped,
+        skipped=annotations.unused(wish.listing.skipped) + told_of(objects),
         note=wish.listing.note,
         reader=found.reader,
         key=found.key,
+        objects=objects,
     )
 
 
@@ -223,4 +245,5 @@ def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> S
         sizes=torch.full((count, 2), image_size, dtype=torch.int32),
         pixels=torch.from_numpy(images) if resident else None,
         reader=None if resident else Pictures(drawing, numbers, image_size),
+        objects=DrawnObjects(drawing, numbers, image_size) if drawing.parts else None,
     )

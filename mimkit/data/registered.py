@@ -19,13 +19,13 @@ class DataSet:
 
     Args:
         name: registered name, which recipes use.
-        hub: Hugging Face id that it is downloaded from; None: it is drawn.
+        hub: Hugging Face id that it is downloaded from; None: it is drawn, or must be at hand.
         folder: glob of its folder below ``--data`` and ``$MIMKIT_DATA``. The folder holds parquet
             files as on the Hugging Face Hub, or ``train/CLASS/*`` and ``val/CLASS/*``.
         image_size: height and width in pixels; None if they vary, or can be chosen.
-        num_classes: how many classes.
+        num_classes: how many classes images are labelled with.
         image: name of the column of images in its parquet files.
-        label: name of the column of labels in its parquet files.
+        label: name of the column of labels in its parquet files; None: images have no label.
         splits: the files (by their first word) that make up a split here.
         mean: per channel, of pixels in [0, 1].
         std: per channel, of pixels in [0, 1].
@@ -38,7 +38,7 @@ class DataSet:
     image_size: tuple[int, int] | None
     num_classes: int
     image: str = "image"
-    label: str = "label"
+    label: str | None = "label"
     splits: Mapping[Split, tuple[str, ...]] = field(
         default_factory=lambda: {"train": ("train",), "test": ("test",)}
     )
@@ -106,6 +106,22 @@ IN224: Final = DataSet(
     image_size=None,
     num_classes=1000,
     splits={"train": ("train",), "test": ("validation",)},
+)
+COCO: Final = DataSet(
+    name="coco",
+    hub=None,
+    folder="coco*",
+    image_size=None,
+    num_classes=0,
+    label=None,
+)
+NUCLEI: Final = DataSet(
+    name="nuclei",
+    hub=None,
+    folder="nuclei*",
+    image_size=None,
+    num_classes=0,
+    label=None,
 )
 SHAPES: Final = DataSet(
     name="shapes",

@@ -128,6 +128,7 @@ class Source:
     def oddities(self) -> list[str]:
         """What else is worth a line: how files were read, which were not."""
         lines = [f"  {self.note}"] if self.note else []
+        lines += [f"  objects: {self.objects.kind}"] if self.objects else []
         unread = self.unread()
         if unread:
             lines.append(f"  {len(unread):,} skipped, all listed in the ledger; the first:")

@@ -173,7 +173,8 @@ def subject(current: Run, number: int) -> Subject:
     """What evaluator ``number`` of the recipe gets to judge: labelled images if it needs them."""
     recipe, view = current.recipe, current.parts.views[0]
     train, test = current.train, current.test
-    if current.labelled is not None and recipe.evaluate[number].cls.needs_labels:
+    kind = recipe.evaluate[number].cls
+    if current.labelled and (kind.needs_labels or kind.needs_masks or kind.needs_objects):
         train, test = current.labelled
 
     def fresh(seed: int) -> Pretrainer:

@@ -80,7 +80,7 @@ def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked
     note = ""
     if dataset is not None and asked.label is None:
         label = dataset.label
-        if label not in others:
+        if label is not None and label not in others:
             raise DataError(
                 f"{where}: the labels of {dataset.name} must be in a column '{label}', but the "
                 f"columns are {some(columns)}."

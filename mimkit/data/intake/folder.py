@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mimkit.data.intake.beside import annotation_files
 from mimkit.data.intake.kept import keep, kept
 from mimkit.data.intake.kinds import advice, census, reason
 from mimkit.data.intake.layout import Layout, arrange
@@ -44,6 +45,7 @@ class FolderListing:
         named: what a table says of the images, which then counts instead of their folders.
         skipped: files and folders that are not used.
         note: how the split came about.
+        annotations: paths below the root of JSON files that may say what the images show.
     """
 
     origin: str
@@ -54,6 +56,7 @@ class FolderListing:
     named: Naming | None = None
     skipped: tuple[Skipped, ...] = ()
     note: str = ""
+    annotations: tuple[str, ...] = ()
 
     @cached_property
     def stamp(self) -> str:
@@ -169,7 +172,10 @@ def list_folder(
     if layout.test is None:
         notes.insert(0, _hold_out(tree, layout.train.count))
         shares = {"train": "train", "test": "test"}
-    whole = FolderListing(origin, tree.root, layout.train, layout.classes)
+    beside_images = annotation_files(tree)
+    whole = FolderListing(
+        origin, tree.root, layout.train, layout.classes, annotations=beside_images
+    )
     if named is not None and named.classes:
         whole = replace(whole, classes=named.classes, named=named)
     used = {path.name for path in (*tables, *beside)}

@@ -104,7 +104,8 @@ def locate(wanted: Wanted) -> Listings:
                 return listings
     hub = dataset.hub if dataset else name
     if hub is None or not is_hub_id(hub):
-        raise DataError(_advice(wanted, "it is no registered name and no path"))
+        why = "it is not on the Hub" if dataset else "it is no registered name and no path"
+        raise DataError(_advice(wanted, why))
     found, reason = download(hub, dataset)
     listings = None if found is None else _open([found], wanted)
     if listings is None:

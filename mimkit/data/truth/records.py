@@ -82,6 +82,10 @@ class Objects(Protocol):
         """The names that labels number."""
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with what is said of the images."""
+
+    @property
     def has_regions(self) -> bool:
         """Whether the pixels of objects are known, not only their boxes."""
 
