@@ -71,7 +71,8 @@ class Table:
         subject: what is judged; finished cells are kept in its ``workdir``.
         evaluator: whose it is.
         test: (m,) int64, the images of the test split to judge.
-        metrics: what each cell is scored by (`mimkit.evaluate.score.Score`), in its order.
+        metrics: what each cell is scored by (`mimkit.evaluate.score.Score`), in its order; but for
+            the first, a cell may lack some.
         view: how images are rendered; None for the encoder's own view.
     """
 
@@ -157,11 +158,12 @@ class Table:
                 image_scores=score.image_scores if metric == self.metrics[0] else None,
             )
             for metric in self.metrics
+            if metric in score.metrics
         ]
 
     def _read(self, cell: Cell, record: Mapping[str, Any]) -> Score:
         rest = {name: held for name, held in record.items() if name not in {"key", *cell.record}}
-        metrics = {name: rest.pop(name) for name in self.metrics}
+        metrics = {name: rest.pop(name) for name in self.metrics if name in rest}
         return Score(metrics, rest.pop("loss", None), rest.pop("image_scores", None), rest)
 
     def _line(self, cell: Cell, score: Score, num_images: int, note: str) -> str:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.images import TrainingImages, WholeImages
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.score import Score, are_right
+from mimkit.parts.dense import DenseBackbone
 from mimkit.parts.encoder import Backbone, Encoder
 from mimkit.parts.part import Module
 from mimkit.parts.records import Grid
@@ -188,7 +189,15 @@ def running_norms(network: nn.Module) -> list[_BatchNorm]:
     ]
 
 
-def layer_scales(network: Classifier, layer_decay: float) -> dict[nn.Parameter, float]:
+class OnBackbone(Protocol):
+    """A network whose lower part is an encoder's."""
+
+    @property
+    def backbone(self) -> Backbone | DenseBackbone:
+        """The lower part."""
+
+
+def layer_scales(network: OnBackbone, layer_decay: float) -> dict[nn.Parameter, float]:
     """Gives each weight's factor of the learning rate: 1 for the output, less layer by layer down.
 
     Raises: BoundaryError if the backbone's layers are not exactly its trainable parameters.

@@ -128,10 +128,22 @@ class Annotations:
                     file = open_coco(path, self.cache)
                 except (NotCocoError, DataError):
                     continue
-                numbers, _ = match(file.files, self._paths[split])
-                if (numbers >= 0).any():
-                    return Named(file, numbers)
+                named = self._named(file, split)
+                if named is not None:
+                    return named
         return None
+
+    def _named(self, file: CocoFile, split: Split) -> Named | None:
+        """Finds the images of a split that a file names, if it names any.
+
+        Folders are left out where no image of either split lies in one that the file says.
+        """
+        numbers = match(file.files, self._paths[split])
+        if (numbers < 0).all() and not any(
+            (match(file.files, paths) >= 0).any() for paths in self._paths.values()
+        ):
+            numbers = match(file.files, self._paths[split], names_alone=True)
+        return Named(file, numbers) if (numbers >= 0).any() else None
 
     def _asked(self, asked: str) -> list[Path]:
         if not self.folders:
@@ -159,11 +171,10 @@ class Annotations:
             ) from error
 
     def _take(self, files: Sequence[CocoFile], asked: str) -> None:
-        for split, paths in self._paths.items():
-            named = [Named(file, match(file.files, paths)[0]) for file in files]
-            best = max(named, key=lambda each: int((each.numbers >= 0).sum()))
-            if (best.numbers >= 0).any():
-                self.named[split] = best
+        for split in self.folders:
+            named = [each for file in files if (each := self._named(file, split))]
+            if named:
+                self.named[split] = max(named, key=lambda each: int((each.numbers >= 0).sum()))
         if not self.named:
             first = f", such as {files[0].files[0]}" if files[0].files else ""
             raise DataError(

@@ -144,39 +144,30 @@ def _sizes(file: CocoFile, number: int, size: NDArray[np.int32]) -> str:
     return f"is {width} x {height} pixels, but {file.path.name} says {says_width} x {says_height}"
 
 
-def match(files: Sequence[str], paths: Sequence[str]) -> tuple[NDArray[np.int64], list[str]]:
+def match(
+    files: Sequence[str], paths: Sequence[str], *, names_alone: bool = False
+) -> NDArray[np.int64]:
     """Finds the images that a file names.
 
-    A name is the end of a path. If none is, as where the files were moved, it is the name alone.
-
-    >>> match(["a.png", "b.png"], ["/x/b.png", "/x/c.png"])[0].tolist()
+    >>> match(["x/a.png", "x/b.png"], ["/data/x/b.png", "/data/y/a.png"]).tolist()
     [1, -1]
 
-    Returns: for each path the number of its name, (n,) int64, -1 for none; and names without image.
+    Args:
+        files: the names, each the end of a path.
+        paths: of the images.
+        names_alone: leave out the folders, as where the images were moved.
+
+    Returns: for each path the number of its name, (n,) int64; -1 where there is none, or several.
     """
-    parts = [_parts(name) for name in files]
     where = [tuple(reversed(path.split("/"))) for path in paths]
-    found = _match(parts, where, lambda name: name)
-    if (found < 0).all():
-        found = _match(parts, where, lambda name: name[:1])
-    there = set(found.tolist())
-    return found, [name for number, name in enumerate(files) if number not in there]
-
-
-def _match(
-    names: Sequence[tuple[str, ...]],
-    paths: Sequence[tuple[str, ...]],
-    shortened: Callable[[tuple[str, ...]], tuple[str, ...]],
-) -> NDArray[np.int64]:
-    """Numbers paths by the names that begin them, both reversed; an ambiguous name counts not."""
+    names = [_parts(name)[: 1 if names_alone else None] for name in files]
     by_name: dict[tuple[str, ...], int] = {}
     for number, name in enumerate(names):
-        key = shortened(name)
-        by_name[key] = -1 if key in by_name else number
-    lengths = sorted({len(key) for key in by_name}, reverse=True)
+        by_name[name] = -1 if name in by_name else number
+    lengths = sorted(set(map(len, by_name)) - {0}, reverse=True)
     found = np.full(len(paths), -1, dtype=np.int64)
     taken: dict[int, int] = {}
-    for place, path in enumerate(paths):
+    for place, path in enumerate(where):
         number = next((by_name[path[:k]] for k in lengths if path[:k] in by_name), -1)
         if number >= 0 and number in taken:  # two images of one name: none can be told
             found[taken[number]] = number = -1
