@@ -12,7 +12,21 @@ from pydantic import AfterValidator
 from rich.console import Console
 from torch import nn
 
-from mimkit import Head, Loss, Mask, Masker, PluginError, Preparation, Tokens, Width, sincos
+from mimkit import (
+    Encoder,
+    Geometry,
+    Head,
+    Level,
+    Loss,
+    Mask,
+    Masker,
+    PluginError,
+    Preparation,
+    RecipeError,
+    Tokens,
+    Width,
+    sincos,
+)
 from mimkit.builtin.encoders import ViT
 from mimkit.builtin.heads import LinearHead
 from mimkit.builtin.losses import MSE
@@ -179,6 +193,8 @@ class Unpicklable(Good):
 
 
 class Small(ViT):
+    dense = Encoder.dense  # what breaks its tokens breaks its maps: those have an encoder of theirs
+
     def __init__(self, geometry, *, embed_dim: int = 16) -> None:
         super().__init__(geometry, embed_dim=embed_dim, depth=1, num_heads=2)
 
@@ -255,6 +271,8 @@ class Peeking(Small):
 
 @breaks("hidden_patches_have_no_influence", "encoders")
 class PeekingBehind(ViT):
+    dense = Encoder.dense
+
     def __init__(self, geometry, *, embed_dim: int = 16) -> None:
         super().__init__(geometry, embed_dim=embed_dim, depth=1, num_heads=2, mask_token=True)
 
@@ -335,6 +353,95 @@ class Ungrouped(Small):
 class Immovable(Small):
     def backbone(self, grid=None):
         return super().backbone(None)
+
+
+# --------------------------------------------------------------------------- encoders, dense tasks
+
+
+class Mapping(Small):
+    dense = ViT.dense
+
+
+@breaks("dense_maps_are_as_declared", "encoders")
+class WideMaps(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        dense.levels = (*dense.levels[:3], Level(17, 4))
+        return dense
+
+
+@breaks("dense_maps_are_as_declared", "encoders")
+class WideFeatures(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        dense.last = Level(17, 4)
+        return dense
+
+
+@breaks("dense_features_are_the_encoders", "encoders")
+class OtherFeatures(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        dense.norm = nn.Identity()
+        return dense
+
+
+@breaks("dense_maps_lie_in_place", "encoders")
+class Mirrored(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        forward = dense.forward
+        dense.forward = lambda image: tuple(each.flip(3) for each in forward(image))
+        return dense
+
+
+@breaks("dense_starts_from_the_encoder", "encoders")
+class ForgetfulMaps(Mapping):
+    def dense(self, grid=None):
+        dense = Mapping(Geometry(self.grid)).dense(grid)
+        dense.features = super().dense(grid).features
+        return dense
+
+
+@breaks("dense_starts_from_the_encoder", "encoders")
+class SharingMaps(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        dense.vit.blocks = self.blocks
+        return dense
+
+
+@breaks("dense_groups_hold_what_is_trained", "encoders")
+class UngroupedMaps(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        groups = dense.layer_groups
+        dense.layer_groups = lambda: groups()[1:]
+        return dense
+
+
+@breaks("dense_groups_hold_what_is_trained", "encoders")
+class IdleNorm(Mapping):
+    def dense(self, grid=None):
+        dense = super().dense(grid)
+        dense.norm.requires_grad_(True)
+        groups = dense.layer_groups
+        dense.layer_groups = lambda: [*groups(), list(dense.norm.parameters())]
+        return dense
+
+
+@breaks("dense_takes_or_refuses_oblong_grids", "encoders")
+class ImmovableMaps(Mapping):
+    def dense(self, grid=None):
+        return super().dense(None)
+
+
+@breaks("dense_takes_or_refuses_oblong_grids", "encoders")
+class Curt(Mapping):
+    def dense(self, grid=None):
+        if grid is not None:
+            raise RecipeError("not for this grid.")
+        return super().dense(None)
 
 
 # ---------------------------------------------------------------------------------------- targets

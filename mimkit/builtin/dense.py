@@ -64,7 +64,8 @@ class DenseTransformer(DenseBackbone):
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Lists embedding, every block, and nothing that follows them: depth + 2 groups."""
-        embedding = [p for name, p in self.vit.named_parameters() if not name.startswith("blocks.")]
+        named = [(name, p) for name, p in self.vit.named_parameters() if p.requires_grad]
+        embedding = [p for name, p in named if not name.startswith("blocks.")]
         return [embedding, *(list(block.parameters()) for block in self._blocks()), []]
 
     def set_drop_path(self, rate: float) -> None:

@@ -62,7 +62,8 @@ class DenseResNet(DenseBackbone):
         for stage, norm in zip(self.stages[:2], self.norms[:2], strict=True):
             x = norm(stage(x))
         x = self.stages[2](x)
-        return self.norms[2](x) if self.closed else x
+        third: Tensor = self.norms[2](x) if self.closed else x
+        return third
 
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Lists the stem and every block, as `ResNet` does; a norm counts to the block it begins.
