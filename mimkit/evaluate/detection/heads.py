@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.faster_rcnn import (
     FastRCNNConvFCHead,
@@ -19,9 +21,8 @@ from torchvision.models.detection.roi_heads import (
     RoIHeads,
     fastrcnn_loss,
     maskrcnn_inference,
-    maskrcnn_loss,
 )
-from torchvision.ops import MultiScaleRoIAlign, generalized_box_iou_loss
+from torchvision.ops import generalized_box_iou_loss, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 from mimkit.evaluate.conv_norm import Norm, make_norm
@@ -37,8 +38,11 @@ _CANONICAL_SIDE, _CANONICAL_LEVEL = 224, 4
 Target = dict[str, Tensor]
 
 
-class Pooling(MultiScaleRoIAlign):
-    """RoIAlign on the map that suits each box, whose strides are known and not guessed.
+class Pooling(nn.Module):
+    """RoIAlign on the map that suits each box.
+
+    torchvision's ``MultiScaleRoIAlign`` guesses strides, to powers of two, and looks half a cell
+    beside (``aligned=False``).
 
     Args:
         names: of the maps.
@@ -47,11 +51,31 @@ class Pooling(MultiScaleRoIAlign):
     """
 
     def __init__(self, names: Sequence[str], strides: Sequence[int], cells: int) -> None:
-        super().__init__(list(names), output_size=cells, sampling_ratio=2)
-        first = round(torch.tensor(float(strides[0])).log2().item())
+        super().__init__()
+        self.scales = {name: 1 / stride for name, stride in zip(names, strides, strict=True)}
+        self.cells = cells
+        first = round(math.log2(strides[0]))
         last = first + len(strides) - 1
-        self.scales = [1 / stride for stride in strides]
-        self.map_levels = LevelMapper(first, last, _CANONICAL_SIDE, _CANONICAL_LEVEL)
+        self.levels = LevelMapper(first, last, _CANONICAL_SIDE, _CANONICAL_LEVEL)
+
+    def forward(
+        self, maps: Mapping[str, Tensor], boxes: list[Tensor], _: list[tuple[int, int]]
+    ) -> Tensor:
+        """Cuts boxes out.
+
+        Shape: boxes of each image (k, 4) in pixels; (all k, C, cells, cells).
+        """
+        images = [each.new_full((len(each), 1), number) for number, each in enumerate(boxes)]
+        rois = torch.cat([torch.cat(images), torch.cat(boxes)], dim=1)
+        levels, found = self.levels(boxes), None
+        for number, (name, scale) in enumerate(self.scales.items()):
+            here = torch.where(levels == number)[0]
+            pooled = roi_align(maps[name], rois[here], self.cells, scale, 2, aligned=True)
+            if found is None:
+                found = pooled.new_zeros(len(rois), *pooled.shape[1:])
+            found = found.index_copy(0, here, pooled)
+        assert found is not None
+        return found
 
 
 class Heads(RoIHeads):
@@ -148,13 +172,10 @@ class Heads(RoIHeads):
             objects = [torch.where(each > 0)[0] for each in labels]
             inside = [each[of] for each, of in zip(proposals, objects, strict=True)]
             logits = self._masks(features, inside, image_shapes)
-            losses["mask"] = maskrcnn_loss(
-                logits,
-                inside,
-                [target["masks"] for target in targets],
-                [target["labels"] for target in targets],
-                [each[of] for each, of in zip(matched, objects, strict=True)],
-            )
+            which = [each[of] for each, of in zip(matched, objects, strict=True)]
+            kinds = torch.cat([each[of] for each, of in zip(labels, objects, strict=True)])
+            masks = [target["masks"] for target in targets]
+            losses["mask"] = mask_loss(logits, inside, masks, which, kinds)
         return [], losses
 
     def _found(
@@ -206,3 +227,42 @@ class Heads(RoIHeads):
         truth = self.box_coder.decode_single(wanted[objects], where)
         loss: Tensor = generalized_box_iou_loss(boxes, truth, reduction="sum")
         return _GIOU_WEIGHT * loss / len(labels)
+
+
+def mask_loss(
+    logits: Tensor,
+    boxes: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    which: Sequence[Tensor],
+    labels: Tensor,
+) -> Tensor:
+    """Compares what is said of boxes with what they show; the mean binary cross-entropy.
+
+    Args:
+        logits: of every class, for n boxes of all images.
+        boxes: of each image.
+        masks: of each image's objects.
+        which: of each image, the object that a box is of.
+        labels: the class of each box.
+
+    Shape: logits (n, classes, M, M), boxes (k, 4), masks (o, H, W), which (k,), labels (n,).
+    """
+    cells = logits.shape[-1]
+    shown = [mask_in_boxes(*each, cells) for each in zip(masks, boxes, which, strict=True)]
+    said = logits[torch.arange(len(labels), device=labels.device), labels]
+    if not len(labels):
+        return logits.sum() * 0
+    return F.binary_cross_entropy_with_logits(said, torch.cat(shown))
+
+
+def mask_in_boxes(masks: Tensor, boxes: Tensor, which: Tensor, cells: int) -> Tensor:
+    """Cuts masks out of boxes and resizes them.
+
+    torchvision's own loss takes what lies half a pixel beside (``aligned=False``), which costs small
+    objects that are put back in their place.
+
+    Shape: masks (o, H, W), boxes (k, 4), which (k,) int64; (k, cells, cells) float32.
+    """
+    rois = torch.cat([which[:, None].to(boxes), boxes], dim=1)
+    found: Tensor = roi_align(masks[:, None].to(rois), rois, cells, 1.0, aligned=True)
+    return found[:, 0]
