@@ -13,12 +13,13 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import maskrcnn_loss
 from torchvision.ops import MultiScaleRoIAlign, generalized_box_iou_loss
 
 from mimkit import Geometry, Grid, Level
 from mimkit.builtin.encoders import ViT
 from mimkit.evaluate.detection.anchors import Anchors, fitting_scale
-from mimkit.evaluate.detection.heads import Pooling
+from mimkit.evaluate.detection.heads import Pooling, mask_loss
 from mimkit.evaluate.detection.network import Detector, Settings
 from mimkit.parts.dense import DenseBackbone
 
@@ -121,7 +122,7 @@ class TestEncoder:
 
     def test_layer_scale_is_kept_and_counts(self):
         of = encoder(layer_scale=0.1)
-        image, shapes, _ = batch()
+        image, _, _ = batch()
         network = detector(of=of).eval()
         gammas = {k: v for k, v in network.backbone.named_parameters() if k.endswith("gamma")}
         assert len(gammas) == 2 * 4
@@ -250,7 +251,19 @@ class TestLosses:
         assert torch.equal(ours["loss_rpn_box_reg"], theirs["loss_rpn_box_reg"])
         assert torch.equal(ours["classifier"], of_heads["loss_classifier"])
         assert torch.equal(ours["box"], of_heads["loss_box_reg"])
-        assert ours["mask"] == pytest.approx(of_heads["loss_mask"].item(), rel=0.2)
+
+    def test_masks_are_compared_as_torchvision_does_but_in_their_place(self):
+        rng = torch.Generator().manual_seed(0)
+        corner = 4 + 20 * torch.rand(5, 2, generator=rng)
+        boxes = torch.cat([corner, corner + 6], 1)
+        logits = torch.randn(5, 4, 28, 28, generator=rng)
+        which, labels = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([1, 3, 3, 1, 3])
+        half = torch.zeros(2, 40, 40, dtype=torch.uint8)
+        half[:, :, 16:] = 1
+        args = [boxes], [half], [which]
+        theirs = maskrcnn_loss(logits, [boxes - 0.5], [half], [torch.tensor([1, 3])], [which])
+        assert mask_loss(logits, *args, labels).item() == pytest.approx(theirs.item(), rel=1e-5)
+        assert mask_loss(logits[:0], [boxes[:0]], [half], [which[:0]], labels[:0]) == 0
 
     def test_what_is_found_is_what_torchvision_finds(self):
         network = detector().eval()

@@ -49,11 +49,18 @@ def test_its_evaluations_can_judge_its_encoder(file, preset, tmp_path):
     """At miniature depth, so that images can be encoded; widths and heads are the recipe's."""
     whole = load(str(file), preset=preset)
     shallow = {"depth": 1} if "depth" in whole.encoder.options else {}
+    shows = "objects" if any(table.cls.needs_objects for table in whole.evaluate) else "shapes"
     recipe = load(
         str(file),
         preset=preset,
         fixed={
-            "data": {"name": "shapes", "num_images": 2_000, "num_test_images": 100, "workers": 0},
+            "data": {
+                "name": shows,
+                "labelled": "none",
+                "num_images": 2_000,
+                "num_test_images": 100,
+                "workers": 0,
+            },
             "train": {"batch_size": 8, "processes": 1},
             **({"encoder": shallow} if shallow else {}),
         },

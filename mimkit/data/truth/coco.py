@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.intake.table import Skipped
-from mimkit.data.truth.regions import BadRegionError, Rle, box_of, region_of, size_of
+from mimkit.data.truth.records import Rle
+from mimkit.data.truth.regions import UnusableError, box_of, region_of, size_of
 
 _KEYS: Final = ("images", "annotations", "categories")
 _SNIFFED: Final = 2**16
@@ -129,11 +130,11 @@ def parse(path: Path) -> Parsed:
     by_image: list[list[_Object]] = [[] for _ in files]
     for one in tree["annotations"]:
         name = one.get("id", "?") if isinstance(one, Mapping) else one
-        found = _object(one, numbers, sizes, labels)
-        if isinstance(found, str):
-            problems.add("annotations", name, found)
+        try:
+            image, known, cut = _object(one, numbers, sizes, labels)
+        except UnusableError as error:
+            problems.add("annotations", name, str(error))
             continue
-        image, known, cut = found
         if cut:
             problems.add("annotations", name, "reach outside of their image and are cut")
         by_image[image].append(known)
@@ -203,34 +204,34 @@ def _object(
     numbers: Mapping[int | str, int],
     sizes: Sequence[tuple[int, int]],
     labels: Mapping[int | str, int],
-) -> tuple[int, _Object, bool] | str:
-    """Gives image, object and whether its box was cut; or why it is left out."""
+) -> tuple[int, _Object, bool]:
+    """Gives image, object and whether its box was cut.
+
+    Raises: UnusableError if it must be left out.
+    """
     image, label = _key(one, "image_id"), _key(one, "category_id")
     if image is None or image not in numbers:
-        return "are of an image that the file does not list"
+        raise UnusableError("are of an image that the file does not list")
     if label is None or label not in labels:
-        return "are of a category that the file does not list"
+        raise UnusableError("are of a category that the file does not list")
     height, width = sizes[numbers[image]]
-    try:
-        region = region_of(one.get("segmentation"), height, width)
-    except BadRegionError as error:
-        return str(error)
+    region = region_of(one.get("segmentation"), height, width)
     box = _box(one.get("bbox"))
     if box is None and one.get("bbox"):
-        return "have a bbox that is not four finite numbers"
+        raise UnusableError("have a bbox that is not four finite numbers")
     if box is None and region is None:
-        return "have neither bbox nor segmentation"
+        raise UnusableError("have neither bbox nor segmentation")
     if box is None:
         box = box_of(region)
     left, top, wide, high = box
     if wide <= 0 or high <= 0:
-        return "have an empty box"
+        raise UnusableError("have an empty box")
     right, bottom = min(left + wide, width), min(top + high, height)
     cut = left < -_SLACK or top < -_SLACK
     cut = cut or left + wide > width + _SLACK or top + high > height + _SLACK
     left, top = max(left, 0.0), max(top, 0.0)
     if right <= left or bottom <= top:
-        return "lie outside of their image"
+        raise UnusableError("lie outside of their image")
     area = one.get("area")
     if type(area) not in (int, float) or not math.isfinite(area) or area <= 0:
         area = (right - left) * (bottom - top) if region is None else size_of(region)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -86,7 +87,7 @@ class CocoFile:
             runs = self._array("runs")[ends[0] : ends[-1]].tobytes()
             regions = tuple(
                 Rle(size=[height, width], counts=runs[first - ends[0] : last - ends[0]])
-                for first, last in zip(ends, ends[1:], strict=False)
+                for first, last in itertools.pairwise(ends)
             )
         boxes, labels, crowd, areas = (
             np.array(self._array(name)[start:stop])

@@ -101,7 +101,12 @@ class Annotations:
         lost = [name for number, name in enumerate(found.file.files) if number not in there]
         first = self.named.get("train", found)
         return objects_in(
-            found.file, numbers[used.rows], sizes, first.file.classes, used.where, lost
+            found.file,
+            numbers[used.rows],
+            sizes=sizes,
+            classes=first.file.classes,
+            where=used.where,
+            lost=lost,
         )
 
     def unused(self, skipped: Sequence[Skipped]) -> tuple[Skipped, ...]:
@@ -190,7 +195,7 @@ def told_of(objects: CocoObjects | None) -> tuple[Skipped, ...]:
 
 
 def _of_split(split: Split, listing: FolderListing) -> list[str]:
-    """Files that may be meant, the likeliest first, without what is called after the other split."""
+    """Files that may be meant, the likeliest first; none that is called after the other split."""
     words = set(_WORDS[split])
     folders = {place.folder.name for place in listing.part.places}
 

@@ -93,6 +93,7 @@ class CocoObjects:
 def objects_in(
     file: CocoFile,
     numbers: NDArray[np.int64],
+    *,
     sizes: NDArray[np.int32] | None,
     classes: tuple[str, ...],
     where: Callable[[int], str],

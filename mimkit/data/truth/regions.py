@@ -17,28 +17,28 @@ _LEAST: Final = 6
 """Numbers of a polygon: three corners."""
 
 
-class BadRegionError(Exception):
-    """An outline cannot be used; the text says why, of several objects."""
+class UnusableError(Exception):
+    """An object or its outline cannot be used; the text says why, of several."""
 
 
 def region_of(raw: Any, height: int, width: int) -> Rle | None:
     """Reads the ``segmentation`` of an object: polygons, or runs, compressed or not.
 
     Returns: None where there is none.
-    Raises: BadRegionError if it cannot be read, or covers no pixel.
+    Raises: UnusableError if it cannot be read, or covers no pixel.
     """
     if raw is None or raw == []:
         return None
     try:
         region = _polygons(raw, height, width) if isinstance(raw, list) else _runs(raw)
         if region["size"] != [height, width]:
-            raise BadRegionError("have an outline made for another size of image")
+            raise UnusableError("have an outline made for another size of image")
         # Decoding checks the runs: what files say of them need not be so.
         covers = bool(_mask().decode(region).any())
     except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-        raise BadRegionError("have an outline that cannot be read") from error
+        raise UnusableError("have an outline that cannot be read") from error
     if not covers:
-        raise BadRegionError("have an outline around nothing")
+        raise UnusableError("have an outline around nothing")
     return region
 
 
@@ -78,28 +78,28 @@ def _polygons(raw: list[Any], height: int, width: int) -> Rle:
     for one in raw:
         corners = np.asarray(one, dtype=np.float64)
         if corners.ndim != 1 or len(corners) % 2 or not np.isfinite(corners).all():
-            raise BadRegionError("have an outline that cannot be read")
+            raise UnusableError("have an outline that cannot be read")
         if len(corners) >= _LEAST:
             # The library walks along every pixel of an edge, also far outside.
             x = corners[0::2].clip(-width, 2 * width)
             y = corners[1::2].clip(-height, 2 * height)
             found.append(np.stack([x, y], axis=1).ravel().tolist())
     if not found:
-        raise BadRegionError("have an outline of fewer than three corners")
+        raise UnusableError("have an outline of fewer than three corners")
     return cast(Rle, _mask().merge(_mask().frPyObjects(found, height, width)))
 
 
 def _runs(raw: Any) -> Rle:
     if not isinstance(raw, Mapping) or not isinstance(raw.get("size"), list):
-        raise BadRegionError("have an outline that cannot be read")
+        raise UnusableError("have an outline that cannot be read")
     size, counts = [int(side) for side in raw["size"]], raw.get("counts")
     if isinstance(counts, list):
         runs = [int(run) for run in counts]
         if len(size) != 2 or min(runs, default=0) < 0 or sum(runs) != size[0] * size[1]:
-            raise BadRegionError("have an outline that cannot be read")
+            raise UnusableError("have an outline that cannot be read")
         return cast(Rle, _mask().frPyObjects({"size": size, "counts": runs}, *size))
     if not isinstance(counts, str):
-        raise BadRegionError("have an outline that cannot be read")
+        raise UnusableError("have an outline that cannot be read")
     return {"size": size, "counts": counts.encode("ascii", "strict")}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -62,7 +62,8 @@ def average_precision(
     """
     metrics: dict[str, float] = {}
     for kind, name in {"bbox": "box", **({"segm": "mask"} if masks else {})}.items():
-        precision = _precision(truth, found, sizes, kind, num_classes, max_detections)
+        judged = as_coco(truth, sizes, num_classes, masks=kind == "segm")
+        precision = _precision(judged, _results(found, kind), kind, max_detections)
         for number, size in enumerate(_SIZES):
             of_size = precision[:, :, :, number, -1]  # overlaps, recalls, classes
             metrics |= _mean(f"{name}_ap{size}", of_size)
@@ -86,20 +87,14 @@ def _mean(name: str, values: NDArray[np.float64]) -> dict[str, float]:
 
 
 def _precision(
-    truth: Sequence[Instances],
-    found: Sequence[Found],
-    sizes: Sequence[tuple[int, int]],
-    kind: str,
-    num_classes: int,
-    max_detections: int,
+    truth: dict[str, Any], results: list[dict[str, Any]], kind: str, max_detections: int
 ) -> NDArray[np.float64]:
     """Gives precision by overlap, recall, class, size and number of detections."""
     # Half a second, which a command that judges nothing need not wait.
     from faster_coco_eval import COCO, COCOeval_faster  # noqa: PLC0415
 
-    judged = COCO(as_coco(truth, sizes, num_classes, masks=kind == "segm"))
-    results = judged.loadRes(list(_results(found, kind)))
-    evaluation = COCOeval_faster(judged, results, kind)
+    judged = COCO(truth)
+    evaluation = COCOeval_faster(judged, judged.loadRes(results), kind)
     # Summaries of COCO look for a limit of 100 and write -1 where it is not among them; here the
     # last is read, whatever it is.
     evaluation.params.maxDets = [max_detections]
@@ -140,8 +135,8 @@ def as_coco(
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def _results(found: Sequence[Found], kind: str) -> list[Mapping[str, Any]]:
-    results: list[Mapping[str, Any]] = []
+def _results(found: Sequence[Found], kind: str) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = []
     for number, each in enumerate(found, start=1):
         for place in range(len(each.labels)):
             if kind == "segm":

@@ -25,7 +25,7 @@ from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.evaluate.starts import TRAINED, start_of
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Size
-from mimkit.parts.records import Geometry, Grid, View
+from mimkit.parts.records import Geometry, Grid
 from mimkit.recipe.sections import TrainSection
 
 _NAME: Final = "detection"
@@ -52,6 +52,8 @@ class Detection(Evaluator):
         seeds: how often, each with its own subset, order and new layers.
         total_steps: optimizer steps of one training; the same for every fraction.
         batch_size: images of a step.
+        accumulate: pieces into which a batch is cut to spare memory; must divide it. Batch norm
+            sees one piece.
         lrs: learning rates of AdamW to choose from.
         schedule: after the warm-up, "cosine" down to 0, or "step": a tenth at 9/12 of the steps,
             and once more at 11/12.
@@ -98,6 +100,7 @@ class Detection(Evaluator):
         seeds: Count = 3,
         total_steps: Count = 10_000,
         batch_size: Count = 16,
+        accumulate: Count = 1,
         lrs: tuple[Positive, ...] = (3e-4,),
         schedule: Schedule = "cosine",
         warmup_steps: AnyCount = 250,
@@ -124,13 +127,20 @@ class Detection(Evaluator):
         distinct(_NAME, lrs=lrs, label_fractions=label_fractions)
         if scale[0] > scale[1]:
             raise RecipeError(f"evaluator '{_NAME}', scale: must ascend, but is {list(scale)}.")
-        if norm == "batch" and batch_size < _FEWEST:
+        if batch_size % accumulate:
             raise RecipeError(
-                f"evaluator '{_NAME}', norm: 'batch' needs a batch_size of at least {_FEWEST}, "
-                f"since statistics of {batch_size} images are noise. Use norm = 'group'."
+                f"evaluator '{_NAME}', accumulate: must divide batch_size ({batch_size}), but is "
+                f"{accumulate}."
+            )
+        if norm == "batch" and batch_size // accumulate < _FEWEST:
+            raise RecipeError(
+                f"evaluator '{_NAME}', norm: 'batch' needs at least {_FEWEST} images at once, "
+                f"since statistics of {batch_size // accumulate} are noise. Use norm = 'group', or "
+                "a larger batch_size."
             )
         self.label_fractions = label_fractions
         self.seeds = seeds
+        self.accumulate = accumulate
         self.lrs = lrs
         self.schedule = schedule
         self.layer_decay = layer_decay
@@ -182,7 +192,7 @@ class Detection(Evaluator):
         network = self.network(subject, cell)
         few = subsets.train(Cell("pretrained", subject.seed, 1.0))[:_TIMED]
         section = self.train.model_copy(update={"total_steps": 1, "batch_size": len(few)})
-        once = replace(trainer, section=section)
+        once = replace(trainer, section=section, accumulate=1)
         with torch.random.fork_rng(devices=[]):
             start = time.perf_counter()
             scale = once.fit(network, cell, few)
@@ -267,6 +277,7 @@ class Detection(Evaluator):
             schedule=self.schedule,
             layer_decay=self.layer_decay,
             anchor_scale=self.anchor_scale,
+            accumulate=self.accumulate,
             device=subject.device,
             workers=subject.workers,
         )
@@ -309,6 +320,7 @@ class Detection(Evaluator):
             "objects": [objects_of(each).fingerprint for each in (subject.train, subject.test)],
             "options": [
                 self.schedule,
+                self.accumulate,
                 self.layer_decay,
                 self.drop_path,
                 self.frozen,

@@ -258,8 +258,8 @@ def mask_loss(
 def mask_in_boxes(masks: Tensor, boxes: Tensor, which: Tensor, cells: int) -> Tensor:
     """Cuts masks out of boxes and resizes them.
 
-    torchvision's own loss takes what lies half a pixel beside (``aligned=False``), which costs small
-    objects that are put back in their place.
+    torchvision's own loss takes what lies half a pixel beside (``aligned=False``), which costs
+    small objects that are put back in their place.
 
     Shape: masks (o, H, W), boxes (k, 4), which (k,) int64; (k, cells, cells) float32.
     """

@@ -71,7 +71,8 @@ class Detector(Module):
         super().__init__()
         self.backbone = backbone
         self.frozen = frozen
-        backbone.requires_grad_(not frozen)
+        if frozen:
+            backbone.requires_grad_(False)
         self.pyramid = Pyramid(backbone.levels, norm=settings.norm)
         levels, channels = self.pyramid.levels, settings.fpn_channels
         norm_layer: Any = partial(make_norm, settings.norm)

@@ -53,6 +53,7 @@ class DetectionTrainer:
         schedule: of the learning rate after the warm-up.
         layer_decay: factor of the learning rate from each layer to the one below; None is 1.
         anchor_scale: side of the anchors in cells; None: by the boxes trained on.
+        accumulate: pieces into which a batch is cut.
         device: where to compute.
         workers: loader processes.
     """
@@ -66,6 +67,7 @@ class DetectionTrainer:
     schedule: Schedule
     layer_decay: float | None
     anchor_scale: float | None
+    accumulate: int
     device: torch.device
     workers: int
 
@@ -93,16 +95,21 @@ class DetectionTrainer:
             recompute_batch_norm(network.backbone, (each.image for each in shown))
         network.train()
         optimizer = make_optimizer(network, section, self._scales(network))
-        total_steps = section.total_steps or 0
-        for step, shown in enumerate(self._batches(index, cell.seed, total_steps, section)):
-            # Dropout and the choice of proposals follow from (seed, step).
-            torch.manual_seed(hash((cell.seed, step)) % 2**63)
-            set_learning_rate(optimizer, rate(step, section, self.schedule))
-            loss = torch.stack(list(self.losses(network, shown).values())).sum()
-            optimizer.zero_grad()
+        pieces = (section.total_steps or 0) * self.accumulate
+        for number, shown in enumerate(self._batches(index, cell.seed, pieces, section)):
+            step, piece = divmod(number, self.accumulate)
+            # Dropout and the choice of proposals follow from (seed, number).
+            torch.manual_seed(hash((cell.seed, number)) % 2**63)
+            loss = torch.stack(list(self.losses(network, shown).values())).sum() / self.accumulate
+            if piece == 0:
+                optimizer.zero_grad()
+                finite = loss.isfinite()
             torch.autograd.backward(loss)
-            guard(optimizer, loss.isfinite())
-            optimizer.step()
+            finite = finite & loss.isfinite()
+            if piece == self.accumulate - 1:
+                set_learning_rate(optimizer, rate(step, section, self.schedule))
+                guard(optimizer, finite)
+                optimizer.step()
         return scale
 
     def losses(self, network: Detector, shown: Shown) -> dict[str, Tensor]:
@@ -154,7 +161,7 @@ class DetectionTrainer:
             self.train,
             index,
             self.view,
-            section.batch_size,
+            section.batch_size // self.accumulate,
             objects_of(self.train),
             self.variation,
             seed,
