@@ -262,7 +262,7 @@ def test_the_ledger_lists_masks_that_cannot_be_used(street, tiny, tmp_path):
     assert [item["reason"] for item in ledger["dataset"]["masks"][0]["skipped"]] == ["has no mask"]
 
 
-@pytest.mark.parametrize("key", ["label_column", "masks"])
+@pytest.mark.parametrize("key", ["label_column", "masks", "objects"])
 def test_none_is_said_of_labels_and_masks_not_left_open(tiny, key):
     assert getattr(load(str(tiny)).data, key) is None
     said = load(str(tiny), overrides=[f"data.{key}=none"])

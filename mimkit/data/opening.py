@@ -20,6 +20,8 @@ from mimkit.data.pixels.readers import Files, Pictures
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
 from mimkit.data.source import Source
 from mimkit.data.truth.drawn import DrawnMasks
+from mimkit.data.truth.drawn_objects import DrawnObjects
+from mimkit.data.truth.found import Annotations, told_of
 from mimkit.data.truth.look import survey_masks
 from mimkit.data.truth.masks import Looked, numbered
 from mimkit.errors import DataError
@@ -94,8 +96,8 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     listings = found.labelled if found else _listings(labelled, "data.labelled")
     train, test = _open(labelled, SPLITS, listings)
     for source in (train, test):
-        labels = source.labels is not None and bool((source.labels >= 0).any())
-        if not labels and source.masks is None and source.objects is None:
+        known = source.masks is not None or source.objects is not None
+        if not known and (source.labels is None or not bool((source.labels >= 0).any())):
             raise DataError(
                 f"data.labelled: must name labelled images, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has no labels. Put the images into one folder "
@@ -146,6 +148,9 @@ def _open(
     dataset = registered(section.name)
     looked: dict[Split, Looked] = {}
     limits = {"train": section.num_images, "test": section.num_test_images}
+    # What says what images show speaks of the labelled set, if there is one.
+    asked = section.objects if section.labelled is None else None
+    annotations = Annotations(asked, listings or {}, cache_folder())
     keys = {"train": "data.num_images", "test": "data.num_test_images"}
     opened = []
     for split in splits:
@@ -156,7 +161,7 @@ def _open(
             wish = Wish(listings[split], limits[split], keys[split])
             # Held-out images are judged one by one: none may stand in for another.
             read = _read if section.survey or split == "test" else _meet
-            source = read(section, dataset, split, wish)
+            source = read(section, dataset, split, wish, annotations)
             if wish.listing.masks:
                 looked[split] = _look_at_masks(source, wish)
         opened.append(source)
@@ -196,10 +201,17 @@ def _with_masks(
     return [replace(source, masks=masks.get(source.split)) for source in opened]
 
 
-def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
+def _read(
+    section: DataSection,
+    dataset: DataSet | None,
+    split: Split,
+    wish: Wish,
+    annotations: Annotations,
+) -> Source:
     found = surveyed(wish)
     survey, pixels = found.survey, found.pixels()
     notes = [wish.listing.note, survey.depth.note if survey.depth else ""]
+    objects = annotations.of(split, wish, survey.rows, survey.sizes)
     return Source(
         name=section.name,
         split=split,
@@ -210,18 +222,26 @@ def _read(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
         std=dataset.std if dataset else IMAGENET_STD,
         fingerprint=survey.fingerprint,
         sizes=torch.from_numpy(survey.sizes),
-        skipped=wish.listing.skipped + survey.skipped,
+        skipped=annotations.unused(wish.listing.skipped) + survey.skipped + told_of(objects),
         note="; ".join(note for note in notes if note),
         pixels=pixels,
         reader=Files(wish.table(), survey.rows, survey.sizes) if pixels is None else None,
         key=found.key,
         rows=survey.rows,
+        objects=objects,
     )
 
 
-def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wish) -> Source:
+def _meet(
+    section: DataSection,
+    dataset: DataSet | None,
+    split: Split,
+    wish: Wish,
+    annotations: Annotations,
+) -> Source:
     found = met(wish)
     labels = found.table.labels
+    objects = annotations.of(split, wish)
     return Source(
         name=section.name,
         split=split,
@@ -232,10 +252,11 @@ def _meet(section: DataSection, dataset: DataSet | None, split: Split, wish: Wis
         std=dataset.std if dataset else IMAGENET_STD,
         fingerprint=found.fingerprint,
         sizes=None,
-        skipped=wish.listing.skipped,
+        skipped=annotations.unused(wish.listing.skipped) + told_of(objects),
         note=wish.listing.note,
         reader=found.reader,
         key=found.key,
+        objects=objects,
     )
 
 
@@ -267,4 +288,5 @@ def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> S
         pixels=torch.from_numpy(images) if resident else None,
         reader=None if resident else Pictures(drawing, numbers, image_size),
         masks=DrawnMasks(drawing, numbers, image_size) if drawing.annotate else None,
+        objects=DrawnObjects(drawing, numbers, image_size) if drawing.annotate else None,
     )

@@ -23,7 +23,7 @@ class DataSet:
         folder: glob of its folder below ``--data`` and ``$MIMKIT_DATA``. The folder holds parquet
             files as on the Hugging Face Hub, or ``train/CLASS/*`` and ``val/CLASS/*``.
         image_size: height and width in pixels; None if they vary, or can be chosen.
-        num_classes: how many classes.
+        num_classes: how many classes images are labelled with.
         image: name of the column of images in its parquet files.
         label: name of the column of labels in its parquet files; None if images have no labels.
         splits: the files (by their first word) that make up a split here.
@@ -134,6 +134,22 @@ ADE20K: Final = DataSet(
     num_classes=0,
     label=None,
     mask_ignore=(0,),
+)
+COCO: Final = DataSet(
+    name="coco",
+    hub=None,
+    folder="coco*",
+    image_size=None,
+    num_classes=0,
+    label=None,
+)
+NUCLEI: Final = DataSet(
+    name="nuclei",
+    hub=None,
+    folder="nuclei*",
+    image_size=None,
+    num_classes=0,
+    label=None,
 )
 SHAPES: Final = DataSet(
     name="shapes",

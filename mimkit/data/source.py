@@ -136,6 +136,8 @@ class Source:
             lines += [f"  {said}" for said in (self.masks.kind, self.masks.note) if said]
             unusable = self.masks.skipped
             lines += _listed(f"mask{'s' * (len(unusable) != 1)} cannot be used", unusable)
+        if self.objects is not None and self.objects.kind:
+            lines.append(f"  objects: {self.objects.kind}")
         unread = self.unread()
         return lines + _listed("skipped", unread)
 

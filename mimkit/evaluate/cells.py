@@ -71,7 +71,8 @@ class Table:
         subject: what is judged; finished cells are kept in its ``workdir``.
         evaluator: whose it is.
         test: (m,) int64, the images of the test split to judge.
-        metrics: what each cell is scored by (`mimkit.evaluate.score.Score`), in its order.
+        metrics: what each cell is scored by (`mimkit.evaluate.score.Score`), in its order; but for
+            the first, a cell may lack some.
         view: how images are rendered; None for the encoder's own view.
     """
 
@@ -159,11 +160,12 @@ class Table:
                 parts=score.parts if metric == self.metrics[0] else {},
             )
             for metric in self.metrics
+            if metric in score.metrics
         ]
 
     def _read(self, cell: Cell, record: Mapping[str, Any]) -> Score:
         rest = {name: held for name, held in record.items() if name not in {"key", *cell.record}}
-        metrics = {name: rest.pop(name) for name in self.metrics}
+        metrics = {name: rest.pop(name) for name in self.metrics if name in rest}
         loss, scores, parts = (rest.pop(name, None) for name in ("loss", "image_scores", "parts"))
         return Score(metrics, loss, scores, parts or {}, rest)
 

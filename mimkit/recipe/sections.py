@@ -61,6 +61,11 @@ class DataSection(Strict):
     label_column: Literal["none"] | Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the column of labels in tables; 'none' for no labels; default: found"
     )
+    objects: Literal["none"] | Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="the JSON of objects as COCO has them, or a pattern of one for each split; "
+        "'none' for none; default: found",
+    )
     image_column: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the column of images, or of their files, in tables; default: found"
     )

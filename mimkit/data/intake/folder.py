@@ -12,6 +12,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from mimkit.data.intake.beside import annotation_files
 from mimkit.data.intake.kept import keep, kept
 from mimkit.data.intake.kinds import advice, census, reason
 from mimkit.data.intake.layout import Layout, arrange
@@ -49,6 +50,7 @@ class FolderListing:
         note: how the split came about.
         pairs: the masks of its images; None if they have none.
         mask_names: what the ids of masks stand for; None if that is not known.
+        annotations: paths below the root of JSON files that may say what the images show.
     """
 
     origin: str
@@ -66,6 +68,8 @@ class FolderListing:
     def masks(self) -> str:
         """Where the masks of its images are, in words; nothing if they have none."""
         return some([f"{folder}/" for folder in self.pairs.folders]) if self.pairs else ""
+
+    annotations: tuple[str, ...] = ()
 
     @cached_property
     def stamp(self) -> str:
@@ -185,7 +189,10 @@ def list_folder(
     if layout.test is None:
         notes.insert(0, _hold_out(tree, layout.train.count))
         shares = {"train": "train", "test": "test"}
-    whole = FolderListing(origin, tree.root, layout.train, layout.classes)
+    beside_images = annotation_files(tree)
+    whole = FolderListing(
+        origin, tree.root, layout.train, layout.classes, annotations=beside_images
+    )
     if named is not None and named.classes:
         whole = replace(whole, classes=named.classes, named=named)
     used = {path.name for path in (*tables, *beside)}

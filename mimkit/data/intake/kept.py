@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +33,7 @@ def kept(place: Path) -> Labels | None:
     return (labels if len(labels) else None), classes
 
 
-def write_array(path: Path, array: NDArray[np.int64]) -> None:
+def write_array(path: Path, array: NDArray[Any]) -> None:
     """Writes an array atomically."""
 
     def write(temporary: Path) -> None:

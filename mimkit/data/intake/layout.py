@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from mimkit.data.intake.beside import annotation_files, called_after
 from mimkit.data.intake.places import KEY, Findings, Meaning, Part, shared, some, whole
 from mimkit.data.intake.splits import find_splits, without_masks
 from mimkit.data.intake.table import Skipped
@@ -61,6 +62,7 @@ def arrange(
     """
     folders = [folder for folder in tree.folders if folder.images]
     findings = Findings(tree.root, folders)
+    annotations = annotation_files(tree)
     if meaning == "unlabelled":
         return Layout(whole(folders), None, (), (), ())
 
@@ -69,7 +71,7 @@ def arrange(
             return labelled(test)
         names, _ = _classes(train, meaning, [])
         tops = {below[0] for below in _belows(test, names) if below}
-        return bool(tops & set(names))
+        return bool(tops & set(names)) or any(called_after(test.name, annotations))
 
     found, of_masks = None, list[Folder]()
     if meaning != "classes":
@@ -147,7 +149,7 @@ def _labelled(tree: Tree, test: Part, names: tuple[str, ...], notes: list[str]) 
         return test
     if strangers:
         where = test.places[0].folder.parts
-        folder = "/".join(where[: [part.lower() for part in where].index(test.name) + 1])
+        folder = "/".join(where[: [word_of(part) for part in where].index(test.name) + 1])
         raise DataError(
             f"{tree.root}/{folder}: its class folders must be among those of the training part, "
             f"but {', '.join(strangers[:5])} {'is' if len(strangers) == 1 else 'are'} not. If "

@@ -66,12 +66,13 @@ def find_splits(
     skip = shared([folder.parts for folder in folders])
     for folder in folders:
         parts = folder.parts[skip:]
-        at = next((k for k, part in enumerate(parts) if word_of(part)), None)
+        words = list(map(word_of, parts))
+        at = next((k for k, word in enumerate(words) if word), None)
         if at is None:
             rest.append(Place(folder, parts))
         else:
             place = Place(folder, parts[:at] + parts[at + 1 :])
-            by_word.setdefault(parts[at].lower(), []).append(place)
+            by_word.setdefault(words[at] or "", []).append(place)
     trains = [place for word in TRAIN_WORDS for place in by_word.get(word, [])]
     tests = [Part(word, tuple(by_word[word])) for word in TEST_WORDS if word in by_word]
     if not trains and rest and tests and (meaning == "splits" or _all_deep(rest, tests)):

@@ -18,11 +18,16 @@ _MASK_WORDS: Final = (
     *("segmentationclass", "segmentationobject", "target", "targets"),
 )
 _SEPARATORS: Final = re.compile(r"[^a-z]+")
+_YEAR: Final = re.compile(r"(?<=[a-z])(19|20)\d\d$")
 
 
 def word_of(name: str) -> str | None:
-    """The word for a split that a name is, whatever its case, or None."""
-    lower = name.lower()
+    """The word for a split that a name is, whatever its case, or None; a year may follow.
+
+    >>> word_of("val2017"), word_of("Train"), word_of("train2")
+    ('val', 'train', None)
+    """
+    lower = _YEAR.sub("", name.lower())
     return lower if lower in TRAIN_WORDS or lower in TEST_WORDS else None
 
 

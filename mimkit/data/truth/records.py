@@ -27,7 +27,7 @@ class Masks(Protocol):
 
     @property
     def kind(self) -> str:
-        """What was found, in words."""
+        """What was found, in words; nothing where that goes without saying."""
 
     @property
     def note(self) -> str:
@@ -90,12 +90,16 @@ class Objects(Protocol):
         """The names that labels number."""
 
     @property
+    def fingerprint(self) -> str:
+        """Changes with what is said of the images."""
+
+    @property
     def has_regions(self) -> bool:
         """Whether the pixels of objects are known, not only their boxes."""
 
     @property
     def kind(self) -> str:
-        """What was found, in words."""
+        """What was found, in words; nothing where that goes without saying."""
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
