@@ -99,7 +99,7 @@ def test_a_cell_may_have_several_metrics_and_no_accuracy(subject):
         ("pixel_accuracy", 0.5, 3),
     ]
     assert said == [
-        "segment, 50 % of the labels, pretrained, seed 3, lr 0.1: miou 0.25, 40 test images"
+        "segment, 50 % of the labels, pretrained, seed 3, lr 0.1: miou 25.0 %, 40 test images"
     ]
     assert evaluate(lambda: pytest.fail("measured again")) == results
 

@@ -172,8 +172,9 @@ class Table:
     def _line(self, cell: Cell, score: Score, num_images: int, note: str) -> str:
         images = f"{num_images:,} {cell.split} images"
         metric = self.metrics[0]
-        shown = f"{metric} {score.value:.3g}, {images}"
-        if words.is_share(metric):
+        value = f"{100 * score.value:.1f} %" if words.is_share(metric) else f"{score.value:.3g}"
+        shown = f"{metric} {value}, {images}"
+        if words.is_mean_of_images(metric):
             shown = f"{100 * score.value:.1f} % of {images}"
         if score.loss is not None and not math.isfinite(score.loss):
             note = "diverged"
