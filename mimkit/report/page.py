@@ -34,6 +34,7 @@ from mimkit.report.judged import NAMES, draw_judged
 from mimkit.report.layers import layers
 from mimkit.report.looks import Look, looks
 from mimkit.report.of_run import read_recipe
+from mimkit.report.parts import part_charts
 from mimkit.report.run_facts import facts, setting, skipped, unfinished
 from mimkit.report.svg import SERIES
 from mimkit.report.tables import MARKS, is_telling
@@ -89,6 +90,7 @@ def _findings(study: Study, shown: Sequence[Entry], styles: Mapping[str, Look]) 
         ],
         "label_charts": label_charts(shown, styles),
         "layers": layers(study, styles),
+        "part_charts": part_charts(study, styles),
     }
 
 

@@ -21,6 +21,7 @@ STARTS: Final = {
     "pixels": "raw pixels",
 }
 """What pre-training is compared with, the first that was measured, and what a sentence calls it."""
+_WRITTEN: Final = {"miou": "mIoU", "iou": "IoU", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
 BASELINES: Final = {"scratch": "from scratch", "random": "random weights", "pixels": "raw pixels"}
 """The same in tables and charts."""
 
@@ -33,7 +34,7 @@ def is_layer(row: Row) -> bool:
 def called(row: Row) -> str:
     """What a row measures, in words: evaluator, metric and label fraction."""
     evaluator = CALLED.get(row.evaluator, row.evaluator.replace("_", " "))
-    name = f"{evaluator} {row.metric.rpartition('/')[2].replace('_', ' ')}"
+    name = f"{evaluator} {written(row.metric.rpartition('/')[2])}"
     fraction = row.protocol.get("label_fraction")
     if not isinstance(fraction, int | float):
         return name
@@ -45,7 +46,13 @@ def name_of(evaluator: str, metric: str) -> str:
     name = CALLED.get(evaluator, evaluator.replace("_", " "))
     if not name.startswith("k-"):
         name = f"{name[:1].upper()}{name[1:]}"
-    return f"{name} {metric.replace('_', ' ').replace('/', ' ')}"
+    return f"{name} {written(metric)}"
+
+
+def written(metric: str) -> str:
+    """A metric as people write it."""
+    parts = metric.replace("/", "_").split("_")
+    return " ".join(_WRITTEN.get(part, part) for part in parts)
 
 
 def baseline_of(gain: Pair) -> str:
