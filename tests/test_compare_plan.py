@@ -322,3 +322,22 @@ def test_a_recipe_that_cannot_run_is_refused_by_its_name(tmp_path):
     file.write_text(RECIPE.format(name="bad", depth=1).replace("num_heads = 2", "num_heads = 3"))
     with pytest.raises(MimkitError, match="num_heads"):
         planned(question([str(file)]), tmp_path / "out")
+
+
+def test_masks_and_objects_are_judged_by_what_reads_them():
+    section = load("mae_objects", overrides=["data.num_images=100"]).data
+    both = choose_sizes(20_000, open_source(section, "train"))
+    assert both.dense == ("segmentation", "detection")
+    by_default = evaluations(None, both, has_cls=False, total_steps=10)
+    assert "segmentation" not in [one["part"] for one in by_default]  # they have labels
+    asked = evaluations(("segmentation", "detection"), both, has_cls=False, total_steps=10)
+    assert [one["part"] for one in asked] == ["heldout", "segmentation", "detection"]
+    unlabelled = replace(both, fractions=())
+    parts = [one["part"] for one in evaluations(None, unlabelled, has_cls=False, total_steps=10)]
+    assert parts == ["heldout", "knn_consistency", "segmentation", "detection"]
+    neither = choose_sizes(20_000, open_source(load("mae_shapes").data, "train"))
+    for name, what in (("segmentation", "needs masks"), ("detection", "needs objects")):
+        with pytest.raises(RecipeError, match=what):
+            evaluations((name,), neither, has_cls=False, total_steps=10)
+    longer = evaluations(("segmentation",), replace(both, steps=900), has_cls=False, total_steps=10)
+    assert longer[1]["total_steps"] * longer[1]["batch_size"] == 900 * 64

@@ -152,10 +152,10 @@ def sized(sizes: Sizes, *, has_cls: bool) -> dict[str, dict[str, Any]]:
             "head": "linear",
             "frozen": False,
             "seeds": 1,
-            "lrs": [1e-3, 3e-3],
-            "total_steps": sizes.steps,
+            "lrs": [1e-3],
+            "total_steps": sizes.steps * _BATCH // _DENSE_BATCH,  # as many images as fine-tuning
             "batch_size": _DENSE_BATCH,
-            "warmup_steps": sizes.steps // 10,
+            "warmup_steps": sizes.steps * _BATCH // _DENSE_BATCH // 10,
             "num_test_images": sizes.test_images,
         },
         "detection": {
