@@ -1,6 +1,7 @@
 """Which images are annotated with objects."""
 
 import torch
+from torch import Tensor
 
 from mimkit.data.source import Source
 from mimkit.data.truth.records import Objects
@@ -32,11 +33,26 @@ def annotated(subject: Subject, evaluator: str) -> Labels:
         labels = torch.full((len(source),), -1)
         usable = torch.from_numpy(source.objects.usable())
         labels[usable] = 0
-        if not any(len(source.objects(index)) for index in usable.tolist()):
-            raise DataError(
-                f"evaluator '{evaluator}' needs objects, but of the {len(usable):,} annotated "
-                f"images of the {source.split} split of '{source.name}' none shows any "
-                f"({source.objects.kind})."
-            )
+        require_objects(source, usable, f"annotated images of the {source.split} split", evaluator)
         known.append(labels)
     return Labels(known[0], known[1], 1)
+
+
+def require_objects(source: Source, index: Tensor, what: str, evaluator: str) -> None:
+    """Refuses images of which none shows an object that can be found.
+
+    Args:
+        source: the split.
+        index: (n,) int64, the images.
+        what: they are.
+        evaluator: that asks.
+
+    Raises: DataError.
+    """
+    objects = objects_of(source)
+    if not any(bool((~objects(image).crowd).any()) for image in index.tolist()):
+        raise DataError(
+            f"evaluator '{evaluator}' needs objects, but of the {len(index):,} {what} of "
+            f"'{source.name}' none shows any ({objects.kind}). Give more images, or remove this "
+            "evaluator."
+        )

@@ -15,7 +15,7 @@ from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.conv_norm import Norm
-from mimkit.evaluate.detection.annotated import annotated, objects_of
+from mimkit.evaluate.detection.annotated import annotated, objects_of, require_objects
 from mimkit.evaluate.detection.average_precision import metric_names
 from mimkit.evaluate.detection.heads import BoxHead, BoxLoss
 from mimkit.evaluate.detection.network import Detector, Settings
@@ -179,9 +179,12 @@ class Detection(Evaluator):
         Raises: DataError, RecipeError.
         """
         subsets = self.subsets(subject)
-        for row in subsets.rows("pretrained", [subject.seed]):
+        require_objects(subject.test, subsets.test, "images to judge", _NAME)
+        for row in subsets.rows("pretrained", subsets.seeds):
+            require_objects(subject.train, subsets.train(row), "images to train on", _NAME)
             if subsets.searches:
-                subsets.development(row)
+                held = subsets.development(row)[1]
+                require_objects(subject.train, held, "development images", _NAME)
         self.network(subject, Cell("pretrained", subject.seed))
 
     def work(self, subject: Subject) -> Work:
