@@ -14,6 +14,7 @@ from mimkit.data.opening import open_sources
 from mimkit.data.truth.records import Instances
 from mimkit.errors import DataError
 from mimkit.evaluate.cells import Cell
+from mimkit.evaluate.detection.annotated import require_objects
 from mimkit.evaluate.detection.average_precision import average_precision, metric_names
 from mimkit.evaluate.detection.batches import Varied, Whole
 from mimkit.evaluate.detection.evaluator import Detection
@@ -289,6 +290,15 @@ class TestFiles:
         subject = with_data(subject, *opened(root))
         with pytest.raises(DataError, match=r"of the 1 annotated images of the test split .* none"):
             Detection(GEOMETRY, **QUICK).check(subject)
+
+    def test_images_to_judge_without_any_object_are_refused(self, subject, root):
+        """The fourth shows nothing: alone it could only be judged as -1."""
+        subject = with_data(subject, *opened(root))
+        evaluator = Detection(GEOMETRY, **QUICK)
+        evaluator.check(subject)
+        (empty,) = (k for k in range(4) if not len(subject.test.objects(k)))
+        with pytest.raises(DataError, match="needs objects, but of the 1 images to judge of"):
+            require_objects(subject.test, torch.tensor([empty]), "images to judge", "detection")
 
     def test_an_image_without_annotations_is_neither_learned_from_nor_judged(self, subject, root):
         write_coco(root / "val.json", ["val/0.png"], size=self.SIZES[0])

@@ -219,9 +219,9 @@ def _object(
     box = _box(one.get("bbox"))
     if box is None and one.get("bbox"):
         raise UnusableError("have a bbox that is not four finite numbers")
-    if box is None and region is None:
-        raise UnusableError("have neither bbox nor segmentation")
     if box is None:
+        if region is None:
+            raise UnusableError("have neither bbox nor segmentation")
         box = box_of(region)
     left, top, wide, high = box
     if wide <= 0 or high <= 0:

@@ -144,7 +144,7 @@ def _known(place: Path) -> Mapping[str, Any] | None:
 
 
 def _keep(place: Path, parsed: Parsed, fingerprint: str) -> None:
-    arrays = {
+    arrays: dict[str, NDArray[Any]] = {
         "sizes": parsed.sizes,
         "starts": parsed.starts,
         "boxes": parsed.boxes,

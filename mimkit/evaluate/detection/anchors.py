@@ -38,7 +38,7 @@ def fitting_scale(sides: NDArray[np.float64], stride: int) -> float:
     return round(min(max(wanted, _LEAST_SCALE), PAPER_SCALE), 2)
 
 
-class Anchors(AnchorGenerator):
+class Anchors(AnchorGenerator):  # type: ignore[misc]  # torchvision is not typed
     """Anchors of three shapes, their side a multiple of each map's stride.
 
     torchvision's rounds sides to whole pixels, and divides the image's size by the map's to get

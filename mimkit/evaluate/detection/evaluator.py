@@ -9,18 +9,19 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-from mimkit.errors import DataError, RecipeError
+from mimkit.errors import RecipeError
 from mimkit.evaluate.at_once import Call, at_once
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.conv_norm import Norm
+from mimkit.evaluate.detection.annotated import annotated, objects_of, require_objects
 from mimkit.evaluate.detection.average_precision import metric_names
 from mimkit.evaluate.detection.heads import BoxHead, BoxLoss
 from mimkit.evaluate.detection.network import Detector, Settings
 from mimkit.evaluate.detection.placing import Variation
-from mimkit.evaluate.detection.trainer import DetectionTrainer, Schedule, objects_of
-from mimkit.evaluate.fractions import Labels, Subsets
+from mimkit.evaluate.detection.trainer import DetectionTrainer, Schedule
+from mimkit.evaluate.fractions import Subsets
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.evaluate.starts import TRAINED, start_of
@@ -178,9 +179,12 @@ class Detection(Evaluator):
         Raises: DataError, RecipeError.
         """
         subsets = self.subsets(subject)
-        for row in subsets.rows("pretrained", [subject.seed]):
+        require_objects(subject.test, subsets.test, "images to judge", _NAME)
+        for row in subsets.rows("pretrained", subsets.seeds):
+            require_objects(subject.train, subsets.train(row), "images to train on", _NAME)
             if subsets.searches:
-                subsets.development(row)
+                held = subsets.development(row)[1]
+                require_objects(subject.train, held, "development images", _NAME)
         self.network(subject, Cell("pretrained", subject.seed))
 
     def work(self, subject: Subject) -> Work:
@@ -238,27 +242,8 @@ class Detection(Evaluator):
 
         Raises: DataError if there are none, or no object.
         """
-        known = []
-        for source in (subject.train, subject.test):
-            if source.objects is None:
-                raise DataError(
-                    f"evaluator '{_NAME}' needs boxes, but the {source.split} split of "
-                    f"'{source.name}' ({source.origin}) has none. Put a JSON of objects as COCO "
-                    "has them beside the images, name it with data.objects, name an annotated set "
-                    "for the evaluations with data.labelled, or remove this evaluator."
-                )
-            labels = torch.full((len(source),), -1)
-            usable = torch.from_numpy(source.objects.usable())
-            labels[usable] = 0
-            if not any(len(source.objects(index)) for index in usable.tolist()):
-                raise DataError(
-                    f"evaluator '{_NAME}' needs objects, but of the {len(usable):,} annotated "
-                    f"images of the {source.split} split of '{source.name}' none shows any "
-                    f"({source.objects.kind})."
-                )
-            known.append(labels)
         return Subsets(
-            labels=Labels(known[0], known[1], 1),
+            labels=annotated(subject, _NAME),
             fractions=self.label_fractions,
             seeds=range(subject.seed, subject.seed + self.seeds),
             num_test_images=self.num_test_images,

@@ -67,18 +67,17 @@ class Pooling(nn.Module):
         """
         images = [each.new_full((len(each), 1), number) for number, each in enumerate(boxes)]
         rois = torch.cat([torch.cat(images), torch.cat(boxes)], dim=1)
-        levels, found = self.levels(boxes), None
-        for number, (name, scale) in enumerate(self.scales.items()):
-            here = torch.where(levels == number)[0]
-            pooled = roi_align(maps[name], rois[here], self.cells, scale, 2, aligned=True)
-            if found is None:
-                found = pooled.new_zeros(len(rois), *pooled.shape[1:])
-            found = found.index_copy(0, here, pooled)
-        assert found is not None
+        levels = self.levels(boxes)
+        where = [torch.where(levels == number)[0] for number in range(len(self.scales))]
+        pooled = [
+            roi_align(maps[name], rois[here], self.cells, scale, 2, aligned=True)
+            for here, (name, scale) in zip(where, self.scales.items(), strict=True)
+        ]
+        found: Tensor = torch.cat(pooled)[torch.cat(where).argsort()]
         return found
 
 
-class Heads(RoIHeads):
+class Heads(RoIHeads):  # type: ignore[misc]  # torchvision is not typed
     """torchvision's heads, with a choice of the box's loss, in float32 where coordinates are made.
 
     Args:

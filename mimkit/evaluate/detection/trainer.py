@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimkit.data.source import Source
-from mimkit.data.truth.records import Objects
 from mimkit.data.truth.regions import encode
 from mimkit.evaluate.cells import Cell
 from mimkit.evaluate.classifier import layer_scales, recompute_batch_norm, running_norms
 from mimkit.evaluate.detection.anchors import fitting_scale
+from mimkit.evaluate.detection.annotated import objects_of
 from mimkit.evaluate.detection.average_precision import Found, average_precision
 from mimkit.evaluate.detection.batches import Shown, Varied, Whole
 from mimkit.evaluate.detection.network import Detector, Settings
@@ -91,8 +91,8 @@ class DetectionTrainer:
         network.set_anchors(scale)
         if not network.frozen and running_norms(network.backbone):
             whole = Whole(self.train, index[:_STATISTICS_IMAGES], self.view, JUDGED_BATCH)
-            shown = whole.stream(len(whole), workers=self.workers, device=self.device)
-            recompute_batch_norm(network.backbone, (each.image for each in shown))
+            stream = whole.stream(len(whole), workers=self.workers, device=self.device)
+            recompute_batch_norm(network.backbone, (shown.image for shown in stream))
         network.train()
         optimizer = make_optimizer(network, section, self._scales(network))
         pieces = (section.total_steps or 0) * self.accumulate
@@ -184,12 +184,6 @@ def rate(step: int, train: TrainSection, schedule: Schedule) -> float:
     if schedule == "cosine" or step < warmup:
         return learning_rate(step, total=total, warmup=warmup, peak=train.lr, floor=train.min_lr)
     return train.lr * _FACTOR ** sum(step >= round(drop * total) for drop in _DROPS)
-
-
-def objects_of(source: Source) -> Objects:
-    """The objects of a split that is known to have some."""
-    assert source.objects is not None
-    return source.objects
 
 
 def _full(found: dict[str, Tensor], place: Place, size: tuple[int, int]) -> Found:
