@@ -17,8 +17,8 @@ from mimkit.data.truth.regions import encode
 from mimkit.evaluate.detection.average_precision import (
     Found,
     as_coco,
-    average_precision,
     metric_names,
+    precision_of,
 )
 
 SIDE = 130  # large enough for objects of all three sizes
@@ -101,7 +101,7 @@ def official(truth, found, sizes, *, num_classes, kind, max_detections):
 
 def compared(truth, found, *, num_classes=3, max_detections=100):
     sizes = [(SIDE, SIDE)] * len(truth)
-    ours = average_precision(
+    whole = precision_of(
         truth,
         found,
         sizes,
@@ -109,6 +109,7 @@ def compared(truth, found, *, num_classes=3, max_detections=100):
         max_detections=max_detections,
         masks=True,
     )
+    ours = whole.metrics
     for kind, name in (("bbox", "box"), ("segm", "mask")):
         precision, stats = official(
             truth, found, sizes, num_classes=num_classes, kind=kind, max_detections=max_detections
@@ -121,6 +122,13 @@ def compared(truth, found, *, num_classes=3, max_detections=100):
                     asked = asked[asked > -1]
                     if asked.size:
                         expected[f"{name}_ap{iou}{size}"] = asked.mean()
+        at_half, asked = precision[0, :, :, 0], (precision[0, :, :, 0] > -1).all(axis=0)
+        if asked.any():
+            curve = whole.curves[f"{name} precision at an overlap of 0.5"]
+            np.testing.assert_allclose(curve, at_half[:, asked].mean(axis=1), atol=1e-4)
+        if kind == "bbox":
+            each = {k: precision[:, :, k, 0].mean() for k in np.flatnonzero(asked)}
+            assert whole.by_class == pytest.approx(each, abs=1e-12)
         mine = {key: value for key, value in ours.items() if key.startswith(name)}
         assert mine.keys() == expected.keys()
         for key, value in expected.items():
@@ -170,8 +178,8 @@ def test_more_detections_can_only_help_where_many_objects_are():
     truth = Instances(boxes, np.zeros(count, int), np.zeros(count, bool), areas, None)
     found = Found(boxes, np.zeros(count, int), np.linspace(1, 0.5, count, dtype=np.float32), None)
     sizes, options = [(SIDE, SIDE)], {"num_classes": 1, "masks": False}
-    few = average_precision([truth], [found], sizes, max_detections=100, **options)
-    all_ = average_precision([truth], [found], sizes, max_detections=200, **options)
+    few = precision_of([truth], [found], sizes, max_detections=100, **options).metrics
+    all_ = precision_of([truth], [found], sizes, max_detections=200, **options).metrics
     assert few["box_ap"] == pytest.approx(2 / 3, abs=0.01)  # precise up to a recall of 100 / 150
     assert all_["box_ap"] == 1
 
@@ -180,9 +188,9 @@ def test_sizes_that_no_object_has_are_left_out():
     box = np.array([[10, 10, 20, 20]], dtype=np.float32)
     truth = Instances(box, np.zeros(1, int), np.zeros(1, bool), np.array([100.0]), None)
     found = Found(box, np.zeros(1, int), np.ones(1, np.float32), None)
-    metrics = average_precision(
+    metrics = precision_of(
         [truth], [found], [(SIDE, SIDE)], num_classes=2, max_detections=100, masks=False
-    )
+    ).metrics
     assert metrics == {"box_ap": 1, "box_ap50": 1, "box_ap75": 1, "box_ap_small": 1}
     assert next(iter(metrics)) == metric_names(masks=False)[0] == "box_ap"
 
@@ -190,9 +198,9 @@ def test_sizes_that_no_object_has_are_left_out():
 def test_nothing_found_is_zero():
     truth, found = scene(np.random.default_rng(1))
     nothing = Found(found.boxes[:0], found.labels[:0], found.scores[:0], [])
-    metrics = average_precision(
+    metrics = precision_of(
         [truth], [nothing], [(SIDE, SIDE)], num_classes=3, max_detections=100, masks=True
-    )
+    ).metrics
     assert set(metrics.values()) == {0}
 
 
@@ -206,9 +214,9 @@ def test_a_crowd_is_neither_missed_nor_wrong():
         np.array([0.5, 0.9, 0.8], dtype=np.float32),
         None,
     )
-    metrics = average_precision(
+    metrics = precision_of(
         [truth], [found], [(SIDE, SIDE)], num_classes=1, max_detections=100, masks=False
-    )
+    ).metrics
     assert metrics["box_ap"] == 1
 
 

@@ -12,12 +12,14 @@ from mimkit import Geometry, Grid, RecipeError
 from mimkit.builtin.encoders import ViT
 from mimkit.data.opening import open_sources
 from mimkit.data.truth.records import Instances
+from mimkit.data.truth.regions import encode
 from mimkit.errors import DataError
 from mimkit.evaluate.cells import Cell
 from mimkit.evaluate.detection.annotated import require_objects
-from mimkit.evaluate.detection.average_precision import average_precision, metric_names
+from mimkit.evaluate.detection.average_precision import metric_names, precision_of
 from mimkit.evaluate.detection.batches import Varied, Whole
 from mimkit.evaluate.detection.evaluator import Detection
+from mimkit.evaluate.detection.pictures import drawn as painted_objects
 from mimkit.evaluate.detection.placing import Variation
 from mimkit.evaluate.detection.trainer import rate
 from mimkit.recipe.sections import DataSection, TrainSection
@@ -75,6 +77,36 @@ def test_every_result_has_its_baseline_with_the_same_images(drawn):
     metrics = list(dict.fromkeys(r.metric for r in results))
     assert metrics == [n for n in metric_names(masks=True) if not n.endswith(("medium", "large"))]
     assert all(line.stat().st_size < 20_000 for line in [drawn.workdir / "cells.jsonl"])
+
+
+def test_pictures_and_curves_are_kept(drawn):
+    results = Detection(GEOMETRY, **QUICK).run(drawn)
+    shown = drawn.workdir / "shown"
+    assert {each.name for each in shown.iterdir()} == {"image", "truth", "pretrained", "scratch"}
+    for each in shown.iterdir():
+        assert [path.name for path in sorted(each.glob("*.png"))] == [f"{k}.png" for k in range(4)]
+    for result in results:
+        if result.metric == "box_ap":
+            assert all(len(line) == 101 for line in result.curves.values())
+            assert len(result.curves) == 2
+            assert np.mean(list(result.parts.values())) == pytest.approx(result.value)
+            assert set(result.parts) <= set(drawn.test.objects.classes)
+        else:
+            assert not result.curves
+
+
+def test_objects_are_drawn_where_they_are():
+    image = torch.zeros(3, 20, 30, dtype=torch.uint8)
+    region = np.zeros((1, 20, 30), dtype=bool)
+    region[0, 5:10, 6:12] = True
+    boxes = np.array([[6, 5, 12, 10], [28.4, 3, 28.6, 3.2]], dtype=np.float32)
+    picture = painted_objects(image, boxes, np.array([0, 1]), None)
+    assert picture[:, 5, 6].any()
+    assert picture[:, 9, 7].eq(0).all()  # within the box, but not its line
+    inside = painted_objects(image, boxes[:1], np.array([0]), encode(region))
+    assert inside[:, 8, 8].any()
+    assert inside[:, 15, 20].eq(0).all()
+    assert torch.equal(painted_objects(image, boxes[:0], np.array([]), None), image)
 
 
 @pytest.mark.slow
@@ -268,9 +300,9 @@ class TestFiles:
                 np.array([height * width], np.float32),
                 tuple(each.regions),
             )
-            metrics = average_precision(
+            metrics = precision_of(
                 [truth], [each], [(height, width)], num_classes=1, max_detections=9, masks=True
-            )
+            ).metrics
             assert metrics["mask_ap"] == metrics["box_ap"] == 1
             assert each.regions[0]["size"] == [height, width]
 

@@ -19,6 +19,7 @@ from mimkit.report.judged import draw_judged
 from mimkit.report.looks import looks
 from mimkit.report.page import write_report
 from mimkit.report.parts import part_charts
+from mimkit.report.recall import curve_charts
 
 WHITE = (255, 255, 255)
 
@@ -178,3 +179,25 @@ def test_of_many_parts_those_that_differ_most_are_shown(tmp_path):
 def test_numbers_that_are_no_means_of_parts_have_no_such_chart(tmp_path):
     study = write(tmp_path, [Result("knn", "accuracy", 0.5, 9, 0)])
     assert part_charts(study, looks(study.labels)) == []
+
+
+def test_curves_are_drawn_as_means_over_seeds(tmp_path):
+    falling = [1 - place / 100 for place in range(101)]
+
+    def one(init, seed, values):
+        curves = {"box precision": values}
+        return Result("detection", "box_ap", 0.5, 9, seed, init, {}, curves=curves)
+
+    study = write(
+        tmp_path,
+        [
+            one("pretrained", 0, [1.0] * 101),
+            one("pretrained", 1, falling),
+            one("scratch", 0, falling),
+        ],
+    )
+    (chart,) = curve_charts(study, looks(study.labels))
+    assert "Detection: box precision against recall" in chart.title
+    assert "pre-training: 75.0\u202f% below the line" in chart.description
+    assert "(scratch): 50.0\u202f% below the line" in chart.description
+    assert "Precision and recall" in text_of(write_report(study).read_text(encoding="utf-8"))

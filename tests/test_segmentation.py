@@ -404,7 +404,7 @@ def test_predictions_are_kept_to_be_looked_at(dense_subject, geometry):
 def test_what_cannot_be_done_is_refused_by_name(dense_subject, subject, geometry):
     with pytest.raises(DataError, match="'segmentation' needs masks, but the train split of"):
         Segmentation(geometry).check(subject)
-    with pytest.raises(RecipeError, match="image_size: must be a multiple of the patches' 4 px"):
+    with pytest.raises(RecipeError, match="image_size: must be multiples of the patches' 4 px"):
         Segmentation(geometry, image_size=30)
     with pytest.raises(RecipeError, match="scale: must ascend"):
         Segmentation(geometry, scale=(2.0, 0.5))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,6 +114,8 @@ class Result:
             mean is ``value``; None if that is not kept. With it intervals hold for other test
             images too, and as tight as the pairing of images allows.
         parts: what ``value`` is the mean of, by name, such as the IoU of each class.
+        curves: lines that go with the value, by name: numbers at even steps from 0 to 1, such as
+            precision at each recall.
     """
 
     evaluator: str
@@ -126,6 +128,7 @@ class Result:
     chosen: Mapping[str, Plain] = field(default_factory=dict)
     image_scores: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -133,6 +133,7 @@ class Table:
                     "loss": score.loss,
                     "image_scores": score.image_scores,
                     **({"parts": dict(score.parts)} if score.parts else {}),
+                    **({"curves": dict(score.curves)} if score.curves else {}),
                     **score.chosen,
                 },
             )
@@ -158,6 +159,7 @@ class Table:
                 chosen=chosen or {},
                 image_scores=score.image_scores if metric == self.metrics[0] else None,
                 parts=score.parts if metric == self.metrics[0] else {},
+                curves=score.curves if metric == self.metrics[0] else {},
             )
             for metric in self.metrics
             if metric in score.metrics
@@ -166,8 +168,9 @@ class Table:
     def _read(self, cell: Cell, record: Mapping[str, Any]) -> Score:
         rest = {name: held for name, held in record.items() if name not in {"key", *cell.record}}
         metrics = {name: rest.pop(name) for name in self.metrics if name in rest}
-        loss, scores, parts = (rest.pop(name, None) for name in ("loss", "image_scores", "parts"))
-        return Score(metrics, loss, scores, parts or {}, rest)
+        loss, scores = (rest.pop(name, None) for name in ("loss", "image_scores"))
+        parts, curves = (rest.pop(name, {}) for name in ("parts", "curves"))
+        return Score(metrics, loss, scores, parts, curves, rest)
 
     def _line(self, cell: Cell, score: Score, num_images: int, note: str) -> str:
         images = f"{num_images:,} {cell.split} images"

@@ -1,7 +1,7 @@
 """How well a cell of the table does."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ class Score:
         image_scores: what each image scored of the first metric, as
             `mimkit.evaluate.image_scores.pack` writes it; None if its mean is not the metric.
         parts: what the first metric is the mean of, by name, such as each class's.
+        curves: lines that go with it, as in `mimkit.evaluate.base.Result`.
         chosen: what was found out beside, such as a value that was searched for; plain data.
     """
 
@@ -31,6 +32,7 @@ class Score:
     loss: float | None = None
     image_scores: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
+    curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)
 
     @property

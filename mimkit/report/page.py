@@ -35,6 +35,7 @@ from mimkit.report.layers import layers
 from mimkit.report.looks import Look, looks
 from mimkit.report.of_run import read_recipe
 from mimkit.report.parts import part_charts
+from mimkit.report.recall import curve_charts
 from mimkit.report.run_facts import facts, setting, skipped, unfinished
 from mimkit.report.svg import SERIES
 from mimkit.report.tables import MARKS, is_telling
@@ -91,6 +92,7 @@ def _findings(study: Study, shown: Sequence[Entry], styles: Mapping[str, Look]) 
         "label_charts": label_charts(shown, styles),
         "layers": layers(study, styles),
         "part_charts": part_charts(study, styles),
+        "curve_charts": curve_charts(study, styles),
     }
 
 

@@ -21,13 +21,19 @@ _Start = tuple[str, str]
 
 
 @dataclass
-class _Group:
+class Group:
     """Results that differ in method, start and seed alone."""
 
     evaluator: str
     metric: str
     protocol: Mapping[str, Any]
-    found: dict[_Start, list[Mapping[str, float]]] = field(default_factory=dict)
+    found: dict[_Start, list[Mapping[str, Any]]] = field(default_factory=dict)
+
+    @property
+    def fraction(self) -> float:
+        """Of the labels; all where the protocol does not say."""
+        fraction = self.protocol.get("label_fraction")
+        return fraction if isinstance(fraction, int | float) else 1.0
 
     def means(self) -> dict[_Start, dict[str, float]]:
         """The mean of each part over seeds."""
@@ -47,32 +53,37 @@ def part_charts(study: Study, styles: Mapping[str, Look]) -> list[Chart]:
         study: whose results are shown.
         styles: of the methods.
     """
-    return [_chart(number, group, styles) for number, group in enumerate(_groups(study))]
+    return [_chart(number, group, styles) for number, group in enumerate(groups(study, "parts"))]
 
 
-def _groups(study: Study) -> list[_Group]:
-    groups: dict[str, _Group] = {}
+def groups(study: Study, kept: str) -> list[Group]:
+    """Gathers what results have under one name, those that belong together in one group.
+
+    Args:
+        study: whose results.
+        kept: "parts" or "curves" (`mimkit.evaluate.base.Result`).
+    """
+    gathered: dict[str, Group] = {}
     for outcome in study.outcomes:
         for result in outcome.results:
-            if parts := result.get("parts"):
+            if held := result.get(kept):
                 protocol = result["protocol"]
                 key = json.dumps([result["evaluator"], result["metric"], protocol], sort_keys=True)
-                group = groups.setdefault(
-                    key, _Group(result["evaluator"], result["metric"], protocol)
+                group = gathered.setdefault(
+                    key, Group(result["evaluator"], result["metric"], protocol)
                 )
                 start = outcome.cell.method, result["init"]
-                group.found.setdefault(start, []).append(parts)
-    return list(groups.values())
+                group.found.setdefault(start, []).append(held)
+    return list(gathered.values())
 
 
-def _chart(number: int, group: _Group, styles: Mapping[str, Look]) -> Chart:
+def _chart(number: int, group: Group, styles: Mapping[str, Look]) -> Chart:
     means, metric = group.means(), group.metric
     names = _shown([*means.values()])
     total = len(dict.fromkeys(name for of_start in means.values() for name in of_start))
     title = f"{name_of(group.evaluator, metric)}, what it is the mean of"
-    fraction = group.protocol.get("label_fraction")
-    if isinstance(fraction, int | float) and fraction < 1:
-        title += f", at {words.share(fraction)} of the labels"
+    if group.fraction < 1:
+        title += f", at {words.share(group.fraction)} of the labels"
     if total > len(names):
         title += f": of {total}, the {len(names)} that differ most"
     said = []

@@ -36,7 +36,26 @@ class Found:
     regions: Sequence[Rle] | None
 
 
-def average_precision(
+@dataclass(frozen=True)
+class Precision:
+    """What COCO's measure finds.
+
+    Args:
+        metrics: ``box_ap``, the mean over overlaps from 0.5 to 0.95; ``box_ap50`` and ``box_ap75``,
+            at one of them; ``box_ap_small``, ``_medium`` and ``_large`` by the area of the objects;
+            and the same of masks. What nothing was asked of, such as a size that no object has, is
+            left out.
+        by_class: of each class that was asked for, by its number, ``box_ap``.
+        curves: precision at an overlap of one half, at 101 recalls from 0 to 1, as the mean over
+            classes; of boxes, and of masks where they are judged.
+    """
+
+    metrics: dict[str, float]
+    by_class: dict[int, float]
+    curves: dict[str, list[float]]
+
+
+def precision_of(
     truth: Sequence[Instances],
     found: Sequence[Found],
     sizes: Sequence[tuple[int, int]],
@@ -44,7 +63,7 @@ def average_precision(
     num_classes: int,
     max_detections: int,
     masks: bool,
-) -> dict[str, float]:
+) -> Precision:
     """Judges what was found by what is there, image by image.
 
     Args:
@@ -54,13 +73,10 @@ def average_precision(
         num_classes: how many classes there are.
         max_detections: so many of an image's count, the surest of each class.
         masks: whether masks are judged as well.
-
-    Returns: ``box_ap``, the mean over overlaps from 0.5 to 0.95; ``box_ap50`` and ``box_ap75``, at
-        one of them; ``box_ap_small``, ``_medium`` and ``_large`` by the area of the objects; and
-        the same of masks. What nothing was asked of, such as a size that no object has, is left
-        out.
     """
     metrics: dict[str, float] = {}
+    by_class: dict[int, float] = {}
+    curves: dict[str, list[float]] = {}
     for kind, name in {"bbox": "box", **({"segm": "mask"} if masks else {})}.items():
         judged = as_coco(truth, sizes, num_classes, masks=kind == "segm")
         precision = _precision(judged, _results(found, kind), kind, max_detections)
@@ -70,11 +86,21 @@ def average_precision(
             if not size:
                 for iou, place in _IOUS.items():
                     metrics |= _mean(f"{name}_ap{iou}", of_size[place])
-    return metrics
+                curves |= _curve(f"{name} precision at an overlap of 0.5", of_size[_IOUS["50"]])
+                if name == "box":
+                    asked = {label: of_size[:, :, label] for label in range(num_classes)}
+                    by_class = {k: float(v.mean()) for k, v in asked.items() if (v > -1).all()}
+    return Precision(metrics, by_class, curves)
+
+
+def _curve(name: str, values: NDArray[np.float64]) -> dict[str, list[float]]:
+    """The mean over the classes that were asked for, (recalls, classes) to recalls."""
+    asked = values[:, (values > -1).all(axis=0)]
+    return {name: asked.mean(axis=1).round(4).tolist()} if asked.size else {}
 
 
 def metric_names(*, masks: bool) -> tuple[str, ...]:
-    """All that `average_precision` may give, in its order; the first ranks."""
+    """All metrics that `precision_of` may give, in its order; the first ranks."""
     kinds = ("box", "mask") if masks else ("box",)
     endings = ("ap", *(f"ap{iou}" for iou in _IOUS), *(f"ap{size}" for size in _SIZES[1:]))
     return tuple(f"{kind}_{ending}" for kind in kinds for ending in endings)

@@ -23,7 +23,7 @@ from mimkit.parts.records import View
 
 
 @dataclass(frozen=True)
-class Shown:
+class FrameBatch:
     """Images as the network sees them.
 
     Args:
@@ -40,13 +40,13 @@ class Shown:
     index: tuple[int, ...]
     targets: tuple[dict[str, Tensor], ...]
 
-    def pin_memory(self) -> Shown:
+    def pin_memory(self) -> FrameBatch:
         """Lets the copy to the GPU run beside computation; called by the loader."""
         return on_all(self, pinned)
 
 
 @dataclass(frozen=True)
-class Framed(Dataset["Shown | DataError"], ABC):
+class Framed(Dataset["FrameBatch | DataError"], ABC):
     """Batches of images by number.
 
     Args:
@@ -62,7 +62,7 @@ class Framed(Dataset["Shown | DataError"], ABC):
     batch_size: int
 
     @abstractmethod
-    def show(self, number: int) -> Shown:
+    def show(self, number: int) -> FrameBatch:
         """Makes a batch."""
 
     def framed(self, index: int, place: Place) -> Tensor:
@@ -80,14 +80,14 @@ class Framed(Dataset["Shown | DataError"], ABC):
         """Heights and widths of images."""
         return [(int(h), int(w)) for h, w in self.source.extent(torch.tensor(index)).tolist()]
 
-    def __getitem__(self, number: int) -> Shown | DataError:
+    def __getitem__(self, number: int) -> FrameBatch | DataError:
         try:
             return self.show(number)
         except DataError as error:
             # Handed over, because a loader process that raises adds its traceback to the message.
             return error
 
-    def stream(self, count: int, *, workers: int, device: torch.device) -> Iterator[Shown]:
+    def stream(self, count: int, *, workers: int, device: torch.device) -> Iterator[FrameBatch]:
         """Gives the first ``count`` batches on a device.
 
         Raises: DataError if an image can no longer be read.
@@ -105,7 +105,7 @@ class Framed(Dataset["Shown | DataError"], ABC):
             if isinstance(shown, DataError):
                 raise shown
             image = finish(shown.image, self.view, None)
-            yield Shown(image, shown.places, shown.index, shown.targets)
+            yield FrameBatch(image, shown.places, shown.index, shown.targets)
 
 
 @dataclass(frozen=True)
@@ -115,12 +115,12 @@ class Whole(Framed):
     def __len__(self) -> int:
         return math.ceil(len(self.index) / self.batch_size)
 
-    def show(self, number: int) -> Shown:
+    def show(self, number: int) -> FrameBatch:
         """Takes the next images."""
         index = self.index[number * self.batch_size : (number + 1) * self.batch_size].tolist()
         places = [whole(size, self.view.image_size) for size in self.sizes(index)]
         images = [self.framed(*each) for each in zip(index, places, strict=True)]
-        return Shown(torch.stack(images), tuple(places), tuple(index), ())
+        return FrameBatch(torch.stack(images), tuple(places), tuple(index), ())
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Varied(Framed):
     seed: int
     masks: bool
 
-    def show(self, number: int) -> Shown:
+    def show(self, number: int) -> FrameBatch:
         """Takes the images of a step, in the order of pre-training."""
         order, epochs = positions(len(self.index), self.batch_size, self.seed, number)
         index, frame = self.index[torch.from_numpy(order)].tolist(), self.view.image_size
@@ -153,4 +153,4 @@ class Varied(Framed):
             targets(self.objects(image), place, size, frame, masks=self.masks)
             for image, place, size in zip(index, places, sizes, strict=True)
         ]
-        return Shown(torch.stack(images), tuple(places), tuple(index), tuple(learned))
+        return FrameBatch(torch.stack(images), tuple(places), tuple(index), tuple(learned))

@@ -22,11 +22,13 @@ from mimkit.evaluate.detection.network import Detector, Settings
 from mimkit.evaluate.detection.placing import Variation
 from mimkit.evaluate.detection.trainer import DetectionTrainer, Schedule
 from mimkit.evaluate.fractions import Subsets
+from mimkit.evaluate.grids import grid_of
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.shown import Shown
 from mimkit.evaluate.starts import TRAINED, start_of
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Size
-from mimkit.parts.records import Geometry, Grid
+from mimkit.parts.records import Geometry
 from mimkit.recipe.sections import TrainSection
 
 _NAME: Final = "detection"
@@ -147,7 +149,7 @@ class Detection(Evaluator):
         self.layer_decay = layer_decay
         self.drop_path = drop_path
         self.frozen = frozen
-        self.grid = _grid_of(image_size, geometry.grid)
+        self.grid = grid_of(image_size, geometry.grid, _NAME)
         self.variation = Variation(scale, flip)
         self.masks = masks
         self.heads = Settings(
@@ -265,6 +267,8 @@ class Detection(Evaluator):
             accumulate=self.accumulate,
             device=subject.device,
             workers=subject.workers,
+            shown=Shown.some_of(subject.workdir, self.subsets(subject).test),
+            shown_of=(subject.seed, max(self.label_fractions)),
         )
 
     def settings(self, subject: Subject) -> Settings:
@@ -335,15 +339,3 @@ class Detection(Evaluator):
             "anchor_scale": self.anchor_scale,
             **asdict(trainer.settings),
         }
-
-
-def _grid_of(image_size: int | tuple[int, int] | None, grid: Grid) -> Grid:
-    if image_size is None:
-        return grid
-    sides = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if any(side % grid.patch_size for side in sides):
-        raise RecipeError(
-            f"evaluator '{_NAME}', image_size: must be multiples of the patches' "
-            f"{grid.patch_size} px, but is {image_size}."
-        )
-    return Grid(sides[0] // grid.patch_size, sides[1] // grid.patch_size, grid.patch_size)

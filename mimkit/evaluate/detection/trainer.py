@@ -18,13 +18,15 @@ from mimkit.evaluate.cells import Cell
 from mimkit.evaluate.classifier import layer_scales, recompute_batch_norm, running_norms
 from mimkit.evaluate.detection.anchors import fitting_scale
 from mimkit.evaluate.detection.annotated import objects_of
-from mimkit.evaluate.detection.average_precision import Found, average_precision
-from mimkit.evaluate.detection.batches import Shown, Varied, Whole
+from mimkit.evaluate.detection.average_precision import Found, precision_of
+from mimkit.evaluate.detection.batches import FrameBatch, Varied, Whole
 from mimkit.evaluate.detection.network import Detector, Settings
 from mimkit.evaluate.detection.paste import paste
+from mimkit.evaluate.detection.pictures import show
 from mimkit.evaluate.detection.placing import Place, Variation, fit
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.evaluate.score import Score
+from mimkit.evaluate.shown import Shown
 from mimkit.parts.records import View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.optim import guard, learning_rate, make_optimizer, set_learning_rate
@@ -56,6 +58,8 @@ class DetectionTrainer:
         accumulate: pieces into which a batch is cut.
         device: where to compute.
         workers: loader processes.
+        shown: what is kept as pictures of the detections.
+        shown_of: seed and fraction of the cells whose they are, whatever its start.
     """
 
     train: Source
@@ -70,6 +74,8 @@ class DetectionTrainer:
     accumulate: int
     device: torch.device
     workers: int
+    shown: Shown
+    shown_of: tuple[int, float]
 
     def one_of(self, count: int) -> DetectionTrainer:
         """Returns the same trainer for one of so many processes, which share the loaders."""
@@ -112,7 +118,7 @@ class DetectionTrainer:
                 optimizer.step()
         return scale
 
-    def losses(self, network: Detector, shown: Shown) -> dict[str, Tensor]:
+    def losses(self, network: Detector, shown: FrameBatch) -> dict[str, Tensor]:
         """Gives the losses of a batch by name."""
         shapes = [place.shape for place in shown.places]
         with autocast(self.device, self.section.precision):
@@ -124,7 +130,7 @@ class DetectionTrainer:
         source = self.test if cell.split == "test" else self.train
         found = dict(self.detect(network, source, index))
         objects = objects_of(source)
-        metrics = average_precision(
+        precision = precision_of(
             [objects(image) for image in found],
             list(found.values()),
             [_size(source, image) for image in found],
@@ -132,7 +138,16 @@ class DetectionTrainer:
             max_detections=self.settings.max_detections,
             masks=self.settings.masks,
         )
-        return Score(metrics, chosen={"anchor_scale": scale})
+        if cell.split == "test" and (cell.seed, cell.fraction) == self.shown_of:
+            for image in set(self.shown.index) & found.keys():
+                show(self.shown, cell.init, source, image, found[image])
+        named = {objects.classes[label]: value for label, value in precision.by_class.items()}
+        return Score(
+            precision.metrics,
+            parts=named if len(named) > 1 else {},
+            curves=precision.curves,
+            chosen={"anchor_scale": scale},
+        )
 
     @torch.no_grad()
     def detect(
@@ -156,7 +171,7 @@ class DetectionTrainer:
 
     def _batches(
         self, index: Tensor, seed: int, count: int, section: TrainSection
-    ) -> Iterator[Shown]:
+    ) -> Iterator[FrameBatch]:
         images = Varied(
             self.train,
             index,

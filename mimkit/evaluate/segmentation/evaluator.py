@@ -15,6 +15,7 @@ from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.fractions import Labels, Subsets
+from mimkit.evaluate.grids import grid_of
 from mimkit.evaluate.score import Score
 from mimkit.evaluate.search import choose_rate, named
 from mimkit.evaluate.segmentation.crops import Crops
@@ -34,7 +35,7 @@ from mimkit.parts.bounds import (
     Size,
 )
 from mimkit.parts.dense import DenseBackbone
-from mimkit.parts.records import Geometry, Grid, View
+from mimkit.parts.records import Geometry, View
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.step import Pretrainer
 
@@ -128,7 +129,7 @@ class Segmentation(Evaluator):
         self.power = power
         self.layer_decay = layer_decay
         self.drop_path = drop_path
-        self.grid = _grid_of(image_size, geometry.grid)
+        self.grid = grid_of(image_size, geometry.grid, _NAME)
         self.short_side = short_side or min(self.grid.image_size)
         self.scale = scale
         self.most_of_one = most_of_one
@@ -333,15 +334,3 @@ class Segmentation(Evaluator):
                 f"{_NAME}: {len(absent)} of {len(masks.classes)} classes are in no judged mask and "
                 f"left out of the mean: {', '.join(absent[:_NAMED])}{more}"
             )
-
-
-def _grid_of(image_size: int | tuple[int, int] | None, grid: Grid) -> Grid:
-    if image_size is None:
-        return grid
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if height % grid.patch_size or width % grid.patch_size:
-        raise RecipeError(
-            f"evaluator '{_NAME}', image_size: must be a multiple of the patches' "
-            f"{grid.patch_size} px, but is {height} x {width}."
-        )
-    return Grid(height // grid.patch_size, width // grid.patch_size, grid.patch_size)
