@@ -60,7 +60,13 @@ def miniature(path, *, images=12, evaluate=()):
     return load(
         str(path),
         fixed={
-            "data": {"name": "shapes", "num_images": images, "num_test_images": 4, "workers": 0},
+            "data": {
+                "name": "shapes",
+                "labelled": "none",
+                "num_images": images,
+                "num_test_images": 4,
+                "workers": 0,
+            },
             "train": TRAIN,
             "targets": {name: options for name, options in targets.items() if options},
             "evaluate": list(evaluate),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, recall_score
+from test_resume_recipes import miniature
 from torch import nn
 
+from mimkit import Subject
 from mimkit.data.opening import open_sources
+from mimkit.data.pixels.augment import Augment
 from mimkit.data.truth.records import IGNORED
 from mimkit.errors import DataError, RecipeError
 from mimkit.evaluate.cells import Cell
@@ -25,8 +29,12 @@ from mimkit.evaluate.segmentation.training import SegmentationTrainer, poly, sco
 from mimkit.evaluate.segmentation.windows import places, predictions
 from mimkit.evaluate.statistics import summarise
 from mimkit.parts.records import View
+from mimkit.recipe.build import build
 from mimkit.recipe.sections import DataSection
+from mimkit.train.step import Pretrainer
 
+RECIPES = sorted((Path(__file__).parent.parent / "recipes").rglob("*.toml"))
+QUICKLY = {"mae_cifar", "beit_cifar", "cae_cifar", "selfie_cifar"}
 QUICK = {"total_steps": 3, "batch_size": 4, "warmup_steps": 1, "seeds": 1}
 NORMAL = {"mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25), "interpolation": "bilinear"}
 
@@ -422,3 +430,37 @@ def test_work_counts_seconds(dense_subject, geometry):
     few = Segmentation(geometry, **QUICK).work(dense_subject).seconds
     many = Segmentation(geometry, **{**QUICK, "total_steps": 3000}).work(dense_subject).seconds
     assert many > 20 * few > 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=[] if path.stem in QUICKLY else [pytest.mark.slow])
+        for path in RECIPES
+    ],
+)
+def test_the_encoder_of_every_shipped_recipe_can_segment(path, objects, tmp_path):
+    """Trained and judged on another grid than its own, which is not square."""
+    recipe = miniature(path)
+    parts = build(recipe, mean=(0.5,) * 3, std=(0.5,) * 3)
+    patch = parts.geometry.grid.patch_size
+    subject = Subject(
+        pretrainer=Pretrainer(parts),
+        masker=parts.masker,
+        views=parts.views,
+        train=objects[0],
+        test=objects[1],
+        augment=Augment.none(),
+        device=torch.device("cpu"),
+        seed=0,
+        batch_size=4,
+        fresh=lambda seed: Pretrainer(build(recipe, mean=(0.5,) * 3, std=(0.5,) * 3)),
+        workdir=tmp_path,
+        report=lambda _: None,
+    )
+    options = {"image_size": (2 * patch, 3 * patch), "frozen": False, "num_test_images": 3}
+    evaluator = Segmentation(parts.geometry, **{**QUICK, **options})
+    evaluator.check(subject)
+    results = evaluator.run(subject)
+    assert {result.init for result in results} == {"pretrained", "scratch"}
+    assert all(0 <= result.value <= 1 for result in results)
