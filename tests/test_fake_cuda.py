@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from mimkit import Batch, Mask, freeze
+from mimkit.evaluate.segmentation.network import Heads
 from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
 from mimkit.report.predictions import prediction_columns
@@ -100,6 +101,7 @@ def test_all_but_the_gradients_of_a_shipped_recipe_stays_on_the_gpu(file, monkey
     recipe, parts, pretrainer = _built(file)
     mask = parts.masker.sample(BATCH, torch.Generator().manual_seed(0))
     backbone = parts.encoder.backbone()
+    segmenter = Heads("linear", frozen=False, width=8, norm="group").on(parts.encoder.dense(), 5)
     with fake_cuda(monkeypatch):
         pretrainer.to_empty(device=CUDA)
         batch = _batch(parts, mask)
@@ -138,6 +140,18 @@ def test_all_but_the_gradients_of_a_shipped_recipe_stays_on_the_gpu(file, monkey
             shown += [tokens.patches for tokens in pretrainer.encoder.layers(batch.image)]
             shown.append(backbone.to_empty(device=CUDA)(batch.image))
         assert len(columns) >= 2
+        assert _devices(shown) == {CUDA}
+
+        # What learns the class of every pixel, and counts what was found.
+        segmenter.to_empty(device=CUDA).train()
+        size = batch.image.shape[-2:]
+        truth = torch.empty(BATCH, *size, dtype=torch.int64, device=CUDA)
+        with autocast(CUDA, recipe.train.precision):
+            loss = segmenter.loss(batch.image, truth)
+        segmenter.eval()
+        with torch.no_grad():
+            shown = [segmenter(batch.image), loss.detach()]
+        assert loss.dtype == torch.float32
         assert _devices(shown) == {CUDA}
 
 

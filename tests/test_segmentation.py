@@ -28,6 +28,8 @@ from mimkit.evaluate.segmentation.network import Heads
 from mimkit.evaluate.segmentation.training import SegmentationTrainer, poly, score_of
 from mimkit.evaluate.segmentation.windows import places, predictions
 from mimkit.evaluate.statistics import summarise
+from mimkit.evaluate.upernet import LinearHead
+from mimkit.parts.dense import Level
 from mimkit.parts.records import View
 from mimkit.recipe.build import build
 from mimkit.recipe.sections import DataSection
@@ -407,6 +409,17 @@ def test_predictions_are_kept_to_be_looked_at(dense_subject, geometry):
         classes = dense_subject.test.masks(index)
         tones = [truth[classes == each] for each in np.unique(classes)]
         assert all(np.ptp(tone, axis=0).max() <= 1 for tone in tones)  # one colour a class
+
+
+def test_a_linear_head_reads_features_of_any_scale():
+    """Without a norm others' probes lost ten points on features that are small or large."""
+    torch.manual_seed(0)
+    head = LinearHead(Level(8, 4), 3).train()
+    head.dropout.p = 0.0
+    features = torch.randn(6, 8, 5, 7)
+    plain = head(features)
+    for factor in (0.1, 1e3):
+        torch.testing.assert_close(head(factor * features + 4), plain, rtol=2e-3, atol=2e-3)
 
 
 def test_what_cannot_be_done_is_refused_by_name(dense_subject, subject, geometry):
