@@ -116,6 +116,26 @@ def test_a_damaged_picture_is_named(tmp_path):
         draw_judged(of_run.study(RunFolder(tmp_path)))
 
 
+def test_what_colours_stand_for_is_written_below(tmp_path):
+    leave(tmp_path)
+    study = of_run.study(RunFolder(tmp_path))
+    draw_judged(study)
+    plain, _ = sheet(tmp_path)
+    shown = Shown(tmp_path / "evaluations" / "0-segmentation" / "shown", (3, 14))
+    shown.explain(["sky", "car"])
+    leave(tmp_path)
+    draw_judged(study)
+    picture, _ = sheet(tmp_path)
+    below = picture[len(plain) - 20 :].reshape(-1, 3)
+    painted_on = painted(torch.zeros(3, 1, 2, dtype=torch.uint8), torch.tensor([[0, 1]]))
+    for tone in painted_on[:, 0].T.numpy():
+        assert (np.abs(below * 0.6 - tone).max(axis=1) <= 1).sum() > 100
+    (shown.folder / "colours.json").write_text('{"sky": "javascript:"}')
+    leave(tmp_path)
+    with pytest.raises(DataError, match=r"colours\.json: must give each name a colour"):
+        draw_judged(study)
+
+
 def test_nothing_is_drawn_where_nothing_was_left(tmp_path):
     draw_judged(of_run.study(RunFolder(tmp_path)))
     assert not (tmp_path / "pictures").exists()

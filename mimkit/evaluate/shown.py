@@ -13,11 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimkit.files import write_atomic
+from mimkit.files import write_atomic, write_json
 
 IMAGE: Final = "image"
 TRUTH: Final = "truth"
 """Columns that are the same for all methods; others are called after a start (`Result.init`)."""
+COLOURS: Final = "colours.json"
+"""In a folder of pictures: name to colour of what is painted."""
 NUM_SHOWN: Final = 6
 _GREY: Final = 128
 _COVER: Final = 0.6
@@ -43,6 +45,11 @@ class Shown:
         """Chooses a few of the judged images, (m,) int64, evenly spaced."""
         places = torch.arange(min(NUM_SHOWN, len(test)))
         return cls(workdir / "shown", tuple(test[places * len(test) // len(places)].tolist()))
+
+    def explain(self, names: Sequence[str]) -> None:
+        """Says what the colours of `painted` stand for, by the names of classes."""
+        colours = ("#%02x%02x%02x" % tone for tone in _palette(len(names)))  # noqa: UP031
+        write_json(self.folder / COLOURS, dict(zip(names, colours, strict=True)))
 
     def add(self, column: str, number: int, picture: Tensor) -> None:
         """Keeps a picture, (3, H, W) uint8."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +15,13 @@ from PIL import Image
 from torch import Tensor
 
 from mimkit.errors import DataError
-from mimkit.evaluate.shown import IMAGE, TRUTH
+from mimkit.evaluate.shown import COLOURS, IMAGE, TRUTH
 from mimkit.report.findings import Outcome, Study
 from mimkit.report.sheet import Column, contact_sheet
 
 NAMES: Final = "judged_*.png"
 """How the files are called."""
+_COLOUR: Final = re.compile(r"#[0-9a-f]{6}")
 _WHITE: Final = 255
 _WIDTHS: Final = {2: 320, 3: 256, 4: 224}
 """Of a column in pixels, by how many there are; more columns are narrower still."""
@@ -32,6 +35,7 @@ class _Sheet:
 
     name: str
     columns: Mapping[str, Mapping[str, Path]]
+    colours: Path
 
 
 def shown_runs(study: Study) -> list[Outcome]:
@@ -71,7 +75,7 @@ def _of_run(folder: Path) -> list[_Sheet]:
     # What was judged later lies in a folder for each data.
     places = {"": folder, **{f"{p.name}_": p for p in sorted(folder.glob("judgements/[0-9]*-*"))}}
     return [
-        _Sheet(f"{before}{shown.parent.name}", _columns(shown))
+        _Sheet(f"{before}{shown.parent.name}", _columns(shown), shown / COLOURS)
         for before, place in places.items()
         for shown in sorted(place.glob("evaluations/[0-9]*-*/shown"))
     ]
@@ -80,14 +84,16 @@ def _of_run(folder: Path) -> list[_Sheet]:
 def _of_methods(chosen: Sequence[Outcome]) -> list[_Sheet]:
     """Takes image and truth from the first method, and what each method's encoder answers."""
     found: dict[str, dict[str, Mapping[str, Path]]] = {}
+    colours: dict[str, Path] = {}
     for outcome in chosen:
         for sheet in _of_run(outcome.folder):
             if IMAGE not in sheet.columns or "pretrained" not in sheet.columns:
                 continue
             first = {name: sheet.columns[name] for name in (IMAGE, TRUTH) if name in sheet.columns}
             columns = found.setdefault(sheet.name, first)
+            colours.setdefault(sheet.name, sheet.colours)
             columns[outcome.cell.method] = sheet.columns["pretrained"]
-    return [_Sheet(name, columns) for name, columns in found.items()]
+    return [_Sheet(name, columns, colours[name]) for name, columns in found.items()]
 
 
 def _columns(shown: Path) -> dict[str, Mapping[str, Path]]:
@@ -123,7 +129,21 @@ def _draw(sheet: _Sheet, path: Path) -> None:
         None,
         description=f"{name}: test images, what is true of them, and the answers of {answers}.",
         column_width=_WIDTHS.get(len(columns), _NARROW),
+        colours=_colours(sheet.colours),
     )
+
+
+def _colours(path: Path) -> dict[str, str]:
+    if not path.is_file():
+        return {}
+    try:
+        held = json.loads(path.read_text(encoding="utf-8"))
+        return {str(name): _COLOUR.fullmatch(str(tone))[0] for name, tone in held.items()}  # type: ignore[index]
+    except (ValueError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: must give each name a colour as #rrggbb, but cannot be read ({error}). "
+            "Remove it."
+        ) from error
 
 
 def _read(path: Path) -> Tensor:

@@ -1,7 +1,7 @@
 """Contact sheets: one row per image, one titled column per way of looking at it."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -30,6 +30,8 @@ INK = "#2b2f36"
 RIGHT = "#009e73"
 WRONG = "#d55e00"
 MASKED_GREY = 0.62
+_LINE = 2 * FONT_SIZE
+"""Of keys below the images."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def contact_sheet(
     *,
     description: str = "",
     column_width: int | None = None,
+    colours: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a PNG with the columns side by side, atomically.
 
@@ -88,6 +91,7 @@ def contact_sheet(
         column_width: in pixels, with every image in a row of its own, so that sheets can be read
             side by side. None: a multiple of the images' width, and many images of few columns
             go in two blocks.
+        colours: what stands for what, name to colour as ``#rrggbb``, written below the images.
     """
     height, width = columns[0].image.shape[-2:]
     if column_width is None:
@@ -104,12 +108,12 @@ def contact_sheet(
     block_width = len(columns) * (width + GAP) + MARGIN
     top = MARGIN + FONT_SIZE * 5 // 4 * max(len(lines) for lines in titles) + GAP
     legend = any(column.correct is not None for column in columns)
+    keys = _placed(colours or {}, MARGIN + num_blocks * block_width - GAP)
+    bottom = top + num_rows * (height + GAP) - GAP + MARGIN + (2 * FONT_SIZE if legend else 0)
+    lines = max((line for *_, line in keys), default=-1) + 1
     sheet = Image.new(
         "RGB",
-        (
-            MARGIN + num_blocks * block_width - GAP,
-            top + num_rows * (height + GAP) - GAP + MARGIN + (2 * FONT_SIZE if legend else 0),
-        ),
+        (MARGIN + num_blocks * block_width - GAP, bottom + lines * _LINE),
         BACKGROUND,
     )
     draw = ImageDraw.Draw(sheet)
@@ -126,7 +130,11 @@ def contact_sheet(
                 for patch in _framed(column.correct[image], mask, image):
                     _frame(draw, patch, mask.grid, (left, upper), (width, height))
     if legend:
-        _draw_legend(draw, sheet.height - MARGIN)
+        _draw_legend(draw, bottom - MARGIN)
+    for name, colour, left, line in keys:
+        upper = bottom + line * _LINE - MARGIN // 2
+        draw.rectangle((left, upper, left + FONT_SIZE, upper + FONT_SIZE), fill=colour)
+        draw.text((left + FONT_SIZE + GAP, upper + FONT_SIZE // 2), name, INK, _font(), anchor="lm")
     about = PngInfo()
     about.add_itxt("Description", description)
     write_atomic(path, lambda temporary: sheet.save(temporary, "PNG", pnginfo=about))
@@ -182,6 +190,19 @@ def _draw_legend(draw: ImageDraw.ImageDraw, bottom: int) -> None:
         left += FONT_SIZE + GAP
         draw.text((left, bottom - FONT_SIZE // 2), text, INK, _font(), anchor="lm")
         left += round(_font().getlength(text)) + 2 * MARGIN
+
+
+def _placed(colours: Mapping[str, str], width: int) -> list[tuple[str, str, int, int]]:
+    """Puts keys into lines that are no wider than the sheet: name, colour, left, and line."""
+    found: list[tuple[str, str, int, int]] = []
+    left, line = MARGIN, 0
+    for name, colour in colours.items():
+        needed = FONT_SIZE + GAP + round(_font().getlength(name))
+        if left > MARGIN and left + needed > width:
+            left, line = MARGIN, line + 1
+        found.append((name, colour, left, line))
+        left += needed + MARGIN
+    return found
 
 
 def _pixels(image: Tensor) -> Image.Image:

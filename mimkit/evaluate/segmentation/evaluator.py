@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Annotated, Final, Literal
 
 import torch
@@ -229,13 +230,7 @@ class Segmentation(Evaluator):
 
     def view(self, subject: Subject) -> View:
         """Returns size and normalisation of a crop."""
-        return View(
-            subject.view.name,
-            self.grid.image_size,
-            subject.view.mean,
-            subject.view.std,
-            subject.view.interpolation,
-        )
+        return replace(subject.view, image_size=self.grid.image_size)
 
     def trainer(self, subject: Subject, subsets: Subsets) -> SegmentationTrainer:
         """Returns what trains and judges networks."""

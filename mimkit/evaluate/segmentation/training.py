@@ -161,6 +161,8 @@ class SegmentationTrainer:
         return cell.split == "test" and (cell.seed, cell.fraction) == self.shown_of
 
     def _draw(self, truth: Tensor, predicted: Tensor, cell: Cell, index: int) -> None:
+        assert self.test.masks is not None
+        self.shown.explain(self.test.masks.classes)
         image = torch.from_numpy(np.asarray(self.test.image(index)).transpose(2, 0, 1).copy())
         self.shown.add(IMAGE, index, image)
         self.shown.add(TRUTH, index, painted(image, truth.cpu()))
