@@ -428,3 +428,25 @@ def test_the_encoder_of_every_shipped_recipe_can_be_judged_on_other_data(recipe,
     found = results(run)["judgements"][OTHER]["results"]
     assert {one["init"] for one in found} == {"pretrained", "random", "pixels"}
     assert all(one["num_images"] == 15 for one in found)
+
+
+def test_masks_of_other_data_are_found_anew(run, here):
+    """What the run's own recipe leaves open is open, not said to be none."""
+    for split, count in (("train", 6), ("val", 3)):
+        for number in range(count):
+            for kind in ("images", "masks"):
+                path = here / "streets" / split / kind / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                ids = (np.arange(24 * 24).reshape(24, 24) // 150).astype(np.uint8)
+                Image.fromarray(ids * (80 if kind == "images" else 1)).save(path)
+    evaluate(
+        run,
+        dataset="streets",
+        settings=['evaluate=[{part="segmentation", total_steps=1, seeds=1, batch_size=4}]'],
+    )
+    found = results(run)["judgements"]["streets"]["results"]
+    assert {(one["metric"], one["init"]) for one in found} >= {
+        ("miou", "pretrained"),
+        ("miou", "random"),
+    }
+    assert {"".join(sorted(one["parts"])) for one in found if one["parts"]} == {"0123"}

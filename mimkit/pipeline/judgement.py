@@ -75,7 +75,7 @@ def recipe_of(run: RunFolder, wish: Wish) -> Recipe:
 def _unsaid() -> dict[str, Any]:
     """What a recipe says of its own data alone, as if it had said nothing."""
     return {
-        name: "none" if field.default is None else field.default
+        name: field.default
         for name, field in DataSection.model_fields.items()
         if name not in _OF_THE_ENCODER
     }
