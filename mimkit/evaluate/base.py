@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -129,6 +129,15 @@ class Result:
     image_scores: str | None = None
     parts: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+    @property
+    def record(self) -> dict[str, object]:
+        """What ``results.json`` has of it: all but parts and curves that there are none of."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if value or name not in {"parts", "curves"}
+        }
 
 
 @dataclass(frozen=True)

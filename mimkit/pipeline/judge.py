@@ -8,7 +8,7 @@ run's own ``results.json`` and report repeat the results under the data's name.
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -151,7 +151,7 @@ def _judge(
         for number in numbers:
             say(headed("evaluate", tables[number].name))
             results = judge_by(current, number, evaluators[number])
-            found[number] = [{**asdict(one), _EVALUATION: number} for one in results]
+            found[number] = [{**one.record, _EVALUATION: number} for one in results]
             if number == numbers[-1]:
                 current.seconds["evaluate"] = current.seconds.pop("evaluating")
             write_ledger(current, None, progress)

@@ -2,7 +2,6 @@
 
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -184,7 +183,7 @@ def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:
         current.console.print(headed("evaluate", recipe.evaluate[number].name))
         results += judge_by(current, number, evaluator)
         # Rewritten after each, as the report is: whatever happens later, what is known can be read.
-        folder.write_results({"results": [asdict(r) for r in results], **summarise(results)})
+        folder.write_results({"results": [r.record for r in results], **summarise(results)})
         write_ledger(current, trial, progress)
     current.seconds["evaluate"] = current.seconds.pop("evaluating")
     current.say_unread()
