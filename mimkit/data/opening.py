@@ -138,6 +138,7 @@ def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
         image_column=section.image_column,
         label_column=None if elsewhere else section.label_column,
         masks=None if elsewhere else section.masks or (dataset.masks if dataset else None),
+        objects=None if elsewhere else section.objects,
     )
     return locate(wanted)
 

@@ -73,8 +73,8 @@ class _Object:
 class _Problems:
     """What is not as it must be, counted by reason."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: str) -> None:
+        self.where = where
         self.by_reason: dict[tuple[str, str], list[str]] = {}
 
     def add(self, kind: str, name: object, reason: str) -> None:
@@ -84,7 +84,7 @@ class _Problems:
         found = []
         for (kind, reason), names in self.by_reason.items():
             shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-            found.append(Skipped(f"{self.path}: {len(names):,} of its {kind} ({shown})", reason))
+            found.append(Skipped(f"{self.where}: {len(names):,} of its {kind} ({shown})", reason))
         return tuple(found)
 
 
@@ -104,16 +104,28 @@ def looks_like_coco(path: Path) -> bool:
 def parse(path: Path) -> Parsed:
     """Reads a JSON of objects.
 
-    Objects of classes or images that are not listed, without area, or with an outline that cannot
-    be read are left out and counted; boxes that reach outside of their image are cut.
-
     Raises: NotCocoError if the file is none; OSError if it cannot be read.
-    Source: the format of COCO, arXiv 1405.0312, cocodataset.org/#format-data.
     """
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise NotCocoError(f"it is no JSON ({error!s:.100})") from error
+    return parse_tree(tree, str(path))
+
+
+def parse_tree(tree: Any, where: str) -> Parsed:
+    """Reads a tree of objects.
+
+    Objects of classes or images that are not listed, without area, or with an outline that cannot
+    be read are left out and counted; boxes that reach outside of their image are cut.
+
+    Args:
+        tree: with lists ``images``, ``annotations`` and ``categories``.
+        where: it comes from, in words.
+
+    Raises: NotCocoError if it is none.
+    Source: the format of COCO, arXiv 1405.0312, cocodataset.org/#format-data.
+    """
     if not isinstance(tree, dict):
         raise NotCocoError("its outermost value is no object")
     for key in _KEYS:
@@ -124,7 +136,7 @@ def parse(path: Path) -> Parsed:
         for one in tree["annotations"]
     ):
         raise NotCocoError("none of its annotations has a 'bbox' or a 'segmentation'")
-    problems = _Problems(path)
+    problems = _Problems(where)
     classes, labels = _classes(tree["categories"], problems)
     files, sizes, numbers = _images(tree["images"], problems)
     by_image: list[list[_Object]] = [[] for _ in files]

@@ -96,7 +96,7 @@ class Annotations:
         numbers = np.full(len(whole.contents), -1, dtype=np.int64)
         numbers[whole.rows] = found.numbers
         used = wanted if rows is None else wanted.select(rows)
-        alike = [each for each in self.named.values() if each.file.path == found.file.path]
+        alike = [each for each in self.named.values() if each.file.where == found.file.where]
         there = {number for each in alike for number in each.numbers.tolist()}
         lost = [name for number, name in enumerate(found.file.files) if number not in there]
         first = self.named.get("train", found)
@@ -111,7 +111,7 @@ class Annotations:
 
     def unused(self, skipped: Sequence[Skipped]) -> tuple[Skipped, ...]:
         """Leaves the files of objects out of those that are not used, as they are no images."""
-        files = {str(each.file.path) for each in self.named.values()}
+        files = {each.file.where for each in self.named.values()}
         return tuple(each for each in skipped if each.path not in files)
 
     @cached_property
