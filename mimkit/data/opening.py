@@ -211,8 +211,9 @@ def _read(
 ) -> Source:
     found = surveyed(wish)
     survey, pixels = found.survey, found.pixels()
-    notes = [wish.listing.note, survey.depth.note if survey.depth else ""]
     objects = annotations.of(split, wish, survey.rows, survey.sizes)
+    depth = survey.depth.note if survey.depth else ""
+    notes = [wish.listing.note, depth, annotations.notes.get(split, "")]
     return Source(
         name=section.name,
         split=split,
@@ -243,6 +244,7 @@ def _meet(
     found = met(wish)
     labels = found.table.labels
     objects = annotations.of(split, wish)
+    notes = [wish.listing.note, annotations.notes.get(split, "")]
     return Source(
         name=section.name,
         split=split,
@@ -254,7 +256,7 @@ def _meet(
         fingerprint=found.fingerprint,
         sizes=None,
         skipped=annotations.unused(wish.listing.skipped) + told_of(objects),
-        note=wish.listing.note,
+        note="; ".join(note for note in notes if note),
         reader=found.reader,
         key=found.key,
         objects=objects,

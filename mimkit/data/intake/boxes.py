@@ -107,6 +107,17 @@ def find_objects(where: Path, schema: pa.Schema, asked: str | None) -> str | Non
     )
 
 
+def shows_objects(column: pa.ChunkedArray) -> bool:
+    """Whether a column holds objects, in one row at least."""
+    import pyarrow.compute as pc  # noqa: PLC0415
+
+    fields = fields_of(column.type)
+    if isinstance(fields, str):
+        return False
+    lists = column if fields.listed else pc.struct_field(column, [fields.box or fields.outline])
+    return bool(pc.any(pc.greater(pc.list_value_length(lists), 0)).as_py())
+
+
 def _first(
     members: Mapping[str, pa.DataType], names: Sequence[str], fits: Callable[[pa.DataType], bool]
 ) -> str | None:

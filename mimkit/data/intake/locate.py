@@ -83,9 +83,7 @@ class Wanted:
     @property
     def asked(self) -> Asked:
         """What is known of the columns."""
-        return Asked(
-            self.dataset, self.image_column, self.label_column, self.masks, self.objects
-        )
+        return Asked(self.dataset, self.image_column, self.label_column, self.masks, self.objects)
 
     @property
     def roots(self) -> list[Path]:

@@ -19,12 +19,12 @@ from mimkit.data.truth.regions import UnusableError, box_of, region_of, size_of
 _KEYS: Final = ("images", "annotations", "categories")
 _SNIFFED: Final = 2**16
 _SHOWN: Final = 5
-_SLACK: Final = 1.0
+SLACK: Final = 1.0
 """Pixels by which a box may reach outside without being told: files round."""
 
 
 class NotCocoError(Exception):
-    """A file is no JSON of objects; the text says why."""
+    """A file or column does not tell of objects; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ def _object(
     if wide <= 0 or high <= 0:
         raise UnusableError("have an empty box")
     right, bottom = min(left + wide, width), min(top + high, height)
-    cut = left < -_SLACK or top < -_SLACK
-    cut = cut or left + wide > width + _SLACK or top + high > height + _SLACK
+    cut = left < -SLACK or top < -SLACK
+    cut = cut or left + wide > width + SLACK or top + high > height + SLACK
     left, top = max(left, 0.0), max(top, 0.0)
     if right <= left or bottom <= top:
         raise UnusableError("lie outside of their image")
@@ -250,6 +250,11 @@ def _object(
     crowd = bool(one.get("iscrowd", 0))
     known = _Object((left, top, right, bottom), labels[label], crowd, float(area), region)
     return numbers[image], known, cut
+
+
+def is_box(raw: object) -> bool:
+    """Whether a value is four finite numbers."""
+    return _box(raw) is not None
 
 
 def _box(raw: object) -> tuple[float, float, float, float] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -126,11 +127,8 @@ def open_coco(path: Path, cache: Path) -> CocoFile:
         place = cache / "objects" / hashlib.sha256(words.encode()).hexdigest()[:32]
         known = _known(place)
         if known is None:
-            try:
+            with _refusing(place):
                 parsed = parse(path)
-            except NotCocoError as error:
-                write_text(place / "words.json", json.dumps({"why_not": str(error)}))
-                raise
             _keep(place, parsed, sha256(path))
         elif "why_not" in known:
             raise NotCocoError(known["why_not"])
@@ -144,15 +142,29 @@ def open_tree(file: CocoFile, tree: Callable[[], Any]) -> CocoFile:
         file: where it comes from, and its place in the cache, which changes with it.
         tree: makes the tree that a JSON of it would hold.
 
-    Raises: NotCocoError if that is none; OSError if the cache cannot be written.
+    Raises: NotCocoError if that cannot be; OSError if the cache cannot be written.
     """
-    if _known(file.place) is None:
-        parsed = parse_tree(tree(), file.where)
+    known = _known(file.place)
+    if known is None:
+        with _refusing(file.place):
+            parsed = parse_tree(tree(), file.where)
         digest = hashlib.sha256(repr(parsed.classes).encode())
         for array in _arrays(parsed).values():
             digest.update(hashlib.sha256(array.tobytes()).digest())
         _keep(file.place, parsed, digest.hexdigest())
+    elif "why_not" in known:
+        raise NotCocoError(known["why_not"])
     return file
+
+
+@contextmanager
+def _refusing(place: Path) -> Iterator[None]:
+    """Keeps why there are no objects, so that nobody looks again."""
+    try:
+        yield
+    except NotCocoError as error:
+        write_text(place / "words.json", json.dumps({"why_not": str(error)}))
+        raise
 
 
 def _known(place: Path) -> Mapping[str, Any] | None:
