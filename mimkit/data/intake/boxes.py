@@ -61,7 +61,7 @@ def fields_of(kind: pa.DataType) -> Fields | str:
 
     inner = _element(kind)
     listed = inner is not None and pa.types.is_struct(inner)
-    if listed:
+    if inner is not None and listed:
         members = {each.name: each.type for each in inner.fields}
     elif pa.types.is_struct(kind):
         members = {each.name: of for each in kind.fields if (of := _element(each.type))}
@@ -121,7 +121,7 @@ def shows_objects(column: pa.ChunkedArray) -> bool:
 def _first(
     members: Mapping[str, pa.DataType], names: Sequence[str], fits: Callable[[pa.DataType], bool]
 ) -> str | None:
-    lower = {name.lower(): name for name in reversed(members)}
+    lower = {name.lower(): name for name in reversed(list(members))}
     found = (lower[name] for name in names if name in lower)
     return next((name for name in found if fits(members[name])), None)
 
