@@ -84,7 +84,7 @@ def test_layouts_that_people_bring(root, folders, files, written):
     (root / "annotations" / "captions_train2017.json").write_text(json.dumps(captions))
     for split, source in zip(("train", "test"), opened(root), strict=True):
         assert source.objects is not None, split
-        assert source.objects.file.path.name == files[split == "test"].rpartition("/")[2]
+        assert source.objects.file.name == files[split == "test"].rpartition("/")[2]
         assert source.objects.usable().tolist() == [0, 1, 2]
         offset = 3 if split == "test" and files[0] == files[1] else 0
         for index in range(3):

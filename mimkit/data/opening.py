@@ -138,6 +138,7 @@ def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
         image_column=section.image_column,
         label_column=None if elsewhere else section.label_column,
         masks=None if elsewhere else section.masks or (dataset.masks if dataset else None),
+        objects=None if elsewhere else section.objects,
     )
     return locate(wanted)
 
@@ -210,8 +211,9 @@ def _read(
 ) -> Source:
     found = surveyed(wish)
     survey, pixels = found.survey, found.pixels()
-    notes = [wish.listing.note, survey.depth.note if survey.depth else ""]
     objects = annotations.of(split, wish, survey.rows, survey.sizes)
+    depth = survey.depth.note if survey.depth else ""
+    notes = [wish.listing.note, depth, annotations.notes.get(split, "")]
     return Source(
         name=section.name,
         split=split,
@@ -242,6 +244,7 @@ def _meet(
     found = met(wish)
     labels = found.table.labels
     objects = annotations.of(split, wish)
+    notes = [wish.listing.note, annotations.notes.get(split, "")]
     return Source(
         name=section.name,
         split=split,
@@ -253,7 +256,7 @@ def _meet(
         fingerprint=found.fingerprint,
         sizes=None,
         skipped=annotations.unused(wish.listing.skipped) + told_of(objects),
-        note=wish.listing.note,
+        note="; ".join(note for note in notes if note),
         reader=found.reader,
         key=found.key,
         objects=objects,

@@ -63,8 +63,8 @@ class DataSection(Strict):
     )
     objects: Literal["none"] | Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="the JSON of objects as COCO has them, or a pattern of one for each split; "
-        "'none' for none; default: found",
+        description="the JSON of objects as COCO has them, or a pattern of one for each split; of "
+        "a table, the column of objects; 'none' for none; default: found",
     )
     image_column: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="the column of images, or of their files, in tables; default: found"

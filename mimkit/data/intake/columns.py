@@ -1,4 +1,4 @@
-"""Which columns of a table of images hold the images and the labels."""
+"""Which columns of a table hold the images, and what is known of these."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mimkit.data.intake.boxes import find_objects
 from mimkit.data.intake.labels import LABEL_COLUMNS, Codes, NoClassesError, codes_of
 from mimkit.data.intake.sheet import check_names, choose, some
 from mimkit.data.intake.words import is_mask_word
@@ -26,6 +27,7 @@ class Columns:
         image: the column of images.
         label: the column of labels, or None.
         mask: the column of masks, or None.
+        objects: the column of objects, or None.
         names: of the classes, if the file says what its numbers stand for.
         note: what people must know of the choice, or nothing.
     """
@@ -33,6 +35,7 @@ class Columns:
     image: str
     label: str | None
     mask: str | None
+    objects: str | None
     names: tuple[str, ...] | None
     note: str
 
@@ -46,16 +49,18 @@ class Asked:
         image: ``data.image_column``.
         label: ``data.label_column``.
         mask: ``data.masks``.
+        objects: ``data.objects``.
     """
 
     dataset: DataSet | None = None
     image: str | None = None
     label: str | None = None
     mask: str | None = None
+    objects: str | None = None
 
 
 def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked: Asked) -> Columns:
-    """Finds the columns of images and labels by their types and names.
+    """Finds the columns of images, labels, masks and objects by their types and names.
 
     Args:
         where: a file, for messages.
@@ -83,7 +88,8 @@ def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked
         pictures = [name for name in images if not is_mask_word(name)] or images
         image = dataset.image if dataset and dataset.image in images else pictures[0]
     mask = _mask(where, [name for name in images if name != image], asked)
-    others = [name for name in columns if name not in (image, mask)]
+    objects = find_objects(where, schema, asked.objects)
+    others = [name for name in columns if name not in (image, mask, objects)]
     label = choose(where, others, LABEL_COLUMNS, asked.label, "data.label_column")
     note = ""
     if dataset is not None and asked.label is None:
@@ -108,7 +114,7 @@ def find_columns(where: Path, schema: pa.Schema, features: dict[str, Any], asked
             f"{where}: {dataset.name} has {dataset.num_classes} classes, but this file has "
             f"{len(names)}. Is it another data set?"
         )
-    return Columns(image, label, mask, names, note)
+    return Columns(image, label, mask, objects, names, note)
 
 
 def _mask(where: Path, images: Sequence[str], asked: Asked) -> str | None:
@@ -130,6 +136,26 @@ def features_of(schema: pa.Schema) -> dict[str, Any]:
     except (KeyError, TypeError, ValueError):
         return {}
     return written if isinstance(written, dict) else {}
+
+
+def names_in(features: dict[str, Any], column: str, field: str) -> tuple[str, ...] | None:
+    """What the numbers stand for that a field of a column of structs holds, if it is written down.
+
+    >>> label = {"names": ["cat", "dog"], "_type": "ClassLabel"}
+    >>> of_struct = {"bbox": {}, "category": {"feature": label, "_type": "List"}}
+    >>> of_list = {"feature": {"bbox": {}, "category": label}, "_type": "List"}
+    >>> [names_in({"objects": each}, "objects", "category") for each in (of_struct, of_list)]
+    [('cat', 'dog'), ('cat', 'dog')]
+    """
+    inside = _unlisted(features.get(column))
+    return _names(_unlisted(inside.get(field))) if isinstance(inside, dict) else None
+
+
+def _unlisted(feature: object) -> object:
+    match feature:
+        case [inside] | {"_type": str(), "feature": inside}:
+            return _unlisted(inside)
+    return feature
 
 
 def codes_in(where: Path, column: pa.ChunkedArray, found: Columns, *, sure: bool) -> Codes | str:

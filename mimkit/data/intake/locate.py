@@ -65,6 +65,7 @@ class Wanted:
         image_column: which column holds the images or their files, or None.
         label_column: which column holds the labels, ``"none"`` for no labels, or None.
         masks: which folder or column holds the masks, ``"none"`` for no masks, or None.
+        objects: which column of a table holds the objects, ``"none"`` for no objects, or None.
     """
 
     key: str
@@ -77,11 +78,12 @@ class Wanted:
     image_column: str | None = None
     label_column: str | None = None
     masks: str | None = None
+    objects: str | None = None
 
     @property
     def asked(self) -> Asked:
         """What is known of the columns."""
-        return Asked(self.dataset, self.image_column, self.label_column, self.masks)
+        return Asked(self.dataset, self.image_column, self.label_column, self.masks, self.objects)
 
     @property
     def roots(self) -> list[Path]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.counter import uniform
+from mimkit.data.intake.boxes import shows_objects
 from mimkit.data.intake.columns import Asked, Columns, codes_in, features_of, find_columns
 from mimkit.data.intake.folder import HELD_OUT, held_out
 from mimkit.data.intake.kept import keep, kept
@@ -138,7 +139,7 @@ class RowListing:
 
     def read(self, cache: Path) -> Table:
         """Maps the images and numbers the labels."""
-        with _told(self.store):
+        with reading_rows(self.store):
             records = self.store.records(self.columns.image, cache)
             place = cache / "tables" / self.stamp
             if (found := kept(place)) is None:
@@ -173,12 +174,12 @@ def list_rows(groups: Mapping[str, Store], asked: Asked) -> dict[Split, RowListi
     first = groups[trains[0]]
     train = Store(tuple(p for name in trains for p in groups[name].files), first.arrow)
     check_whole(train.files)
-    with _told(train):
+    with reading_rows(train):
         schema = train.schema()
         columns = find_columns(train.files[0], schema, features_of(schema), asked)
         columns = _checked(train, schema, columns, asked)
         if len(tests) > 1:
-            chosen = _labelled(groups, tests, columns)
+            chosen = _best(groups, tests, columns)
             others = [name for name in tests if name != chosen]
             notes.append(f"the test split is {chosen}; not used: {', '.join(others)}")
             skipped += [Skipped(groups[name].origin, f"not used: {name}") for name in others]
@@ -233,13 +234,16 @@ def _checked(store: Store, schema: pa.Schema, columns: Columns, asked: Asked) ->
     return replace(columns, label=None, note=found) if isinstance(found, str) else columns
 
 
-def _labelled(groups: Mapping[str, Store], tests: Sequence[str], columns: Columns) -> str:
-    """The first test split that has labels."""
-    if columns.label is not None:
-        for name in tests:
-            if bool((_codes(groups[name], columns)[0] >= 0).any()):
-                return name
-    return tests[0]
+def _best(groups: Mapping[str, Store], tests: Sequence[str], columns: Columns) -> str:
+    """The first test split that has labels and objects, or most of these."""
+
+    def known(name: str) -> int:
+        store, column = groups[name], columns.objects
+        labelled = columns.label is not None and bool((_codes(store, columns)[0] >= 0).any())
+        annotated = column is not None and column in store.schema().names
+        return labelled + (annotated and shows_objects(store.column(str(column))))
+
+    return max(tests, key=known)
 
 
 def _codes(store: Store, columns: Columns) -> Codes:
@@ -262,8 +266,11 @@ def _stream(path: Path) -> pa.Table:
 
 
 @contextmanager
-def _told(store: Store) -> Iterator[None]:
-    """Turns what Arrow says of damaged files into one message."""
+def reading_rows(store: Store) -> Iterator[None]:
+    """Turns what Arrow says of damaged files into one message.
+
+    Raises: DataError instead of any ArrowException inside.
+    """
     import pyarrow as pa  # noqa: PLC0415
 
     try:

@@ -19,12 +19,12 @@ from mimkit.data.truth.regions import UnusableError, box_of, region_of, size_of
 _KEYS: Final = ("images", "annotations", "categories")
 _SNIFFED: Final = 2**16
 _SHOWN: Final = 5
-_SLACK: Final = 1.0
+SLACK: Final = 1.0
 """Pixels by which a box may reach outside without being told: files round."""
 
 
 class NotCocoError(Exception):
-    """A file is no JSON of objects; the text says why."""
+    """A file or column does not tell of objects; the text says why."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class _Object:
 class _Problems:
     """What is not as it must be, counted by reason."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, where: str) -> None:
+        self.where = where
         self.by_reason: dict[tuple[str, str], list[str]] = {}
 
     def add(self, kind: str, name: object, reason: str) -> None:
@@ -84,7 +84,7 @@ class _Problems:
         found = []
         for (kind, reason), names in self.by_reason.items():
             shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-            found.append(Skipped(f"{self.path}: {len(names):,} of its {kind} ({shown})", reason))
+            found.append(Skipped(f"{self.where}: {len(names):,} of its {kind} ({shown})", reason))
         return tuple(found)
 
 
@@ -104,16 +104,28 @@ def looks_like_coco(path: Path) -> bool:
 def parse(path: Path) -> Parsed:
     """Reads a JSON of objects.
 
-    Objects of classes or images that are not listed, without area, or with an outline that cannot
-    be read are left out and counted; boxes that reach outside of their image are cut.
-
     Raises: NotCocoError if the file is none; OSError if it cannot be read.
-    Source: the format of COCO, arXiv 1405.0312, cocodataset.org/#format-data.
     """
     try:
         tree = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise NotCocoError(f"it is no JSON ({error!s:.100})") from error
+    return parse_tree(tree, str(path))
+
+
+def parse_tree(tree: Any, where: str) -> Parsed:
+    """Reads a tree of objects.
+
+    Objects of classes or images that are not listed, without area, or with an outline that cannot
+    be read are left out and counted; boxes that reach outside of their image are cut.
+
+    Args:
+        tree: with lists ``images``, ``annotations`` and ``categories``.
+        where: it comes from, in words.
+
+    Raises: NotCocoError if it is none.
+    Source: the format of COCO, arXiv 1405.0312, cocodataset.org/#format-data.
+    """
     if not isinstance(tree, dict):
         raise NotCocoError("its outermost value is no object")
     for key in _KEYS:
@@ -124,7 +136,7 @@ def parse(path: Path) -> Parsed:
         for one in tree["annotations"]
     ):
         raise NotCocoError("none of its annotations has a 'bbox' or a 'segmentation'")
-    problems = _Problems(path)
+    problems = _Problems(where)
     classes, labels = _classes(tree["categories"], problems)
     files, sizes, numbers = _images(tree["images"], problems)
     by_image: list[list[_Object]] = [[] for _ in files]
@@ -227,8 +239,8 @@ def _object(
     if wide <= 0 or high <= 0:
         raise UnusableError("have an empty box")
     right, bottom = min(left + wide, width), min(top + high, height)
-    cut = left < -_SLACK or top < -_SLACK
-    cut = cut or left + wide > width + _SLACK or top + high > height + _SLACK
+    cut = left < -SLACK or top < -SLACK
+    cut = cut or left + wide > width + SLACK or top + high > height + SLACK
     left, top = max(left, 0.0), max(top, 0.0)
     if right <= left or bottom <= top:
         raise UnusableError("lie outside of their image")
@@ -238,6 +250,11 @@ def _object(
     crowd = bool(one.get("iscrowd", 0))
     known = _Object((left, top, right, bottom), labels[label], crowd, float(area), region)
     return numbers[image], known, cut
+
+
+def is_box(raw: object) -> bool:
+    """Whether a value is four finite numbers."""
+    return _box(raw) is not None
 
 
 def _box(raw: object) -> tuple[float, float, float, float] | None:

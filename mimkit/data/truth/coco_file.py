@@ -1,11 +1,12 @@
-"""A COCO file in the cache: arrays that are mapped, so that it is parsed once."""
+"""What is said of objects, in the cache: arrays that are mapped, so that it is parsed once."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from mimkit.data.intake.kept import write_array
 from mimkit.data.intake.table import Skipped
-from mimkit.data.truth.coco import NotCocoError, Parsed, parse
+from mimkit.data.truth.coco import NotCocoError, Parsed, parse, parse_tree
 from mimkit.data.truth.records import Instances, Rle
 from mimkit.files import reading, sha256, write_text
 
@@ -26,14 +27,16 @@ _FORMAT: Final = 1
 
 @dataclass(frozen=True)
 class CocoFile:
-    """What a JSON of objects says; pickled, it is small.
+    """What a JSON or a column of objects says; pickled, it is small.
 
     Args:
-        path: the JSON.
+        where: the path of the JSON, or that of the table and the column, in words.
+        name: of the JSON, or the column, in words.
         place: the folder of the cache that holds it as arrays.
     """
 
-    path: Path
+    where: str
+    name: str
     place: Path
 
     @property
@@ -63,7 +66,7 @@ class CocoFile:
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the file."""
+        """Digest of what it says."""
         return str(self._words["fingerprint"])
 
     @property
@@ -96,7 +99,7 @@ class CocoFile:
         return Instances(boxes, labels, crowd, areas, regions)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "place": self.place}  # not the arrays
+        return {"where": self.where, "name": self.name, "place": self.place}  # not the arrays
 
     @cached_property
     def _words(self) -> Mapping[str, Any]:
@@ -124,15 +127,44 @@ def open_coco(path: Path, cache: Path) -> CocoFile:
         place = cache / "objects" / hashlib.sha256(words.encode()).hexdigest()[:32]
         known = _known(place)
         if known is None:
-            try:
+            with _refusing(place):
                 parsed = parse(path)
-            except NotCocoError as error:
-                write_text(place / "words.json", json.dumps({"why_not": str(error)}))
-                raise
             _keep(place, parsed, sha256(path))
         elif "why_not" in known:
             raise NotCocoError(known["why_not"])
-    return CocoFile(path, place)
+    return CocoFile(str(path), path.name, place)
+
+
+def open_tree(file: CocoFile, tree: Callable[[], Any]) -> CocoFile:
+    """Opens what stands in no file of its own; it is made and read where the cache has it not yet.
+
+    Args:
+        file: where it comes from, and its place in the cache, which changes with it.
+        tree: makes the tree that a JSON of it would hold.
+
+    Raises: NotCocoError if that cannot be; OSError if the cache cannot be written.
+    """
+    known = _known(file.place)
+    if known is None:
+        with _refusing(file.place):
+            parsed = parse_tree(tree(), file.where)
+        digest = hashlib.sha256(repr(parsed.classes).encode())
+        for array in _arrays(parsed).values():
+            digest.update(hashlib.sha256(array.tobytes()).digest())
+        _keep(file.place, parsed, digest.hexdigest())
+    elif "why_not" in known:
+        raise NotCocoError(known["why_not"])
+    return file
+
+
+@contextmanager
+def _refusing(place: Path) -> Iterator[None]:
+    """Keeps why there are no objects, so that nobody looks again."""
+    try:
+        yield
+    except NotCocoError as error:
+        write_text(place / "words.json", json.dumps({"why_not": str(error)}))
+        raise
 
 
 def _known(place: Path) -> Mapping[str, Any] | None:
@@ -143,7 +175,7 @@ def _known(place: Path) -> Mapping[str, Any] | None:
     return words if isinstance(words, dict) else None
 
 
-def _keep(place: Path, parsed: Parsed, fingerprint: str) -> None:
+def _arrays(parsed: Parsed) -> dict[str, NDArray[Any]]:
     arrays: dict[str, NDArray[Any]] = {
         "sizes": parsed.sizes,
         "starts": parsed.starts,
@@ -155,7 +187,11 @@ def _keep(place: Path, parsed: Parsed, fingerprint: str) -> None:
     if parsed.regions is not None:
         arrays["ends"] = np.cumsum([len(runs) for runs in parsed.regions], dtype=np.int64)
         arrays["runs"] = np.frombuffer(b"".join(parsed.regions), dtype=np.uint8)
-    for name, array in arrays.items():
+    return arrays
+
+
+def _keep(place: Path, parsed: Parsed, fingerprint: str) -> None:
+    for name, array in _arrays(parsed).items():
         write_array(place / f"{name}.npy", array)
     words = {
         "classes": parsed.classes,

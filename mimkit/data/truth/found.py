@@ -1,4 +1,4 @@
-"""Which file says what the images of a data set show: found like labels are, or named."""
+"""Which file or column says what the images of a data set show: found, or named."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from mimkit.data.cache import Wish
 from mimkit.data.intake.beside import is_of_other_kind, words_of
 from mimkit.data.intake.folder import FolderListing
+from mimkit.data.intake.rows import RowListing
 from mimkit.data.intake.table import Listing, Skipped, Table
 from mimkit.data.intake.words import TEST_WORDS, TRAIN_WORDS
 from mimkit.data.registered import Split
 from mimkit.data.truth.coco import NotCocoError, looks_like_coco
 from mimkit.data.truth.coco_file import CocoFile, open_coco
+from mimkit.data.truth.column import objects_of_rows
 from mimkit.data.truth.objects import CocoObjects, match, objects_in
 from mimkit.errors import DataError
 
@@ -40,10 +42,13 @@ class Named:
 
 
 class Annotations:
-    """The files of objects of a data set, one for each split.
+    """The files or columns of objects of a data set, one for each split.
+
+    Attributes:
+        notes: of a split, what people must know of objects that are there but not read.
 
     Args:
-        asked: ``data.objects``.
+        asked: ``data.objects``, which names files here; columns are found with the images'.
         listings: both splits as found on disk.
         cache: folder of everything cached.
 
@@ -62,10 +67,17 @@ class Annotations:
             for split, listing in listings.items()
             if isinstance(listing, FolderListing)
         }
+        self.tables = {
+            split: listing
+            for split, listing in listings.items()
+            if isinstance(listing, RowListing) and listing.columns.objects is not None
+        }
+        self.asked = asked
+        self.notes: dict[Split, str] = {}
         self.named: dict[Split, Named] = {}
         if asked == "none":
             return
-        if asked is not None:
+        if asked is not None and not self.tables:
             self._take([self._open(path, asked) for path in self._asked(asked)], asked)
             return
         for split, listing in self.folders.items():
@@ -89,6 +101,8 @@ class Annotations:
 
         Raises: DataError if the splits have not the same classes, or no size fits.
         """
+        if split in self.tables:
+            return self._of_column(split, wish, rows, sizes)
         found = self.named.get(split)
         if found is None:
             return None
@@ -96,7 +110,7 @@ class Annotations:
         numbers = np.full(len(whole.contents), -1, dtype=np.int64)
         numbers[whole.rows] = found.numbers
         used = wanted if rows is None else wanted.select(rows)
-        alike = [each for each in self.named.values() if each.file.path == found.file.path]
+        alike = [each for each in self.named.values() if each.file.where == found.file.where]
         there = {number for each in alike for number in each.numbers.tolist()}
         lost = [name for number, name in enumerate(found.file.files) if number not in there]
         first = self.named.get("train", found)
@@ -111,8 +125,30 @@ class Annotations:
 
     def unused(self, skipped: Sequence[Skipped]) -> tuple[Skipped, ...]:
         """Leaves the files of objects out of those that are not used, as they are no images."""
-        files = {str(each.file.path) for each in self.named.values()}
+        files = {each.file.where for each in self.named.values()}
         return tuple(each for each in skipped if each.path not in files)
+
+    def _of_column(
+        self,
+        split: Split,
+        wish: Wish,
+        rows: NDArray[np.int64] | None,
+        sizes: NDArray[np.int32] | None,
+    ) -> CocoObjects | None:
+        listing = self.tables[split]
+        used = wish.table() if rows is None else wish.table().select(rows)
+        try:
+            if sizes is None:
+                raise NotCocoError("boxes need the sizes of images: data.survey=true")
+            return objects_of_rows(listing, self.tables["train"].store, used, sizes, self.cache)
+        except NotCocoError as error:
+            told = f"the column '{listing.columns.objects}' is not read as objects: {error}"
+            if self.asked is not None:
+                raise DataError(
+                    f"data.objects: {listing.origin}: {told}. For none: data.objects='none'."
+                ) from error
+            self.notes[split] = told
+            return None
 
     @cached_property
     def _tables(self) -> dict[Split, Table]:
@@ -153,8 +189,8 @@ class Annotations:
     def _asked(self, asked: str) -> list[Path]:
         if not self.folders:
             raise DataError(
-                f"data.objects: must stand beside a folder of images, but is '{asked}', and these "
-                "data are no folder."
+                f"data.objects: must stand beside a folder of images, or be a column of a table of "
+                f"them, but is '{asked}', and these data are neither."
             )
         folder = Path(next(iter(self.folders.values())).root)
         for root in (Path(), folder, folder.parent):

@@ -1,4 +1,4 @@
-"""The objects of one split's images, from a COCO file."""
+"""The objects of one split's images, from a JSON as COCO has them or a column."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class CocoObjects:
         ]
         if len(used) < len(self.numbers):
             words.append(f"{len(self.numbers) - len(used):,} images without annotations")
-        return ", ".join([*words, self.file.path.name])
+        return ", ".join([*words, self.file.name])
 
     @property
     def skipped(self) -> tuple[Skipped, ...]:
         """What is not as it must be, in the file and beside it."""
-        note = [Skipped(str(self.file.path), self.file.note)] if self.file.note else []
+        note = [Skipped(self.file.where, self.file.note)] if self.file.note else []
         return (*self.file.skipped, *note, *self.lost)
 
     def usable(self) -> NDArray[np.int64]:
@@ -77,7 +77,7 @@ class CocoObjects:
         """
         number = int(self.numbers[index])
         if number < 0:
-            raise DataError(f"{self.file.path}: must name image {index}, but does not.")
+            raise DataError(f"{self.file.where}: must name image {index}, but does not.")
         found = self.file.instances(number)
         labels = self._codes[found.labels]
         return Instances(found.boxes, labels, found.crowd, found.areas, found.regions)
@@ -111,17 +111,11 @@ def objects_in(
 
     Raises: DataError if the file has a class that training has not, or if no size fits.
     """
-    strangers = [name for name in file.classes if name not in classes]
-    if strangers:
-        raise DataError(
-            f"{file.path}: its categories must be among those of the training part, but "
-            f"'{strangers[0]}' is not.{nearest(strangers[0], classes)} Name the file of objects "
-            "with data.objects, or use none: data.objects='none'."
-        )
+    refuse_strangers(file.where, file.classes, classes)
     skipped: list[Skipped] = []
     if lost:
         reason = f"names {len(lost):,} images that are not there, first {lost[0]}"
-        skipped.append(Skipped(str(file.path), reason))
+        skipped.append(Skipped(file.where, reason))
     if sizes is not None:
         named = np.flatnonzero(numbers >= 0)
         differ = named[(file.sizes[numbers[named]] != sizes[named]).any(axis=1)]
@@ -134,15 +128,29 @@ def objects_in(
             )
         if told:
             reason = f"gives {len(differ):,} images another size, and their objects are not used"
-            skipped.append(Skipped(f"{file.path}", f"{reason}; {'; '.join(told)}"))
+            skipped.append(Skipped(file.where, f"{reason}; {'; '.join(told)}"))
         numbers = numbers.copy()
         numbers[differ] = -1
     return CocoObjects(file, numbers, classes, tuple(skipped))
 
 
+def refuse_strangers(where: str, names: Sequence[str], classes: Sequence[str]) -> None:
+    """Refuses what says of a split that it shows classes which training has not.
+
+    Raises: DataError.
+    """
+    strangers = [name for name in names if name not in classes]
+    if strangers:
+        raise DataError(
+            f"{where}: its categories must be among those of the training part, but "
+            f"'{strangers[0]}' is not.{nearest(strangers[0], classes)} Name other objects with "
+            "data.objects, or use none: data.objects='none'."
+        )
+
+
 def _sizes(file: CocoFile, number: int, size: NDArray[np.int32]) -> str:
     (height, width), (says_height, says_width) = size.tolist(), file.sizes[number].tolist()
-    return f"is {width} x {height} pixels, but {file.path.name} says {says_width} x {says_height}"
+    return f"is {width} x {height} pixels, but {file.name} says {says_width} x {says_height}"
 
 
 def match(

@@ -27,8 +27,9 @@ def annotated(subject: Subject, evaluator: str) -> Labels:
             raise DataError(
                 f"evaluator '{evaluator}' needs boxes, but the {source.split} split of "
                 f"'{source.name}' ({source.origin}) has none. Put a JSON of objects as COCO "
-                "has them beside the images, name it with data.objects, name an annotated set "
-                "for the evaluations with data.labelled, or remove this evaluator."
+                "has them beside the images, or a column of them into the table, name it with "
+                "data.objects, name an annotated set for the evaluations with data.labelled, or "
+                "remove this evaluator."
             )
         labels = torch.full((len(source),), -1)
         usable = torch.from_numpy(source.objects.usable())
