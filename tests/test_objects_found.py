@@ -46,7 +46,7 @@ def test_one_file_beside_each_folder(root):
     train, test = opened(root)
     assert described(train, test)[1:] == [
         "  objects: 3 in 3 images, 1 class, with outlines, train.json",
-        "  objects: 2 in 2 images, 1 class, with outlines, 1 images without annotations, val.json",
+        "  objects: 2 in 2 images, 1 class, with outlines, 1 image without annotations, val.json",
     ]
     assert train.objects.usable().tolist() == [0, 1, 2]
     assert len(test.objects.usable()) == 2
@@ -194,7 +194,7 @@ def test_images_of_another_size_are_not_used_and_listed(root):
     train, _ = opened(root)
     assert len(train.objects.usable()) == 2
     (told,) = train.skipped
-    assert "gives 1 images another size, and their objects are not used" in told.reason
+    assert "gives 1 image another size; their objects are not used" in told.reason
     assert "b.png: is 16 x 12 pixels, but train.json says 12 x 16" in told.reason
 
 
@@ -209,9 +209,7 @@ def test_names_of_images_that_are_not_there_are_counted(root):
     images(root)
     write_coco(root / "train.json", [*NAMES, "x.png", "y.png"])
     train, _ = opened(root)
-    assert [each.reason for each in train.skipped] == [
-        "names 2 images that are not there, first x.png"
-    ]
+    assert [each.reason for each in train.skipped] == ["names 2 images not there, first x.png"]
 
 
 def test_a_part_of_the_images_keeps_its_objects(root):

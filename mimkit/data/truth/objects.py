@@ -52,12 +52,12 @@ class CocoObjects:
         used = self.numbers[self.numbers >= 0]
         count, classes = int(self.file.counts[used].sum()), len(self.classes)
         words = [
-            f"{count:,} in {len(used):,} images",
+            f"{count:,} in {_images(len(used))}",
             f"{classes} class{'es' * (classes != 1)}",
             f"with{'' if self.has_regions else 'out'} outlines",
         ]
         if len(used) < len(self.numbers):
-            words.append(f"{len(self.numbers) - len(used):,} images without annotations")
+            words.append(f"{_images(len(self.numbers) - len(used))} without annotations")
         return ", ".join([*words, self.file.name])
 
     @property
@@ -114,7 +114,7 @@ def objects_in(
     refuse_strangers(file.where, file.classes, classes)
     skipped: list[Skipped] = []
     if lost:
-        reason = f"names {len(lost):,} images that are not there, first {lost[0]}"
+        reason = f"names {_images(len(lost))} not there, first {lost[0]}"
         skipped.append(Skipped(file.where, reason))
     if sizes is not None:
         named = np.flatnonzero(numbers >= 0)
@@ -127,7 +127,7 @@ def objects_in(
                 "data.objects='none'."
             )
         if told:
-            reason = f"gives {len(differ):,} images another size, and their objects are not used"
+            reason = f"gives {_images(len(differ))} another size; their objects are not used"
             skipped.append(Skipped(file.where, f"{reason}; {'; '.join(told)}"))
         numbers = numbers.copy()
         numbers[differ] = -1
@@ -146,6 +146,10 @@ def refuse_strangers(where: str, names: Sequence[str], classes: Sequence[str]) -
             f"'{strangers[0]}' is not.{nearest(strangers[0], classes)} Name other objects with "
             "data.objects, or use none: data.objects='none'."
         )
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count:,} images"
 
 
 def _sizes(file: CocoFile, number: int, size: NDArray[np.int32]) -> str:

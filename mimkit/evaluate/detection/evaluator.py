@@ -20,7 +20,7 @@ from mimkit.evaluate.detection.average_precision import metric_names
 from mimkit.evaluate.detection.heads import BoxHead, BoxLoss
 from mimkit.evaluate.detection.network import Detector, Settings
 from mimkit.evaluate.detection.placing import Variation
-from mimkit.evaluate.detection.trainer import DetectionTrainer, Schedule
+from mimkit.evaluate.detection.trainer import DetectionTrainer, Schedule, forked
 from mimkit.evaluate.fractions import Subsets
 from mimkit.evaluate.grids import grid_of
 from mimkit.evaluate.score import Score
@@ -199,7 +199,7 @@ class Detection(Evaluator):
         few = subsets.train(Cell("pretrained", subject.seed, 1.0))[:_TIMED]
         section = self.train.model_copy(update={"total_steps": 1, "batch_size": len(few)})
         once = replace(trainer, section=section, accumulate=1)
-        with torch.random.fork_rng(devices=[]):
+        with forked(subject.device):
             start = time.perf_counter()
             scale = once.fit(network, cell, few)
             trained = time.perf_counter()
@@ -282,8 +282,7 @@ class Detection(Evaluator):
 
         Raises: RecipeError if the encoder has no maps, or not of this size.
         """
-        devices = [subject.device] if subject.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with forked(subject.device):
             start = start_of(cell, subject)
             # New layers begin alike in every start.
             torch.manual_seed(cell.seed)

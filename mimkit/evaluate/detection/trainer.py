@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
@@ -83,8 +84,7 @@ class DetectionTrainer:
 
     def __call__(self, network: Detector, cell: Cell, fitted: Tensor, judged: Tensor) -> Score:
         """Trains ``network`` on ``fitted`` and lets it find the objects of ``judged``."""
-        devices = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
+        with forked(self.device):
             scale = self.fit(network, cell, fitted)
         return self.judge(network, cell, judged, scale)
 
@@ -188,6 +188,11 @@ class DetectionTrainer:
         if self.layer_decay is None or network.frozen:
             return None
         return layer_scales(network.backbone, self.layer_decay)
+
+
+def forked(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves the random state of the CPU and of a device as it was."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def rate(step: int, train: TrainSection, schedule: Schedule) -> float:
