@@ -6,12 +6,14 @@ from rich.console import Console
 from torch import nn
 
 from mimkit import Tokens
+from mimkit.data.opening import open_sources
 from mimkit.evaluate.features import extract, extract_layers, whole
 from mimkit.folder import RunFolder
 from mimkit.pipeline.assemble import open_run
 from mimkit.pipeline.current import subject as subject_of
 from mimkit.recipe.registry import entries, load
 from mimkit.recipe.schema import load as load_recipe
+from mimkit.recipe.sections import DataSection
 from mimkit.study import measuring
 from mimkit.train.distributed import World
 
@@ -77,7 +79,14 @@ OPTIONS = {
     "knn": {"num_images": 20, "num_test_images": 10},
     "knn_consistency": {"num_images": 10},
     "linear_probe": {"layers": "all", "weight_decays": (0.1,), "num_test_images": 10},
+    "segmentation": {"seeds": 1, "total_steps": 1, "batch_size": 4, "num_test_images": 4},
+    "detection": {
+        **{"seeds": 1, "total_steps": 1, "batch_size": 2, "num_test_images": 4},
+        **{"fpn_channels": 16, "head_width": 16, "num_sampled": 8},
+    },
 }
+SAY_THEMSELVES = {"finetune", "segmentation", "detection"}
+"""Those that train a network, in a precision of their own."""
 
 
 @pytest.mark.parametrize(
@@ -98,9 +107,16 @@ def test_every_evaluator_computes_in_the_recipes_precision(
         return pretrainer
 
     options = dict(OPTIONS[entry.name])
-    if entry.name == "finetune":  # which trains, and says itself in what
+    if entry.name in SAY_THEMSELVES:
         options["precision"] = precision
+    if entry.name == "finetune":
         options["recompute_batch_norm"] = False
+    if load(entry).needs_masks or load(entry).needs_objects:
+        section = DataSection(
+            name="objects", image_size=32, patch_size=4, num_images=20, num_test_images=10
+        )
+        train, test = open_sources(section)
+        subject = dataclasses.replace(subject, train=train, test=test)
     watched(subject.pretrainer)
     fresh = subject.fresh
     subject = dataclasses.replace(

@@ -414,7 +414,15 @@ def test_every_image_is_in_one_split_or_listed_as_not_used(
             arrange(walk(str(root)), meaning)
         return
     assert not found["train"].keys() & found["test"].keys()
-    left = every - found["train"].keys() - found["test"].keys()
+    masks = {
+        path
+        for listing in listings.values()
+        if listing.pairs is not None
+        for of in listing.pairs.files.values()
+        for path in of.values()
+    }
+    assert not masks & (found["train"].keys() | found["test"].keys())
+    left = every - found["train"].keys() - found["test"].keys() - masks
     unused = [item.path for item in listings["train"].skipped]
     for path in left:
         whole = root / path

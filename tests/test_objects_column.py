@@ -210,7 +210,7 @@ def test_what_is_not_as_it_must_be_is_told_as_of_a_file(root):
     }
     assert train.objects.usable().tolist() == [0, 1]
     assert test.objects.usable().tolist() == [0, 2]  # nothing is said of the second
-    assert "1 images without annotations" in test.objects.kind
+    assert "1 image without annotations" in test.objects.kind
 
 
 def test_lists_of_different_lengths_are_told(root):

@@ -18,6 +18,7 @@ from on_gpu.plan import GPU, MINIATURE, PLAN, TOTAL_SECONDS, Stage, chosen
 from on_gpu.recipes import ROOT, at_224, evaluations
 from on_gpu.record import Record, Row
 from on_gpu.stages import labels, suite, where
+from on_gpu.stages.evaluators import DATA
 from on_gpu.stages.install import lay_over, unmet
 from on_gpu.stages.steps import sustained_peak
 from on_gpu.work import Figure, Work, read_figures
@@ -178,7 +179,7 @@ def test_the_settings_at_224_are_those_of_the_recipes(stage, work):
 def test_the_settings_of_the_small_runs_are_those_of_the_recipes(work):
     sizes = work.sizes
     load("selfie_cifar", overrides=[*sizes.selfie, "evaluate=[]"])
-    load("mae_cifar", overrides=[*sizes.small, evaluations(sizes.evaluations)])
+    load("mae_cifar", overrides=[*sizes.small, DATA, evaluations(sizes.evaluations)])
     load("selfie_cifar", overrides=[*sizes.labels, labels.setting(sizes.finetune)])
 
 

@@ -73,8 +73,9 @@ def test_every_evaluator_is_asked_before_a_target_is_prepared(
         raise DataError("it cannot work")
 
     monkeypatch.setattr(registry.load(EVALUATORS[name]), "check", check)
-    refused(tiny, tmp_path, "it cannot work", evaluate(name))
-    recipe = load(str(tiny), overrides=[evaluate(name)])
+    shows = ['data.name="objects"', "data.image_size=24"]  # labels, masks and objects
+    refused(tiny, tmp_path, "it cannot work", *shows, evaluate(name))
+    recipe = load(str(tiny), overrides=[*shows, evaluate(name)])
     with pytest.raises(DataError, match="it cannot work"):  # so do bench and compare open a run
         open_run(recipe, RunFolder(tmp_path), World(0, 1, torch.device("cpu")), Console(quiet=True))
     assert prepared == []

@@ -397,8 +397,12 @@ def test_it_learns_what_a_pixel_shows(dense_subject, geometry, tmp_path, monkeyp
 def test_predictions_are_kept_to_be_looked_at(dense_subject, geometry):
     Segmentation(geometry, **QUICK).run(dense_subject)
     shown = dense_subject.workdir / "shown"
-    assert {each.name for each in shown.iterdir()} == {"image", "truth", "pretrained", "random"}
-    numbers = [sorted(path.name for path in each.glob("*.png")) for each in shown.iterdir()]
+    folders = [each for each in shown.iterdir() if each.is_dir()]
+    assert {each.name for each in folders} == {"image", "truth", "pretrained", "random"}
+    assert list(json.loads((shown / "colours.json").read_text())) == list(
+        dense_subject.test.masks.classes
+    )
+    numbers = [sorted(path.name for path in each.glob("*.png")) for each in folders]
     assert numbers == 4 * [numbers[0]]
     assert len(numbers[0]) == 6
     for name in numbers[0]:

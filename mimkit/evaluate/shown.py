@@ -30,6 +30,12 @@ _COVER: Final = 0.6
 class Shown:
     """A folder of pictures: ``COLUMN/NUMBER.png``, the number being that of the test image.
 
+    >>> import tempfile
+    >>> shown = Shown.some_of(Path(tempfile.mkdtemp()), torch.tensor([3, 5, 8]))
+    >>> shown.add("pretrained", 5, torch.zeros(3, 8, 8, dtype=torch.uint8))
+    >>> [path.name for path in shown.folder.glob("pretrained/*.png")]
+    ['5.png']
+
     The report puts pictures of one number into a row, and those of all methods side by side.
 
     Args:
@@ -60,6 +66,9 @@ class Shown:
 
 def painted(image: Tensor, classes: Tensor) -> Tensor:
     """Paints the class of every pixel over an image; what is not judged is grey.
+
+    >>> painted(torch.zeros(3, 1, 2, dtype=torch.uint8), torch.tensor([[0, -1]]))[:, 0, 1]
+    tensor([77, 77, 77], dtype=torch.uint8)
 
     Shape: image (3, H, W) uint8, classes (H, W) int64, negative for none; (3, H, W) uint8.
     """

@@ -117,16 +117,19 @@ def _dataset(training: Source, test: Source) -> dict[str, object]:
         "train_images": len(training),
         "test_images": len(test),
         "skipped": [asdict(item) for source in (training, test) for item in source.unread()],
-        "masks": [
-            {
-                "what": source.masks.kind,
-                "skipped": [asdict(item) for item in source.masks.skipped],
-            }
-            for source in (training, test)
-            if source.masks is not None
-        ],
+        **_masks(training, test),
         "notes": [source.note for source in (training, test) if source.note],
     }
+
+
+def _masks(*sources: Source) -> dict[str, object]:
+    """What was found of masks, where there are any on disk."""
+    found = [
+        {"what": each.masks.kind, "skipped": [asdict(item) for item in each.masks.skipped]}
+        for each in sources
+        if each.masks is not None and each.masks.kind
+    ]
+    return {"masks": found} if found else {}
 
 
 def seconds_before(earlier: Mapping[str, Any]) -> dict[str, float]:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -95,7 +95,7 @@ def make_plan(
             "batch size, optimizer, pre-training augmentation and encoder are each recipe's own",
         ),
         asked=question.fixed(),
-        sizes={k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()},
+        sizes=_plain(sizes),
     )
     if keep:
         for one in settled:
@@ -140,6 +140,14 @@ def read_plan(folder: Path) -> Plan | None:
             f"{file}: must be the plan of a comparison, but cannot be read ({error}). Remove it: "
             "the same command then plans anew and keeps all finished runs."
         ) from error
+
+
+def _plain(sizes: Sizes) -> dict[str, Any]:
+    """What a plan keeps of them."""
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
+    if not sizes.dense:
+        del plain["dense"]
+    return plain
 
 
 def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:

@@ -117,6 +117,8 @@ GPU: Final = Sizes(
         "attentive_probe": "num_heads = 3, total_steps = 300, lrs = [0.1]",
         "finetune": "label_fractions = [0.1], seeds = 1, total_steps = 300, "
         'lrs = [1e-3], optimizer = "adamw"',
+        "segmentation": 'head = "upernet", width = 128, seeds = 1, total_steps = 200',
+        "detection": "seeds = 1, total_steps = 60, warmup_steps = 10, num_test_images = 200",
     },
     finetune="seeds = 3, total_steps = 1000",
     tests="gpu",
@@ -169,6 +171,9 @@ MINIATURE: Final = Sizes(
         "batch_size = 16, warmup_steps = 1",
         "finetune": "label_fractions = [0.1], seeds = 1, total_steps = 4, "
         "batch_size = 16, warmup_steps = 1, lrs = [0.1]",
+        "segmentation": "seeds = 1, total_steps = 3, batch_size = 8, num_test_images = 20",
+        "detection": "seeds = 1, total_steps = 2, warmup_steps = 1, batch_size = 4, "
+        "num_test_images = 8, fpn_channels = 16, head_width = 16, num_sampled = 16",
     },
     finetune="seeds = 1, total_steps = 4, batch_size = 16, warmup_steps = 1, lrs = [0.1]",
     tests="not gpu and not slow and not download and not browser",

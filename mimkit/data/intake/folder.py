@@ -16,7 +16,7 @@ from mimkit.data.intake.beside import annotation_files
 from mimkit.data.intake.kept import keep, kept
 from mimkit.data.intake.kinds import advice, census, reason
 from mimkit.data.intake.layout import Layout, arrange
-from mimkit.data.intake.pairs import PairedMasks, Pairs, pair
+from mimkit.data.intake.pairs import PairedMasks, Pairs, pair, unused
 from mimkit.data.intake.paths import Paths, write_paths
 from mimkit.data.intake.places import Meaning, Part, Place, some
 from mimkit.data.intake.sheet import KINDS, METADATA, Naming, naming
@@ -208,8 +208,7 @@ def list_folder(
             f"data.masks: must name folders whose files are called as the images of {tree.root} "
             f"that lie beside them, but '{called}' does not."
         )
-    paired = {f"{tree.root}/{name}" for each in pairs.values() if each for name in each.folders}
-    unused = tuple(each for each in layout.unused if each.path not in paired)
+    left = unused(layout.unused, tree.root, layout.masks, filter(None, pairs.values()))
     whole = replace(whole, mask_names=_mask_names(tree) if any(pairs.values()) else None)
     first = notes[:1] if layout.test is None else []
     return {
@@ -217,7 +216,7 @@ def list_folder(
             whole,
             share=shares["train"],
             pairs=pairs.get("train"),
-            skipped=unused + others["train"],
+            skipped=left + others["train"],
             note="; ".join(notes),
         ),
         "test": replace(

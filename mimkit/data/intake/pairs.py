@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from typing import Final
 
 from mimkit.data.intake.paths import Paths
+from mimkit.data.intake.table import Skipped
 from mimkit.data.intake.walk import Folder
 
 _LOSSY: Final = (".jpg", ".jpeg", ".jfif", ".jpe")
@@ -78,6 +79,38 @@ class PairedMasks:
             return None
         with open(path, "rb") as file:
             return file.read()
+
+
+def unused(
+    skipped: Iterable[Skipped], root: str, masks: Sequence[Folder], pairs: Iterable[Pairs]
+) -> tuple[Skipped, ...]:
+    """Takes masks that belong to images out of what is not used.
+
+    Args:
+        skipped: folders that are not used, those of masks among them.
+        root: below which they lie.
+        masks: the folders of masks.
+        pairs: which masks are whose, of all splits.
+    """
+    taken = {path for each in pairs for of in each.files.values() for path in of.values()}
+    found = []
+    for item in skipped:
+        inside = (f for f in masks if _covers(item.path.removeprefix(f"{root}/"), f.name))
+        names = [folder.path(name) for folder in inside for name in folder.images]
+        left = len([name for name in names if name not in taken])
+        if left == len(names):
+            found.append(item)
+        elif left:
+            why = f"{left:,} images not used: masks, but no image is called as they are"
+            found.append(Skipped(item.path, why))
+    return tuple(found)
+
+
+def _covers(path: str, folder: str) -> bool:
+    """Whether what is listed as a path, or as ``path/*``, holds a folder."""
+    if path.endswith("*"):
+        return folder == path.rstrip("*").rstrip("/")
+    return folder == path or folder.startswith(f"{path}/")
 
 
 def pair(images: Iterable[Folder], masks: Sequence[Folder]) -> Pairs | None:

@@ -8,6 +8,8 @@ from on_gpu.recipes import evaluations
 from on_gpu.work import Work, settings
 
 _RECIPE = "mae_cifar"
+DATA = 'data.name="objects"'
+"""Which have labels, masks and objects."""
 
 
 def run(work: Work) -> None:
@@ -25,7 +27,7 @@ def run(work: Work) -> None:
             clock.append((name.strip(), now))
 
     words = ["run", _RECIPE, "--device", work.device, "--out", str(out)]
-    words += settings([*work.sizes.small, evaluations(work.sizes.evaluations)])
+    words += settings([*work.sizes.small, DATA, evaluations(work.sizes.evaluations)])
     code = work.mimkit(*words, heard=hear)
     file = out / _RECIPE / "0" / "results.json"
     if file.is_file():
