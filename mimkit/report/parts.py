@@ -12,10 +12,11 @@ from mimkit import words
 from mimkit.report.findings import Study
 from mimkit.report.looks import Chart, Look, in_legend, legend
 from mimkit.report.svg import Plot
-from mimkit.report.wording import name_of
+from mimkit.report.wording import name_of, varies, worded
 
 _MOST: Final = 30
 """Parts that are shown; of more, those in which the numbers lie farthest apart."""
+_LABELS: Final = ("label_fraction", "num_labels")
 _Start = tuple[str, str]
 """Label of a method, and how its weights came about."""
 
@@ -28,12 +29,15 @@ class Group:
     metric: str
     protocol: Mapping[str, Any]
     found: dict[_Start, list[Mapping[str, Any]]] = field(default_factory=dict)
+    detail: str = ""
 
     @property
-    def fraction(self) -> float:
-        """Of the labels; all where the protocol does not say."""
+    def told(self) -> str:
+        """What ends a title: the share of labels, and what sets it apart from others."""
         fraction = self.protocol.get("label_fraction")
-        return fraction if isinstance(fraction, int | float) else 1.0
+        few = isinstance(fraction, int | float) and fraction < 1
+        share = f", at {words.share(fraction)} of the labels" if few else ""  # type: ignore[arg-type]
+        return share + (f" ({self.detail})" if self.detail else "")
 
     def means(self) -> dict[_Start, dict[str, float]]:
         """The mean of each part over seeds."""
@@ -74,7 +78,16 @@ def groups(study: Study, kept: str) -> list[Group]:
                 )
                 start = outcome.cell.method, result["init"]
                 group.found.setdefault(start, []).append(held)
-    return list(gathered.values())
+    every = list(gathered.values())
+    for group in every:
+        alike = [
+            other.protocol
+            for other in every
+            if (other.evaluator, other.metric) == (group.evaluator, group.metric)
+        ]
+        differ = [name for name in group.protocol if varies(alike, name) and name not in _LABELS]
+        group.detail = worded(group.protocol, differ)
+    return every
 
 
 def _chart(number: int, group: Group, styles: Mapping[str, Look]) -> Chart:
@@ -82,8 +95,7 @@ def _chart(number: int, group: Group, styles: Mapping[str, Look]) -> Chart:
     names = _shown([*means.values()])
     total = len(dict.fromkeys(name for of_start in means.values() for name in of_start))
     title = f"{name_of(group.evaluator, metric)}, what it is the mean of"
-    if group.fraction < 1:
-        title += f", at {words.share(group.fraction)} of the labels"
+    title += group.told
     if total > len(names):
         title += f": of {total}, the {len(names)} that differ most"
     said = []

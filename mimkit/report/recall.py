@@ -31,8 +31,7 @@ def curve_charts(study: Study, styles: Mapping[str, Look]) -> list[Chart]:
 def _chart(key: str, name: str, group: Group, styles: Mapping[str, Look]) -> Chart:
     title = f"{CALLED.get(group.evaluator, group.evaluator.replace('_', ' '))}: {name}"
     title = f"{title[:1].upper()}{title[1:]} against recall"
-    if group.fraction < 1:
-        title += f", at {words.share(group.fraction)} of the labels"
+    title += group.told
     said = []
     with (plot := Plot(4.8, 3.3)) as axes:
         for (label, start), seeds in group.found.items():

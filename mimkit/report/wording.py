@@ -110,4 +110,6 @@ def worded(protocol: Mapping[str, Any], names: Iterable[str]) -> str:
 
 
 def _plain(value: object) -> str:
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
