@@ -14,8 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 import mimkit
+from mimkit.cli import app
 from mimkit.recipe import registry
 from mimkit.recipe.schema import load
 
@@ -218,6 +220,17 @@ def test_internal_links_lead_to_files_and_headings(page):
             )
             headings = re.findall(r"^#+ (.+)$", included, re.MULTILINE)
             assert anchor in {slug(heading) for heading in headings}, f"{page.name}: {link}"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *PAGES], ids=lambda page: page.name)
+def test_commands_have_the_options_that_pages_give_them(page):
+    commands = get_command(app).commands
+    for found in re.findall(r"^ *mimkit (.*(?:\\\n.*)*)", page.read_text("utf-8"), re.MULTILINE):
+        name, _, rest = found.replace("\\\n", " ").partition(" ")
+        if name in commands and name != "plugin":  # which has commands of its own
+            known = {option for each in commands[name].params for option in each.opts}
+            given = set(re.findall(r" (--[a-z-]+)", rest.partition("#")[0]))
+            assert given <= known, f"{page.name}: {found}"
 
 
 def slug(heading):
