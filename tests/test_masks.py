@@ -104,6 +104,17 @@ def test_the_file_of_names_is_read_as_windows_writes_it_and_not_told_as_unused(s
     assert not [x for x in (*train.oddities, *test.oddities) if "classes.txt" in x]
 
 
+def test_masks_in_jpeg_are_refused_with_the_reason(street):
+    for path in street.glob("*/masks/*.png"):
+        Image.open(path).convert("L").save(path.with_suffix(".jpg"))
+        path.unlink()
+    train, test = opened(street)
+    assert train.masks is None
+    assert test.masks is None
+    told = "\n".join(train.oddities)
+    assert "9 images not used: as masks they hold no ids, since JPEG blurs; take PNG" in told
+
+
 def test_two_names_are_those_of_masks_painted_in_black_and_white(street):
     (street / "classes.txt").write_text("background\nleaf\n")
     for split, count in (("train", 9), ("val", 3)):
