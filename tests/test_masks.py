@@ -115,6 +115,18 @@ def test_masks_in_jpeg_are_refused_with_the_reason(street):
     assert "9 images not used: as masks they hold no ids, since JPEG blurs; take PNG" in told
 
 
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [(7, "masks of 1 image, 1 class (7), "), (255, "masks of 0 images, id 255 not judged, ")],
+)
+def test_one_mask_or_none_is_told_as_such(tmp_path, monkeypatch, ids, said):
+    monkeypatch.setenv("MIMKIT_CACHE", str(tmp_path / "cache"))
+    for k in range(2):
+        photograph(tmp_path / "pair" / "images" / f"{k}.jpg")
+        mask(tmp_path / "pair" / "masks" / f"{k}.png", np.full((90, 70), ids))
+    assert opened(tmp_path / "pair")[0].masks.kind == f"{said}masks/"
+
+
 def test_two_names_are_those_of_masks_painted_in_black_and_white(street):
     (street / "classes.txt").write_text("background\nleaf\n")
     for split, count in (("train", 9), ("val", 3)):
