@@ -221,6 +221,16 @@ def test_the_demo_starts_anew_and_tells_how_to_go_on(monkeypatch, tmp_path):
     assert not started[1][1]["fresh"]
 
 
+def test_an_interrupted_evaluation_says_how_to_go_on(monkeypatch):
+    def interrupted(_asked):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mimkit.study.judging.evaluate", interrupted)
+    done = mimkit("evaluate", "run")
+    assert done.exit_code == 130
+    assert done.stderr.strip() == "Interrupted. To go on, repeat the same command."
+
+
 def test_the_version_is_told_with_those_of_plugins():
     lines = mimkit("--version").output.splitlines()
     assert lines[0] == f"mimkit {importlib.metadata.version('mimkit')}"

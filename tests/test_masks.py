@@ -97,6 +97,48 @@ def test_a_list_of_names_numbers_the_classes_and_others_are_told(street):
     assert "id 5 not judged" in ignoring.masks.kind
 
 
+def test_the_file_of_names_is_read_as_windows_writes_it_and_not_told_as_unused(street):
+    (street / "classes.txt").write_text("road\r\n\r\ncar\r\nsky\r\n", encoding="utf-8-sig")
+    train, test = opened(street)
+    assert train.masks.classes == ("road", "car", "sky")
+    assert not [x for x in (*train.oddities, *test.oddities) if "classes.txt" in x]
+
+
+def test_masks_in_jpeg_are_refused_with_the_reason(street):
+    for path in street.glob("*/masks/*.png"):
+        Image.open(path).convert("L").save(path.with_suffix(".jpg"))
+        path.unlink()
+    train, test = opened(street)
+    assert train.masks is None
+    assert test.masks is None
+    told = "\n".join(train.oddities)
+    assert "9 images not used: as masks they hold no ids, since JPEG blurs; take PNG" in told
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [(7, "masks of 1 image, 1 class (7), "), (255, "masks of 0 images, id 255 not judged, ")],
+)
+def test_one_mask_or_none_is_told_as_such(tmp_path, monkeypatch, ids, said):
+    monkeypatch.setenv("MIMKIT_CACHE", str(tmp_path / "cache"))
+    for k in range(2):
+        photograph(tmp_path / "pair" / "images" / f"{k}.jpg")
+        mask(tmp_path / "pair" / "masks" / f"{k}.png", np.full((90, 70), ids))
+    assert opened(tmp_path / "pair")[0].masks.kind == f"{said}masks/"
+
+
+def test_two_names_are_those_of_masks_painted_in_black_and_white(street):
+    (street / "classes.txt").write_text("background\nleaf\n")
+    for split, count in (("train", 9), ("val", 3)):
+        for k in range(count):
+            mask(street / split / "masks" / f"{k}.png", bands([0, 255]))
+    for source in opened(street):
+        assert source.masks.classes == ("background", "leaf")
+        np.testing.assert_array_equal(source.masks(0), bands([0, 1]))
+    (ignoring, _) = opened(street, mask_ignore=(255,))
+    assert set(np.unique(ignoring.masks(0))) == {0, IGNORED}
+
+
 def test_ids_to_ignore_are_no_classes(street):
     train, test = opened(street, mask_ignore=(0,))
     assert train.masks.classes == test.masks.classes == ("2", "5")

@@ -1,5 +1,6 @@
 """The program that all commands belong to: every error becomes one message and an exit code."""
 
+import signal
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +34,9 @@ class _Program(TyperGroup):
         except Interrupted as error:  # in what has no more to say of how to go on
             make_console(stderr=True).print(f"{error}. To go on, repeat the same command.")
             raise typer.Exit(error.exit_code) from error
+        except KeyboardInterrupt:  # between or in evaluations, whose finished cells are kept
+            make_console(stderr=True).print("Interrupted. To go on, repeat the same command.")
+            raise typer.Exit(128 + signal.SIGINT) from None
         except BrokenPipeError:
             raise
         except Exception as error:

@@ -195,8 +195,6 @@ def list_folder(
     )
     if named is not None and named.classes:
         whole = replace(whole, classes=named.classes, named=named)
-    used = {path.name for path in (*tables, *beside)}
-    others = {split: tuple(_others(tree, layout.test, split, used)) for split in shares}
     parts = {"train": layout.train, "test": layout.test or layout.train}
     pairs = {
         split: pair((place.folder for place in part.places), layout.masks)
@@ -208,6 +206,10 @@ def list_folder(
             f"data.masks: must name folders whose files are called as the images of {tree.root} "
             f"that lie beside them, but '{called}' does not."
         )
+    used = {path.name for path in (*tables, *beside)}
+    if any(pairs.values()) and (names := _file_of_names(tree)):
+        used.add(Path(names).name)
+    others = {split: tuple(_others(tree, layout.test, split, used)) for split in shares}
     left = unused(layout.unused, tree.root, layout.masks, filter(None, pairs.values()))
     whole = replace(whole, mask_names=_mask_names(tree) if any(pairs.values()) else None)
     first = notes[:1] if layout.test is None else []
@@ -249,12 +251,16 @@ def _hold_out(tree: Tree, total: int) -> str:
     return f"no test part: {held_out(total):,} of {total:,} images, chosen by path, are held out"
 
 
+def _file_of_names(tree: Tree) -> str | None:
+    return next((path for path in tree.others() if Path(path).name in _NAMES), None)
+
+
 def _mask_names(tree: Tree) -> tuple[str, ...] | None:
     """Reads what ids stand for: a name in each line of ``classes.txt``."""
-    found = next((path for path in tree.others() if Path(path).name in _NAMES), None)
+    found = _file_of_names(tree)
     if found is None:
         return None
-    lines = Path(tree.root, found).read_text(encoding="utf-8", errors="replace").splitlines()
+    lines = Path(tree.root, found).read_text(encoding="utf-8-sig", errors="replace").splitlines()
     return tuple(line.strip() for line in lines if line.strip()) or None
 
 

@@ -98,7 +98,10 @@ def unused(
         inside = (f for f in masks if _covers(item.path.removeprefix(f"{root}/"), f.name))
         names = [folder.path(name) for folder in inside for name in folder.images]
         left = len([name for name in names if name not in taken])
-        if left == len(names):
+        if names and all(PurePosixPath(name).suffix.lower() in _LOSSY for name in names):
+            why = f"{left:,} images not used: as masks they hold no ids, since JPEG blurs; take PNG"
+            found.append(Skipped(item.path, why))
+        elif left == len(names):
             found.append(item)
         elif left:
             why = f"{left:,} images not used: masks, but no image is called as they are"

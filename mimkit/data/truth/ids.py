@@ -62,10 +62,12 @@ def number(
 
     Ids without a name are ignored where others have one. Without names every id that occurs is a
     class of its own. 255 is ignored unless it has a name, or only 0 occurs beside it, which is how
-    masks of one thing are painted.
+    masks of one thing are painted. Of two names it then has the second.
 
     >>> number(np.isin(np.arange(256), [0, 255]), None, None).classes
     ('0', '255')
+    >>> number(np.isin(np.arange(256), [0, 255]), ["background", "leaf"], None).codes[255]
+    np.int64(1)
 
     Args:
         occurs: (256,) which ids there are, in all splits.
@@ -73,6 +75,10 @@ def number(
         ignore: ids that are not judged; None for 255.
     """
     there = set(np.flatnonzero(occurs).tolist())
+    if ignore is None and names is not None and len(names) == 2 and there == {0, _VOID}:
+        painted = np.full(NUM_IDS, IGNORED, dtype=np.int64)
+        painted[[0, _VOID]] = 0, 1
+        return Numbering(tuple(names), painted, ignored=(), strangers=())
     void = {_VOID} if ignore is None and there != {0, _VOID} else set(ignore or ())
     ids = range(min(len(names), NUM_IDS)) if names is not None else sorted(there)
     kept = [each for each in ids if each not in void or (names is not None and ignore is None)]

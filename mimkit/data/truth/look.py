@@ -84,7 +84,7 @@ def _look(table: Table, rows: NDArray[np.int64], sizes: NDArray[np.int32] | None
         counts[number] = np.bincount(ids.ravel(), minlength=NUM_IDS)
         return None
 
-    task = f"looking at {len(rows):,} masks (once)"
+    task = f"looking at {len(rows):,} mask{'s' * (len(rows) != 1)} (once)"
     with (
         ThreadPoolExecutor(cores()) as threads,  # decoding leaves Python's lock
         Pace(task, len(rows), 0, make_console(stderr=True)) as pace,

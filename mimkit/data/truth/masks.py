@@ -55,7 +55,10 @@ class MaskFiles:
     def kind(self) -> str:
         """What was found, in words."""
         names = ", ".join(self.classes[:_SHOWN]) + (", ..." if len(self.classes) > _SHOWN else "")
-        said = f"masks of {len(self.usable()):,} images, {len(self.classes)} classes ({names})"
+        images, classes = len(self.usable()), len(self.classes)
+        said = f"masks of {images:,} image{'s' * (images != 1)}"
+        if classes:
+            said += f", {classes} class{'es' * (classes != 1)} ({names})"
         ignored = self.numbering.ignored
         if ignored:
             said += f", id{'s' * (len(ignored) > 1)} {some_ids(ignored)} not judged"
