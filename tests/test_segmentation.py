@@ -113,15 +113,22 @@ def test_what_images_score_has_the_mean_and_the_error_of_the_whole():
     found = torch.where(wrong, torch.randint(0, 4, truth.shape, generator=generator), truth.clip(0))
     overlap = overlap_of(truth, found, num_classes)
     scores = overlap.by_image()
-    assert float(scores.mean()) == pytest.approx(overlap.mean_iou, abs=1e-12)
-    again = []
+    values = {
+        "miou": lambda one: one.mean_iou,
+        "pixel_accuracy": lambda one: one.pixel_accuracy,
+        "mean_accuracy": lambda one: one.mean_accuracy,
+    }
+    assert scores.keys() == values.keys()
+    again = {name: [] for name in values}
     for _ in range(2000):
         rows = torch.randint(0, num_images, (num_images,), generator=generator)
-        again.append(
-            Overlap(overlap.common[rows], overlap.either[rows], overlap.true[rows]).mean_iou
-        )
-    error = float(scores.std() / num_images**0.5)
-    assert error == pytest.approx(np.std(again), rel=0.08)
+        drawn = Overlap(overlap.common[rows], overlap.either[rows], overlap.true[rows])
+        for name, value in values.items():
+            again[name].append(value(drawn))
+    for name, value in values.items():
+        assert float(scores[name].mean()) == pytest.approx(value(overlap), abs=1e-12)
+        error = float(scores[name].std() / num_images**0.5)
+        assert error == pytest.approx(np.std(again[name]), rel=0.08), name
 
 
 # -------------------------------------------------------------------------------------- crops
@@ -308,9 +315,8 @@ def test_every_result_has_its_baseline(dense_subject, geometry, head, frozen):
     for result in results:
         assert 0 <= result.value <= 1
         assert (result.protocol["head"], result.protocol["frozen"]) == (head, frozen)
+        assert unpack(result.image_scores).mean() == pytest.approx(result.value, abs=1e-6)
         if result.metric == "miou":
-            scores = unpack(result.image_scores)
-            assert scores.mean() == pytest.approx(result.value, abs=1e-6)
             assert np.mean(list(result.parts.values())) == pytest.approx(result.value)
     after = dense_subject.pretrainer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)

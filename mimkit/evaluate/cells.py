@@ -132,6 +132,7 @@ class Table:
                     **score.metrics,
                     "loss": score.loss,
                     "image_scores": score.image_scores,
+                    **({"other_scores": dict(score.other_scores)} if score.other_scores else {}),
                     **({"parts": dict(score.parts)} if score.parts else {}),
                     **({"curves": dict(score.curves)} if score.curves else {}),
                     **score.chosen,
@@ -157,7 +158,11 @@ class Table:
                 init=cell.init,
                 protocol=protocol,
                 chosen=chosen or {},
-                image_scores=score.image_scores if metric == self.metrics[0] else None,
+                image_scores=(
+                    score.image_scores
+                    if metric == self.metrics[0]
+                    else score.other_scores.get(metric)
+                ),
                 parts=score.parts if metric == self.metrics[0] else {},
                 curves=score.curves if metric == self.metrics[0] else {},
             )
@@ -169,8 +174,8 @@ class Table:
         rest = {name: held for name, held in record.items() if name not in {"key", *cell.record}}
         metrics = {name: rest.pop(name) for name in self.metrics if name in rest}
         loss, scores = (rest.pop(name, None) for name in ("loss", "image_scores"))
-        parts, curves = (rest.pop(name, {}) for name in ("parts", "curves"))
-        return Score(metrics, loss, scores, parts, curves, rest)
+        others, parts, curves = (rest.pop(name, {}) for name in ("other_scores", "parts", "curves"))
+        return Score(metrics, loss, scores, others, parts, curves, rest)
 
     def _line(self, cell: Cell, score: Score, num_images: int, note: str) -> str:
         images = f"{num_images:,} {cell.split} images"

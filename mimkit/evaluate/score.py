@@ -23,6 +23,7 @@ class Score:
             None where there is none.
         image_scores: what each image scored of the first metric, as
             `mimkit.evaluate.image_scores.pack` writes it; None if its mean is not the metric.
+        other_scores: the same of other metrics, by name.
         parts: what the first metric is the mean of, by name, such as each class's.
         curves: lines that go with it, as in `mimkit.evaluate.base.Result`.
         chosen: what was found out beside, such as a value that was searched for; plain data.
@@ -31,6 +32,7 @@ class Score:
     metrics: Mapping[str, float]
     loss: float | None = None
     image_scores: str | None = None
+    other_scores: Mapping[str, str] = field(default_factory=dict)
     parts: Mapping[str, float] = field(default_factory=dict)
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     chosen: Mapping[str, Any] = field(default_factory=dict)

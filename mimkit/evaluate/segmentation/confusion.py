@@ -71,16 +71,28 @@ class Overlap:
         shares = self.common.sum(0) / self.true.sum(0).clamp(min=1)
         return float(shares[self.present].mean())
 
-    def by_image(self) -> Tensor:
-        """Says what each image adds to the mean IoU: numbers whose mean it is.
+    def by_image(self) -> dict[str, Tensor]:
+        """Says what each image adds to each measure: numbers whose mean it is.
 
         The mean IoU is a mean of ratios of sums over images, not of images. Each image is given
         the mean IoU and how its own sums move that (to first order), so that the spread of these
-        numbers over images is the error of the mean IoU for other images of the same kind.
+        numbers over images is the error of the mean IoU for other images of the same kind. So are
+        the two accuracies.
 
-        Shape: (m,) float64.
+        Shape: (m,) float64, by ``miou``, ``pixel_accuracy`` and ``mean_accuracy``.
         Source: linearised ratio estimates, W. G. Cochran, Sampling Techniques, 1977, section 6.
         """
-        mean_either = self.either.mean(0).clamp(min=1e-12)
-        moves = (self.common - self.iou * self.either) / mean_either
-        return self.mean_iou + moves[:, self.present].mean(1)
+        found, true = self.common[:, self.present], self.true[:, self.present]
+        all_found, all_true = found.sum(1, keepdim=True), true.sum(1, keepdim=True)
+        return {
+            "miou": _linearised(found, self.either[:, self.present]),
+            "pixel_accuracy": _linearised(all_found, all_true),
+            "mean_accuracy": _linearised(found, true),
+        }
+
+
+def _linearised(part: Tensor, whole: Tensor) -> Tensor:
+    """The mean over columns of sums of ``part`` by ``whole``, row by row: (m, k) to (m,)."""
+    ratio = part.sum(0) / whole.sum(0).clamp(min=1)
+    moves = (part - ratio * whole) / whole.mean(0).clamp(min=1e-12)
+    return (ratio + moves).mean(1)

@@ -177,12 +177,14 @@ def score_of(overlap: Overlap, classes: tuple[str, ...]) -> Score:
         for name, value, there in zip(classes, overlap.iou.tolist(), present, strict=True)
         if there
     }
+    scores = {name: pack_numbers(each) for name, each in overlap.by_image().items()}
     return Score(
         {
             "miou": overlap.mean_iou,
             "pixel_accuracy": overlap.pixel_accuracy,
             "mean_accuracy": overlap.mean_accuracy,
         },
-        image_scores=pack_numbers(overlap.by_image()),
+        image_scores=scores.pop("miou"),
+        other_scores=scores,
         parts=parts,
     )
