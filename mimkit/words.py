@@ -3,6 +3,8 @@
 import math
 
 NARROW = "\u202f"
+_SHORT = 0.1
+"""Seconds below which nobody cares how many there are."""
 MINUS = "\u2212"
 MISSING = "\u2013"
 GUESSES = {"chance": "chance", "majority": "most frequent class"}
@@ -90,8 +92,8 @@ def duration(seconds: float, *, exact: bool = False) -> str:
         seconds: how long; whole ones are written as such.
         exact: enough to compare it with others: in seconds up to two hours.
     """
-    if 0 < seconds < 0.1:
-        return f"under 0.1{NARROW}s"
+    if 0 < seconds < _SHORT:
+        return f"under {_SHORT}{NARROW}s"
     if seconds < 90:
         return f"{seconds:.3g}{NARROW}s"
     if exact and seconds < 7200:
@@ -102,6 +104,15 @@ def duration(seconds: float, *, exact: bool = False) -> str:
     if minutes >= 48 * 60:
         return f"{seconds / 86400:.3g}{NARROW}days"
     return f"{minutes // 60}{NARROW}h {minutes % 60:02d}{NARROW}min"
+
+
+def about(seconds: float) -> str:
+    """An estimated time span, as `duration` writes it.
+
+    >>> about(0.02), about(360)
+    ('under 0.1\u202fs', 'about 6\u202fmin')
+    """
+    return f"{'about ' * (not 0 < seconds < _SHORT)}{duration(seconds)}"
 
 
 def _decimal(value: float, digits: int) -> str:

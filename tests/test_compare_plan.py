@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from rich.console import Console
 from torchvision.transforms.functional import to_pil_image
 
@@ -156,6 +157,19 @@ def test_for_other_data_the_nearest_recipe_is_fitted_and_says_so(tmp_path):
     assert found.recipe.data.name == str(tmp_path / "data")
     assert found.recipe.data.image_size == (32, 32)
     assert "is replaced by" in found.notes[0]
+
+
+def test_how_many_images_a_recipe_takes_of_its_own_data_says_nothing_of_others(tmp_path):
+    for split, count in (("train", 4), ("val", 2)):
+        (tmp_path / split).mkdir()
+        for number in range(count):
+            Image.new("RGB", (40, 40), (number, 0, 0)).save(tmp_path / split / f"{number}.png")
+    asked = Asked(str(tmp_path))
+    (found,) = find_methods(["mae_shapes"], asked)
+    assert load("mae_shapes").data.num_images == 8_000
+    assert found.recipe.data.num_images is None
+    (found,) = find_methods(["mae_shapes"], replace(asked, overrides=("data.num_images=3",)))
+    assert found.recipe.data.num_images == 3
 
 
 def test_a_data_set_of_one_small_size_keeps_its_pixels_and_the_grid(monkeypatch):

@@ -201,6 +201,16 @@ def test_what_methods_share_is_paid_once(tiny, tmp_path, inline):
     assert caption(owing("a", x=600.0), owing("b", y=600.0)).split()[:2] == ["about", "20"]
 
 
+def test_what_is_finished_is_not_counted_again(tiny, tmp_path, inline):
+    plan = make_plan(asking([str(tiny)]), tmp_path / "out", Console(quiet=True), inline, keep=False)
+    (method,) = plan.methods
+    plan = replace(plan, methods=(replace(method, evaluate_seconds=3600.0, total_steps=0),))
+    assert table(plan, 1).caption.startswith("about 2\u202fh 00")
+    half = table(plan, 1, plan.cells[:1]).caption
+    assert half.startswith("about 60\u202fmin")
+    assert half.endswith("1 of 2 runs are finished already")
+
+
 def test_a_target_is_prepared_where_its_author_says_nothing_else(tiny, tmp_path, register):
     from mimkit.builtin.targets import Pixels  # noqa: PLC0415 -- a base class
 

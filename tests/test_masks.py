@@ -97,10 +97,11 @@ def test_a_list_of_names_numbers_the_classes_and_others_are_told(street):
     assert "id 5 not judged" in ignoring.masks.kind
 
 
-def test_the_file_of_names_is_read_as_windows_writes_it_and_not_told_as_unused(street):
-    (street / "classes.txt").write_text("road\r\n\r\ncar\r\nsky\r\n", encoding="utf-8-sig")
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "cp1252"])
+def test_the_file_of_names_is_read_as_windows_writes_it_and_not_told_as_unused(street, encoding):
+    (street / "classes.txt").write_text("Straße\r\n\r\ncar\r\nsky\r\n", encoding=encoding)
     train, test = opened(street)
-    assert train.masks.classes == ("road", "car", "sky")
+    assert train.masks.classes == ("Straße", "car", "sky")
     assert not [x for x in (*train.oddities, *test.oddities) if "classes.txt" in x]
 
 
@@ -219,6 +220,8 @@ def test_another_folder_is_named_and_none_is_possible(street):
         (["images/train/x/1.jpg"], ["annotations/train/x/1.png"]),
         (["train/1.jpg", "train/2.jpg"], ["train_masks/1_mask.gif", "train_masks/2_mask.gif"]),
         (["img/b_7.png", "img/b_71.png"], ["gt/b_7_L.png", "gt/b_71_L.png"]),
+        (["img/1.jpg", "img/11.jpg"], ["gt/mask_1.png", "gt/mask_11.png"]),
+        (["img/1.jpg", "img/2.jpg"], ["gt/v1_1.png", "gt/v1_2.png"]),
     ],
 )
 def test_masks_are_called_as_their_images(tmp_path, images, masks):

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from mimkit.words import duration
+from mimkit.words import about, duration
 
 _REFRESH_SECONDS: Final = 0.5
 _HEADS: Final = ("run", "state", "step", "loss", "left")
@@ -95,7 +95,7 @@ class Board:
         head = f"{finished} of {self.total} runs finished"
         head += f", {failed} failed" if failed else ""
         head += f"  {duration(self.shown - self.started)}"
-        head += f", about {duration(left)} left" if left is not None else ""
+        head += f", {about(left)} left" if left is not None else ""
         page = Table.grid(expand=True)
         page.add_row(Text(head))
         page.add_row(ProgressBar(total=self.total, completed=finished + failed))

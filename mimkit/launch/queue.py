@@ -247,7 +247,7 @@ class _Queue:
         self.board.say(
             f"{work.name}: finished ({len(self.finished)} of {self.total}"
             + (f", {duration(took)}" if own else "")
-            + (f"; about {duration(left)} left" if left else "")
+            + (f"; {words.about(left)} left" if left else "")
             + ")"
         )
 

@@ -68,7 +68,7 @@ def show(console: Console, study: Study, report: Path, steps: Sequence[Next]) ->
     tell(console, study)
     console.print(headed("report", report), soft_wrap=True)
     for step in steps:
-        took = "" if step.seconds is None else f", about {words.duration(step.seconds)}"
+        took = "" if step.seconds is None else f", {words.about(step.seconds)}"
         console.print(headed("next", f"{step.what}{took}{':' * bool(step.command)}"))
         if step.command:
             console.print(f"  {step.command}", soft_wrap=True)

@@ -16,7 +16,7 @@ from mimkit.report.tables import markdown, write_csv, write_json
 from mimkit.study import ending, within
 from mimkit.study.budget import LONG_SECONDS
 from mimkit.study.execute import execute
-from mimkit.study.folder import claim
+from mimkit.study.folder import claim, is_finished
 from mimkit.study.gather import gather
 from mimkit.study.gauge import Thorough, rehearsing
 from mimkit.study.outlook import seconds_of, table, warnings
@@ -101,7 +101,8 @@ def _timed(question: Question, folder: Path, console: Console) -> Question:
 def _show(
     plan: Plan, question: Question, folder: Path, launcher: Launcher, console: Console
 ) -> None:
-    console.print(table(plan, question.jobs))
+    finished = [cell for cell in plan.cells if is_finished(cell, folder)]
+    console.print(table(plan, question.jobs, finished))
     for method in plan.methods:
         for note in method.notes:
             console.print(f"  {method.label}: {note}")

@@ -19,6 +19,7 @@ from mimkit.study.question import Asked
 
 _MIN_STEPS: Final = 50
 _MIN_BATCH: Final = 8
+_COUNTS: Final = ("num_images", "num_test_images")
 _SIDES: Final = 1000
 """How many images are measured where not all were looked at."""
 
@@ -144,6 +145,8 @@ def _fitted(recipe: Recipe, asked: Asked) -> tuple[dict[str, Any], list[str]]:
     recipe has.
     """
     data: dict[str, Any] = {"name": asked.dataset}
+    # So many of its own images: of others that says nothing.
+    data |= {key: "none" for key in _COUNTS if getattr(recipe.data, key) is not None}
     dataset = registered(str(asked.dataset))
     fixed = dataset is not None and dataset.image_size is not None
     notes = [f"the data of {recipe.name} ({recipe.data.name}) is replaced by {asked.dataset}"]
@@ -244,12 +247,7 @@ def _load(source: str, asked: Asked, tables: Mapping[str, Any]) -> Recipe:
 def _open(asked: Asked, recipe: Recipe) -> Source:
     """Opens the training images that the user named."""
     data = recipe.data.model_copy(
-        update={
-            "name": asked.dataset,
-            "path": asked.data_path,
-            "num_images": None,
-            "num_test_images": None,
-        }
+        update={"name": asked.dataset, "path": asked.data_path, **dict.fromkeys(_COUNTS)}
     )
     return open_source(data, "train")
 

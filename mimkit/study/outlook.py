@@ -1,7 +1,7 @@
 """What the runs of a plan will take."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from rich import box
@@ -9,12 +9,19 @@ from rich.table import Table
 
 from mimkit import words
 from mimkit.memory import machine_bytes
+from mimkit.report.findings import Cell
 from mimkit.study.budget import describe
 from mimkit.study.records import Method, Plan, Trial
 
 
-def table(plan: Plan, jobs: int) -> Table:
-    """Lays the plan out for people."""
+def table(plan: Plan, jobs: int, finished: Collection[Cell] = ()) -> Table:
+    """Lays the plan out for people.
+
+    Args:
+        plan: what will run.
+        jobs: runs at once.
+        finished: those of its cells that need not run again.
+    """
     found = Table(
         "",
         *(method.label for method in plan.methods),
@@ -42,9 +49,11 @@ def table(plan: Plan, jobs: int) -> Table:
         del rows["prepare"]
     for name, written in rows.items():
         found.add_row(name, *(written(method) for method in plan.methods))
-    seconds = seconds_of(plan, jobs)
+    left = seconds_of(plan, jobs, finished=finished)
     disk = words.memory(len(plan.seeds) * sum(m.disk_bytes for m in plan.methods))
-    found.caption = f"about {words.duration(seconds)} with --jobs {jobs}, {disk} of disk"
+    found.caption = f"{words.about(left)} with --jobs {jobs}, {disk} of disk"
+    if finished:
+        found.caption += f"; {len(finished)} of {len(plan.cells)} runs are finished already"
     return found
 
 
@@ -57,7 +66,9 @@ def _estimated(trial: Trial) -> str:
     return f"~ {words.duration(sum(trial.owed.values()))}" if trial.owed else words.MISSING
 
 
-def seconds_of(plan: Plan, jobs: int, *, images: float | None = None) -> float:
+def seconds_of(
+    plan: Plan, jobs: int, *, images: float | None = None, finished: Collection[Cell] = ()
+) -> float:
     """Estimates how long a comparison takes, with what targets still need.
 
     Args:
@@ -65,10 +76,14 @@ def seconds_of(plan: Plan, jobs: int, *, images: float | None = None) -> float:
         jobs: runs at once.
         images: that each run would see instead; evaluations are then taken to grow as training
             does.
+        finished: those of its cells that need not run again.
     """
-    one = sum(m.total_steps * m.trial.seconds_per_step + m.evaluate_seconds for m in plan.methods)
+    one = {
+        m.label: m.total_steps * m.trial.seconds_per_step + m.evaluate_seconds for m in plan.methods
+    }
+    cells = sum(one[cell.method] for cell in plan.cells if cell not in finished)
     share = 1.0 if images is None else images / plan.budget.amount
-    return _owed(plan) + share * len(plan.seeds) * one / jobs
+    return _owed(plan) + share * cells / jobs
 
 
 def warnings(plan: Plan, jobs: int, folder: Path) -> list[str]:

@@ -156,7 +156,7 @@ def suggestions(question: Question, plan: Plan, gauge: Gauge) -> list[str]:
         smaller = _planned(_with(question, preset, plan.budget), gauge)
         seconds = seconds_of(smaller, question.jobs)
         if seconds < seconds_of(plan, question.jobs):
-            found.append(f"with --preset {preset}: about {words.duration(seconds)}")
+            found.append(f"with --preset {preset}: {words.about(seconds)}")
     return found
 
 

@@ -66,7 +66,7 @@ class StepTrial:
         """Returns one line for people."""
         rate = batch_size / self.seconds_per_step
         return (
-            f"about {words.duration(steps * self.seconds_per_step)} for {steps:,} steps "
+            f"{words.about(steps * self.seconds_per_step)} for {steps:,} steps "
             f"({rate:,.0f} images/s, {self.flops_per_image / 1e9:.2f} GFLOP an image, "
             f"{self.peak_memory_bytes / 2**30:.1f} GiB{', compiled' if self.compiled else ''})"
         )

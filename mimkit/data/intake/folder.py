@@ -260,7 +260,11 @@ def _mask_names(tree: Tree) -> tuple[str, ...] | None:
     found = _file_of_names(tree)
     if found is None:
         return None
-    lines = Path(tree.root, found).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    content = Path(tree.root, found).read_bytes()
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError:  # what Windows wrote before that
+        lines = content.decode("cp1252", errors="replace").splitlines()
     return tuple(line.strip() for line in lines if line.strip()) or None
 
 

@@ -15,7 +15,7 @@ from mimkit.data.intake.walk import Folder
 _LOSSY: Final = (".jpg", ".jpeg", ".jfif", ".jpe")
 """What is compressed with loss holds no ids."""
 _TRIED: Final = 20
-"""So many images are looked at for the ending by which masks differ from them."""
+"""So many images are looked at for the letters by which masks differ from them."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +117,11 @@ def _covers(path: str, folder: str) -> bool:
 
 
 def pair(images: Iterable[Folder], masks: Sequence[Folder]) -> Pairs | None:
-    """Finds the masks of images: the same path but for one folder, the same name but for its end.
+    """Finds the masks of images: the same path but for one folder, the same name but for its ends.
 
-    ``masks/a/1.png`` or ``masks/a/1_mask.png`` for ``images/a/1.jpg``, ``train_masks/1.png`` for
-    ``train/1.jpg``. All masks of a folder must have the same ending.
+    ``masks/a/1.png``, ``masks/a/1_mask.png`` or ``masks/a/mask_1.png`` for ``images/a/1.jpg``,
+    ``train_masks/1.png`` for ``train/1.jpg``. All masks of a folder must have the same letters
+    before or behind the name.
 
     Returns: None if no image has one.
     """
@@ -155,12 +156,18 @@ def _stems(images: Folder, masks: Folder) -> dict[str, str]:
     found = {stem: paths[stem] for stem in stems if stem in paths}
     if found or not stems or not paths:
         return found
-    first = next((s for s in stems[:_TRIED] if any(mask.startswith(s) for mask in paths)), None)
+    # The same letters before or behind the name of every image.
+    first = next((s for s in stems[:_TRIED] if any(s in mask for mask in paths)), None)
     if first is None:
         return {}
-    ends = {mask.removeprefix(first) for mask in paths if mask.startswith(first)}
-    return max(
-        ({s: paths[f"{s}{end}"] for s in stems if f"{s}{end}" in paths} for end in sorted(ends)),
-        key=len,
-        default={},
+    around = {
+        (mask[:place], mask[place + len(first) :])
+        for mask in paths
+        for place in range(len(mask))
+        if mask.startswith(first, place)
+    }
+    named = (
+        {s: paths[name] for s in stems if (name := f"{before}{s}{behind}") in paths}
+        for before, behind in sorted(around, key=lambda each: (bool(each[0]), each))
     )
+    return max(named, key=len, default={})

@@ -106,7 +106,7 @@ class Table:
         if count > len(self):
             raise DataError(
                 f"{key}: must be at most {len(self):,}, which is how many images there are, but "
-                f"is {count:,}."
+                f"is {count:,}. For all of them: --set {key}=none"
             )
         return self.select(balanced(self.labels, len(self), count))
 

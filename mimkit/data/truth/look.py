@@ -80,7 +80,9 @@ def _look(table: Table, rows: NDArray[np.int64], sizes: NDArray[np.int32] | None
             return str(error)
         if sizes is not None and ids.shape != tuple(sizes[number]):
             height, width = sizes[number].tolist()
-            return f"is of {ids.shape[1]} x {ids.shape[0]} px, but its image of {width} x {height}"
+            said = f"is of {ids.shape[1]} x {ids.shape[0]} px, but its image of {width} x {height}"
+            turned = ids.shape == (width, height)
+            return said + " (masks must lie as images are shown: turned as EXIF says)" * turned
         counts[number] = np.bincount(ids.ravel(), minlength=NUM_IDS)
         return None
 
