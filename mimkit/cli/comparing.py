@@ -53,9 +53,13 @@ def compare(
     launcher: Annotated[
         str, typer.Option(metavar="NAME", help="Where runs start. See: mimkit list launchers")
     ] = "local",
-    slurm: Annotated[
+    launcher_set: Annotated[
         list[str] | None,
-        typer.Option("--slurm", metavar="KEY=VALUE", help="For the launcher: partition=gpu."),
+        typer.Option(
+            *("--launcher-set", "--slurm"),
+            metavar="KEY=VALUE",
+            help="For the launcher: partition=gpu.",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -91,7 +95,7 @@ def compare(
     )
     if launcher != "local":
         ownership.claim(folder, "comparison")  # a launcher makes files of its own in it
-    chosen = make(launcher, folder / launcher, slurm or [])
+    chosen = make(launcher, folder / launcher, launcher_set or [])
     try:
         (outline if dry_run else conduct)(question, folder, chosen)
     except Interrupted as error:

@@ -141,6 +141,6 @@ def make(name: str, folder: Path, options: Sequence[str]) -> Launcher:
     """
     pairs = [option.partition("=") for option in options]
     if wrong := [key for key, equals, value in pairs if not (key and equals and value)]:
-        raise RecipeError(f"--slurm {wrong[0]}: must be KEY=VALUE, such as partition=gpu.")
+        raise RecipeError(f"--launcher-set {wrong[0]}: must be KEY=VALUE, such as partition=gpu.")
     kind = cast(type[Launcher], registry.load(registry.find("launchers", name)))
     return kind(folder, {key: value for key, _, value in pairs})

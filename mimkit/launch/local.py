@@ -26,7 +26,7 @@ class LocalLauncher(Launcher):
         self, folder: Path | None = None, options: Mapping[str, str] | None = None
     ) -> None:
         for key, value in (options or {}).items():
-            raise RecipeError(f"--slurm {key}={value}: needs --launcher slurm.")
+            raise RecipeError(f"--launcher-set {key}={value}: needs --launcher slurm or ray.")
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def submit(self, task: Task) -> str:

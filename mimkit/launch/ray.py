@@ -1,0 +1,160 @@
+"""Processes on the machines of a Ray cluster."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import uuid
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from mimkit.errors import RecipeError
+from mimkit.launch.base import Ended, Launcher, Task
+
+_NAMESPACE: Final = "mimkit"
+_OPTIONS: Final = ("address", "cpus", "gpus")
+_CALLS_AT_ONCE: Final = 8
+_ITS_OWN: Final = ("RAY_", "CUDA_VISIBLE_DEVICES")
+"""Beginnings of variables that Ray sets for each process where it runs."""
+
+
+class RayLauncher(Launcher):
+    """Gives processes to a Ray cluster, each to a machine with room for it (the extra ``ray``).
+
+    All machines must see the same disk under the same path, with mimkit installed alike. A process
+    belongs to a detached actor, which outlives its caller and is found again by its name; with a
+    machine its processes are lost, and the caller starts them again elsewhere, from their last
+    checkpoint. A cluster that Ray starts for this call alone ends with it.
+
+    Args:
+        folder: for the launcher's own files; there are none.
+        options: ``address`` of a cluster, else that of ``RAY_ADDRESS`` or one that runs on this
+            machine, else a new one of this machine alone; ``cpus`` of a process, 1 if not given;
+            ``gpus`` of a process, if not given as many as it needs where the cluster has any.
+
+    Raises: RecipeError if Ray is missing, an option is unknown, or no cluster answers.
+    """
+
+    look_every_seconds = 1.0
+
+    def __init__(self, folder: Path, options: Mapping[str, str]) -> None:
+        for key in options:
+            if key not in _OPTIONS:
+                known = ", ".join(_OPTIONS)
+                raise RecipeError(f"--launcher ray: option must be one of {known}, but is '{key}'.")
+        self.cpus = _number(options, "cpus", 1)
+        self.gpus = _number(options, "gpus", None)
+        try:
+            # Before the import: Ray reads it there, and reports to nobody.
+            os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+            import ray  # noqa: PLC0415 -- an extra
+        except ImportError as error:
+            raise RecipeError(
+                "--launcher ray: needs Ray, which is not installed. "
+                "Install it with: pip install 'mimkit[ray]'"
+            ) from error
+        address = options.get("address")
+        if not ray.is_initialized():
+            try:
+                ray.init(address, namespace=_NAMESPACE, log_to_driver=False, logging_level="error")
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise RecipeError(
+                    f"--launcher ray: no cluster answers at {address or 'this machine'} ({error}). "
+                    "Start one with: ray start --head"
+                ) from error
+        self.ray = ray
+        self.actors: dict[str, Any] = {}
+        self.ends: dict[str, Any] = {}
+
+    def submit(self, task: Task) -> str:
+        """See `Launcher.submit`."""
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        job = f"mimkit-{uuid.uuid4().hex}"
+        has_gpus = self.ray.cluster_resources().get("GPU", 0) > 0
+        gpus = self.gpus if self.gpus is not None else task.needs.gpus * has_gpus
+        shared = {k: v for k, v in os.environ.items() if not k.startswith(_ITS_OWN)}
+        actor = self.ray.remote(_Process).options(
+            name=job,
+            namespace=_NAMESPACE,
+            lifetime="detached",
+            num_cpus=self.cpus,
+            num_gpus=gpus,
+            max_concurrency=_CALLS_AT_ONCE,
+        )
+        here = replace(task, log=task.log.resolve(), environment={**shared, **task.environment})
+        self._hold(job, actor.remote(here, str(Path.cwd())))
+        return job
+
+    def poll(self, job: str) -> Ended | None:
+        """See `Launcher.poll`."""
+        if job not in self.actors and not self._find(job):
+            return Ended.unseen()
+        done, _ = self.ray.wait([self.ends[job]], timeout=0)
+        if not done:
+            return None
+        try:
+            code: int = self.ray.get(self.ends[job])
+        except self.ray.exceptions.RayActorError as error:
+            # With the machine, or as Ray could not make it: like a process that was killed.
+            return Ended(-signal.SIGKILL, f"Ray: {str(error).splitlines()[0]}")
+        self.ray.kill(self.actors[job])
+        return Ended(code)
+
+    def cancel(self, job: str) -> None:
+        """See `Launcher.cancel`. What has not begun leaves the queue of the cluster."""
+        if job not in self.actors and not self._find(job):
+            return
+        asked = self.actors[job].stop.remote()
+        begun, _ = self.ray.wait([asked], timeout=self.look_every_seconds)
+        if not begun:
+            self.ray.kill(self.actors[job])
+
+    def _find(self, job: str) -> bool:
+        """Looks for the actor of an earlier caller."""
+        try:
+            self._hold(job, self.ray.get_actor(job, namespace=_NAMESPACE))
+        except ValueError:
+            return False
+        return True
+
+    def _hold(self, job: str, actor: Any) -> None:
+        self.actors[job] = actor
+        self.ends[job] = actor.wait.remote()
+
+
+class _Process:
+    """What lives on a machine of the cluster: a process, and who asks after it."""
+
+    def __init__(self, task: Task, folder: str) -> None:
+        with task.log.open("ab") as file:
+            self.process = subprocess.Popen(
+                task.command,
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **task.environment},
+            )
+
+    def wait(self) -> int:
+        """Returns the exit code, once there is one."""
+        return self.process.wait()
+
+    def stop(self) -> None:
+        """Asks the process to write a checkpoint and leave."""
+        self.process.terminate()
+
+
+def _number(options: Mapping[str, str], key: str, default: float | None) -> float | None:
+    try:
+        found = float(options[key]) if key in options else default
+    except ValueError:
+        found = -1.0
+    if found is not None and found < 0:
+        raise RecipeError(
+            f"--launcher ray: {key} must be a number, such as {key}=2, but is '{options[key]}'."
+        )
+    return found
