@@ -63,7 +63,9 @@ def refuse_foreign(folder: Path, kind: Kind) -> None:
             return
         if not folder.is_dir():
             raise DataError(f"{folder}: must be a folder, but is a file. Name another with --out.")
-        held = sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+        # A kill may have come before the marker had its name.
+        half_made = {path.name for path in folder.glob(f".{MARKER}.*.tmp")}
+        held = sorted({path.name for path in folder.iterdir()} - half_made - {LOCK})
     if not held:
         return
     found = kind_of(folder)

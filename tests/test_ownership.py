@@ -140,6 +140,16 @@ def test_an_empty_folder_is_taken(tmp_path):
     assert ownership.kind_of(tmp_path / "empty") == "run"
 
 
+@pytest.mark.parametrize("kind", ["run", "comparison"])
+def test_a_folder_is_taken_where_a_kill_came_before_its_mark(tmp_path, kind):
+    (tmp_path / f".{ownership.MARKER}.123.tmp").write_text("{")
+    ownership.claim(tmp_path, kind)
+    (tmp_path / "other.tmp").touch()
+    (tmp_path / ownership.MARKER).unlink()
+    with pytest.raises(DataError, match=r"but holds other\.tmp\."):
+        ownership.claim(tmp_path, kind)
+
+
 def test_runs_and_comparisons_do_not_share_a_folder(tmp_path):
     ownership.claim(tmp_path / "one", "comparison")
     with (

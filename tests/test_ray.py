@@ -140,7 +140,6 @@ def test_a_machine_that_is_lost_changes_no_table(launcher, cluster, undisturbed,
             time.sleep(0.02)
         lost.append(next(iter(cluster.worker_nodes)))
         lose(cluster, lost[0])
-        cluster.add_node(num_cpus=1)
 
     thread = threading.Thread(target=lose_one, daemon=True)
     thread.start()

@@ -97,6 +97,10 @@ class RayLauncher(Launcher):
             return None
         try:
             code: int = self.ray.get(self.ends[job])
+        except self.ray.exceptions.ActorUnavailableError:
+            # Cut off, for now: whether it is lost with its machine is told later.
+            self.ends[job] = self.actors[job].wait.remote()
+            return None
         except self.ray.exceptions.RayActorError as error:
             # With the machine, or as Ray could not make it: like a process that was killed.
             return Ended(-signal.SIGKILL, f"Ray: {str(error).splitlines()[0]}")
