@@ -404,3 +404,18 @@ def test_what_is_no_shard_of_images_is_told(tmp_path):
     with pytest.raises(DataError, match=r"train-0\.tar is damaged"):
         opened("set")
     assert local_file(tmp_path / "set" / "train-0.tar").size > 0
+
+
+def test_images_in_shards_train_in_the_order_of_shards_and_small_ones_in_any(tmp_path):
+    for size, ends in ((8, ()), (70, (4, 8, 12))):
+        for split in ("train", "test"):
+            for k in range(3):
+                files = [(f"{4 * k + j}.png", png(4 * k + j, size)) for j in range(4)]
+                write_tar(tmp_path / str(size) / f"{split}-{k}.tar", files)
+        for survey in (True, False):
+            section = DataSection(name=str(size), image_size=8, patch_size=4, survey=survey)
+            train, test = open_sources(section)
+            assert train.shards == (ends if survey else (4, 8, 12))
+            assert test.shards == ends
+    section = DataSection(name="70", image_size=8, patch_size=4, num_images=7)
+    assert open_sources(section)[0].shards[-1] == 7

@@ -102,7 +102,8 @@ class Table:
         """
         if self.shards is None:
             return None
-        return np.unique(np.searchsorted(self.rows, self.shards)).astype(np.int64)
+        ends = np.unique(np.searchsorted(self.rows, self.shards))
+        return ends[ends > 0].astype(np.int64)
 
     def limited(self, count: int | None, key: str) -> Table:
         """Returns ``count`` rows, drawn as `balanced` says, in the order of the table.
