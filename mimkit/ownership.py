@@ -16,11 +16,15 @@ import importlib_metadata
 from mimkit.errors import DataError
 from mimkit.files import make_folder, reading, write_json, writing
 
-Kind = Literal["run", "comparison"]
+Kind = Literal["run", "comparison", "shards"]
 
 MARKER: Final = ".mimkit"
 LOCK: Final = ".lock"
-_COMMANDS: Final[dict[Kind, str]] = {"run": "mimkit run", "comparison": "mimkit compare"}
+_COMMANDS: Final[dict[Kind, str]] = {
+    "run": "mimkit run",
+    "comparison": "mimkit compare",
+    "shards": "mimkit pack",
+}
 _SHOWN: Final = 5
 
 

@@ -1,11 +1,11 @@
-"""What comes from elsewhere and goes there: import, export, plugin new."""
+"""What comes from elsewhere and goes there: import, export, pack, plugin new."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from mimkit.cli.arguments import DataOption, PresetOption, SetOption
+from mimkit.cli.arguments import DataOption, LabelsOption, PresetOption, SetOption
 from mimkit.console import headed, make_console
 
 ExportFormat = Literal["timm", "safetensors"]
@@ -52,6 +52,24 @@ def export(
     from mimkit.pipeline.exporting import export_run
 
     export_run(run, format_, out, console=make_console())
+
+
+def pack(
+    data_set: Annotated[
+        str, typer.Argument(metavar="FOLDER", help="Or anything else that data.name may be.")
+    ],
+    *,
+    out: Annotated[Path, typer.Option(metavar="SHARDS", help="The folder of shards to make.")],
+    data: DataOption = None,
+    labels: LabelsOption = None,
+    shard_mb: Annotated[
+        int, typer.Option(min=1, max=100_000, help="Size of a shard, in units of 10^6 bytes.")
+    ] = 128,
+) -> None:
+    """Pack images, labels and splits into tar shards; what was interrupted goes on."""
+    from mimkit.data.packing import pack as write
+
+    write(data_set, out, path=data, labels=labels, shard_bytes=shard_mb * 10**6)
 
 
 def new(

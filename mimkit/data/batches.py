@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.counter import uniform
 from mimkit.data.device import ahead, on_all, pinned
+from mimkit.data.order import Ends, in_shards
 from mimkit.data.pixels.augment import EPOCH_STRIDE, Augment, draw
 from mimkit.data.pixels.cut import cut
 from mimkit.data.pixels.views import finish
@@ -30,12 +31,20 @@ _MASK_STREAM: Final = 103
 
 
 def positions(
-    num_images: int, batch_size: int, seed: int, step: int
+    num_images: int, batch_size: int, seed: int, step: int, shards: Ends = ()
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Tells which images make up a step, and in which pass over the data each occurs.
 
     The passes follow one another without a gap, each in an order of its own: a batch may hold the
     end of one and the beginning of the next, and no image is dropped.
+
+    Args:
+        num_images: of the data set.
+        batch_size: images of a step.
+        seed: of the run.
+        step: which.
+        shards: where shards end, if the images lie in some: then they come nearly in the order in
+            which they lie.
 
     Shape: index (batch_size,) and epoch (batch_size,), int64.
     """
@@ -45,7 +54,10 @@ def positions(
     index = np.empty_like(place)
     for each in range(int(epoch[0]), int(epoch[-1]) + 1):
         here = epoch == each
-        index[here] = _order(num_images, seed, each)[place[here]]
+        if shards:
+            index[here] = in_shards(shards, seed, each, place[here])
+        else:
+            index[here] = _order(num_images, seed, each)[place[here]]
     return index, epoch
 
 
@@ -127,7 +139,7 @@ class Batches:
     def cut(self, step: int) -> Cut:
         """Does what the processor does best: draws, decodes, crops, masks."""
         source = self.source
-        index, epoch = positions(len(source), self.batch_size, self.seed, step)
+        index, epoch = positions(len(source), self.batch_size, self.seed, step, source.shards)
         mask = self.masker.sample(self.batch_size, _generator(self.seed, step))
         index, epoch = index[self.rows], epoch[self.rows]
         number = torch.from_numpy(index)

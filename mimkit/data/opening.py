@@ -14,7 +14,7 @@ from mimkit.data.cache import Wish, met, split_folder, surveyed
 from mimkit.data.cache import folder as cache_folder
 from mimkit.data.drawing import split as numbers_of
 from mimkit.data.intake.locate import Wanted, locate, registered
-from mimkit.data.intake.table import Listing
+from mimkit.data.intake.table import Listing, Table
 from mimkit.data.looking.survey import RESIDENT_SIZE
 from mimkit.data.pixels.readers import Files, Pictures
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
@@ -231,6 +231,7 @@ def _read(
         key=found.key,
         rows=survey.rows,
         objects=objects,
+        shards=_ends(wish.table().select(survey.rows)) if pixels is None else (),
     )
 
 
@@ -260,7 +261,13 @@ def _meet(
         reader=found.reader,
         key=found.key,
         objects=objects,
+        shards=_ends(found.table),
     )
+
+
+def _ends(table: Table) -> tuple[int, ...]:
+    ends = table.ends()
+    return () if ends is None else tuple(ends.tolist())
 
 
 def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> Source:

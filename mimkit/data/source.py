@@ -46,6 +46,8 @@ class Source:
         rows: (N,) int64, which rows of its table the images are; None if they are all.
         masks: the class of every pixel; None if that is not known.
         objects: what the images show, and where; None if that is not known.
+        shards: where each file ends in which images lie one after the other; () if each image is
+            within reach alike, as decoded ones are.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Source:
     rows: NDArray[np.int64] | None = None
     masks: Masks | None = None
     objects: Objects | None = None
+    shards: tuple[int, ...] = ()
 
     def __len__(self) -> int:
         return len(self._meeting if self.sizes is None else self.sizes)

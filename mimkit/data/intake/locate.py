@@ -14,10 +14,14 @@ from mimkit.data.intake.hub import download, is_hub_id
 from mimkit.data.intake.kinds import describe, is_archive, is_parquet
 from mimkit.data.intake.parquet import grouped
 from mimkit.data.intake.places import Meaning
+from mimkit.data.intake.remote import open_local, open_url
 from mimkit.data.intake.rows import RowListing, Store, list_rows
 from mimkit.data.intake.saved import saved_splits
+from mimkit.data.intake.shard_listing import ShardListing
 from mimkit.data.intake.sheet import KINDS, METADATA
 from mimkit.data.intake.table import Listing, Skipped
+from mimkit.data.intake.tars import is_tar, is_webdataset
+from mimkit.data.intake.urls import braces, is_url
 from mimkit.data.intake.walk import Tree, walk
 from mimkit.data.registered import DataSet, Split
 from mimkit.errors import DataError, nearest
@@ -102,6 +106,9 @@ def locate(wanted: Wanted) -> Listings:
     name, path, dataset, roots = wanted.name, wanted.path, wanted.dataset, wanted.roots
     if path is not None and not Path(path).expanduser().is_dir():
         raise DataError(f"data.path (--data): must be an existing folder, but is '{path}'.")
+    if is_url(name):
+        _refuse_table(wanted, name, "shards of images")
+        return open_url(wanted.key, name, wanted.asked, wanted.cache)
     for root in roots if dataset else [*roots, Path()]:
         for candidate in _candidates(root, name, dataset):
             if listings := _open(candidate, wanted):
@@ -121,16 +128,22 @@ def _candidates(root: Path, name: str, dataset: DataSet | None) -> list[list[Pat
     """Sets of paths below ``root`` that may hold the data, best first."""
     if dataset is None:
         whole = root / Path(name).expanduser()
-        matches = [whole] if whole.exists() else [Path(match) for match in glob.glob(str(whole))]
-        return [sorted(matches)] if matches else []
+        if whole.exists():
+            return [[whole]]
+        each = braces(str(whole)) if "{" in name else [str(whole)]
+        matches = [Path(match) for one in each for match in sorted(glob.glob(one)) or [one]]
+        return [matches] if any(path.exists() for path in matches) else []
     below = [match for match in sorted(root.glob(dataset.folder)) if match.is_dir()]
     # --data may also name the folder itself; anything else is not searched for images.
     itself = fnmatch(root.resolve().name, dataset.folder) or (root / "train").is_dir()
-    itself = itself or any(root.glob("*.parquet"))
+    itself = itself or any(root.glob("*.parquet")) or any(root.glob("*.tar"))
     return [[folder] for folder in ([*below, root] if itself else below)]
 
 
 def _open(paths: list[Path], wanted: Wanted) -> Listings | None:
+    if len(paths) > 1 and all(is_tar(path.name) for path in paths):
+        return _shards(paths, wanted)
+    paths = [path for path in paths if path.exists()]
     folders = [path for path in paths if path.is_dir()]
     if folders and len(paths) > 1:
         raise DataError(
@@ -153,6 +166,8 @@ def _open(paths: list[Path], wanted: Wanted) -> Listings | None:
 def _open_file(path: Path, wanted: Wanted) -> Listings | None:
     try:
         if is_archive(path):
+            if is_tar(path.name) and is_webdataset(path):
+                return _shards([path], wanted)
             return _open_folder(unpacked(path, wanted.cache), str(path), wanted)
         if is_parquet(path) and not _names_files(path, wanted.asked):
             return _parquet([path], wanted)
@@ -209,6 +224,9 @@ def _open_folder(folder: Path, origin: str, wanted: Wanted) -> Listings | None:
             left = Skipped(f"{tree.root}/*", why)
             found["train"] = replace(found["train"], skipped=(*found["train"].skipped, left))
         return found
+    shards = [Path(tree.root, path) for path in _near(tree) if is_tar(path)]
+    if shards and not count:
+        return _shards(sorted(shards), wanted)
     return list_folder(
         tree,
         origin,
@@ -243,11 +261,7 @@ def _table(wanted: Wanted, folder: Path) -> Path:
 
 def _parquet(files: list[Path], wanted: Wanted) -> dict[Split, RowListing] | None:
     """Lists parquet files; None if those of a registered data set have other names."""
-    if wanted.labels is not None:
-        raise DataError(
-            f"data.labels: must stand beside a folder of images, but {files[0]} is a table itself. "
-            "Name its column of labels with data.label_column."
-        )
+    _refuse_table(wanted, str(files[0]), "a table")
     groups = {name: Store(paths) for name, paths in grouped(files).items()}
     if wanted.dataset is None:
         return list_rows(groups, wanted.asked)
@@ -258,6 +272,19 @@ def _parquet(files: list[Path], wanted: Wanted) -> dict[Split, RowListing] | Non
             return None
         fixed[split] = Store(paths)
     return list_rows(fixed, wanted.asked)
+
+
+def _shards(files: list[Path], wanted: Wanted) -> dict[Split, ShardListing]:
+    _refuse_table(wanted, str(files[0]), "a shard of images")
+    return open_local(files, wanted.asked, wanted.cache)
+
+
+def _refuse_table(wanted: Wanted, name: str, what: str) -> None:
+    if wanted.labels is not None:
+        raise DataError(
+            f"data.labels: must stand beside a folder of images, but {name} is {what} itself. "
+            "Name its column of labels with data.label_column."
+        )
 
 
 def _advice(wanted: Wanted, reason: str) -> str:

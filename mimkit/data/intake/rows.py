@@ -13,23 +13,21 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from mimkit.data.counter import uniform
 from mimkit.data.intake.boxes import shows_objects
 from mimkit.data.intake.columns import Asked, Columns, codes_in, features_of, find_columns
-from mimkit.data.intake.folder import HELD_OUT, held_out
+from mimkit.data.intake.folder import HELD_OUT
+from mimkit.data.intake.groups import rows_of_share, split_groups
 from mimkit.data.intake.kept import keep, kept
 from mimkit.data.intake.labels import Codes, unite
 from mimkit.data.intake.parquet import check_whole
 from mimkit.data.intake.records import Records, copy_column
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.intake.words import TEST_WORDS, TRAIN_WORDS, word_in, word_of
 from mimkit.data.registered import Split
 from mimkit.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_HOLD_OUT_STREAM: Final = 100
 _FORMAT: Final = 1
 
 
@@ -150,7 +148,7 @@ class RowListing:
             if self.columns.mask is not None:
                 masks = self.store.records(self.columns.mask, cache)
             table = Table(records, np.arange(len(records)), *found, masks)
-        return table if self.share is None else table.select(_rows(len(table), self.share))
+        return table if self.share is None else table.select(rows_of_share(len(table), self.share))
 
     def _labels(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
         label = self.columns.label
@@ -170,7 +168,8 @@ def list_rows(groups: Mapping[str, Store], asked: Asked) -> dict[Split, RowListi
 
     Raises: DataError if a file is damaged, or there is no column of images.
     """
-    trains, tests, notes, skipped = _split(groups)
+    found = split_groups({name: store.files for name, store in groups.items()})
+    trains, tests, notes, skipped = found
     first = groups[trains[0]]
     train = Store(tuple(p for name in trains for p in groups[name].files), first.arrow)
     check_whole(train.files)
@@ -197,28 +196,6 @@ def list_rows(groups: Mapping[str, Store], asked: Asked) -> dict[Split, RowListi
     if other is not None:
         test = replace(test, store=other, other=train)
     return {"train": listing, "test": test}
-
-
-def _split(
-    groups: Mapping[str, Store],
-) -> tuple[list[str], list[str], list[str], list[Skipped]]:
-    """Finds the splits by the words in names; exact ones come first."""
-    words = {name: word_of(name) for name in groups}
-    if not any(words.values()):
-        words = {name: word_in(name) for name in groups}
-    trains = [name for name in groups if words[name] in TRAIN_WORDS]
-    tests = [name for word in TEST_WORDS for name in groups if words[name] == word]
-    rest = [name for name in groups if words[name] is None]
-    if not trains and not (tests and rest):
-        note = f"no training files: {', '.join(tests)} are one pool"
-        return [*groups], [], [note] if tests else [], []
-    if not trains:
-        return rest, tests, [f"trained on all files that are not called {', '.join(tests)}"], []
-    if not rest:
-        return trains, tests, [], []
-    skipped = [Skipped(str(path), "not used") for name in rest for path in groups[name].files]
-    note = f"not used, as other files are called train: {', '.join(rest)}"
-    return trains, tests, [f"{note} (a pattern in data.name chooses files)"], skipped
 
 
 def _checked(store: Store, schema: pa.Schema, columns: Columns, asked: Asked) -> Columns:
@@ -281,9 +258,3 @@ def reading_rows(store: Store) -> Iterator[None]:
             f"{store.origin}: its {len(store.files)} {kind} files must be readable and have the "
             f"same columns, but: {error}"
         ) from error
-
-
-def _rows(count: int, split: Split) -> NDArray[np.int64]:
-    shuffled = np.argsort(uniform(0, _HOLD_OUT_STREAM, np.arange(count), 1)[:, 0], kind="stable")
-    test = held_out(count)
-    return np.sort(shuffled[:test] if split == "test" else shuffled[test:])

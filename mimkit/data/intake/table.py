@@ -65,6 +65,8 @@ class Table:
         labels: (N,) int64, -1 where one image has none; None if no image has one.
         classes: the names that labels number.
         masks: the undecoded masks of all contents; None if there are none.
+        shards: (S,) int64, ascending: where each of the files ends in which contents lie one after
+            the other, so that reading them in order is fast; None if each is within reach alike.
     """
 
     contents: Contents
@@ -72,6 +74,7 @@ class Table:
     labels: NDArray[np.int64] | None
     classes: tuple[str, ...]
     masks: MaskContents | None = None
+    shards: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -91,6 +94,16 @@ class Table:
         """Returns these rows; nothing is copied but their numbers."""
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, rows=self.rows[rows], labels=labels)
+
+    def ends(self) -> NDArray[np.int64] | None:
+        """Tells where shards end among the rows, which must ascend; None if there are no shards.
+
+        Shape: (S,) int64, ascending, the last of which is the number of rows.
+        """
+        if self.shards is None:
+            return None
+        ends = np.unique(np.searchsorted(self.rows, self.shards))
+        return ends[ends > 0].astype(np.int64)
 
     def limited(self, count: int | None, key: str) -> Table:
         """Returns ``count`` rows, drawn as `balanced` says, in the order of the table.
