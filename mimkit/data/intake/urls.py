@@ -101,7 +101,8 @@ def find(url: str, kinds: Sequence[str]) -> tuple[list[ShardFile], list[Skipped]
     Raises: DataError if it cannot be listed, or the package for its protocol is missing.
     """
     with answering(url):
-        if "{" in url or url.lower().endswith(tuple(kinds)):
+        magic = _MAGIC.search(url) is not None
+        if "{" in url or (url.lower().endswith(tuple(kinds)) and not magic):
             each = braces(url)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 found = dict(zip(each, pool.map(_one, each), strict=True))
@@ -110,7 +111,7 @@ def find(url: str, kinds: Sequence[str]) -> tuple[list[ShardFile], list[Skipped]
             return (files, missing) if files else ([], [])
         fs, path = _file_system(url)
         fs.invalidate_cache()  # what was listed before in this process
-        if _MAGIC.search(url):
+        if magic:
             details = again(lambda: fs.glob(path, detail=True))
         else:
             details = again(lambda: fs.find(path.rstrip("/"), maxdepth=2, detail=True))
