@@ -19,7 +19,7 @@ import tenacity
 from PIL import Image
 
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.intake import urls
+from mimkit.data.intake import remote_rows, shards, urls
 from mimkit.data.intake.locate import Wanted, locate
 from mimkit.data.opening import open_sources
 from mimkit.errors import DataError
@@ -119,8 +119,6 @@ def test_a_small_cache_holds_a_part_at_a_time(files, monkeypatch):
     put(files)
     limit = 2.5 * max(map(len, TARS.values()))
     monkeypatch.setenv("MIMKIT_CACHE_GB", str(limit / 10**9))
-    from mimkit.data.intake import remote_rows, shards
-
     for opener in (shards._opened, remote_rows._mapped):
         opener.cache_clear()
     table = opened("memory://set")["train"][1]
@@ -140,11 +138,7 @@ def test_patterns_choose_files(pattern):
 
 def test_what_a_pattern_names_and_is_not_there_is_named():
     put({name: content for name, content in TARS.items() if name != "train-001.tar"})
-    listing, table = opened(
-        "memory://set/{train-{000..002},test-000}.tar".replace(
-            "{train-{000..002},test-000}", "train-{000..003}"
-        )
-    )["train"]
+    listing, table = opened("memory://set/train-{000..003}.tar")["train"]
     assert [(item.path[-13:], item.reason) for item in listing.skipped] == [
         ("train-001.tar", "is missing"),
         ("train-003.tar", "is missing"),
@@ -157,9 +151,7 @@ def test_what_a_pattern_names_and_is_not_there_is_named():
 def test_a_shard_that_is_cut_there_is_named_and_used_as_far_as_it_goes():
     put(TARS | {"train-001.tar": TARS["train-001.tar"][:4_000]})
     listing, table = opened("memory://set")["train"]
-    assert [item.reason for item in listing.skipped] == [
-        "is cut; its 1 images before that are used"
-    ] or "is cut" in listing.skipped[0].reason
+    assert [item.reason[:6] for item in listing.skipped] == ["is cut"]
     assert set(held(table)) >= {*range(5), *range(10, 15)}
 
 
@@ -240,9 +232,9 @@ def test_waits_grow(monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("memory://nothing", "there are none|is not there"),
+        ("memory://nothing", r"there are none|is not there"),
         ("memory://nothing/a.tar", "there are none"),
-        ("s4://bucket/a.tar", r"must begin with a protocol.*mean 's3'\?"),
+        ("sftpp://host/a.tar", r"must begin with a protocol.*mean 'sftp'\?"),
         ("memory://set/{0..2.tar", "braces must come in pairs"),
     ],
 )
@@ -260,7 +252,6 @@ def test_a_bucket_of_single_files_is_told_to_be_packed():
 @pytest.mark.parametrize("missing", ["tenacity", "s3fs"])
 def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch, missing):
     monkeypatch.setitem(sys.modules, missing, None)
-    fsspec.registry._registry.pop("s3", None) if hasattr(fsspec.registry, "_registry") else None
     with pytest.raises(DataError, match=r"pip install 'mimkit\[remote\]'"):
         opened("s3://bucket/train-000.tar")
 
@@ -333,5 +324,5 @@ def test_a_bucket_is_opened_and_loader_processes_read_of_it(bucket, files, tmp_p
         os.remove(path)
     train, _ = open_sources(DataSection(name=name, image_size=8, patch_size=4))
     assert train.shards == (5, 10, 15)
-    with pytest.raises(DataError, match="there are none|is not there"):
+    with pytest.raises(DataError, match=r"there are none|is not there"):
         opened(f"{bucket}/nothing")
