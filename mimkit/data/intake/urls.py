@@ -106,7 +106,9 @@ def find(url: str, kinds: Sequence[str]) -> tuple[list[ShardFile], list[Skipped]
             each = braces(url)
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 found = dict(zip(each, pool.map(_one, each), strict=True))
-            missing = [Skipped(name, "is missing") for name, file in found.items() if file is None]
+            missing = [
+                Skipped(_full(name), "is missing") for name, file in found.items() if file is None
+            ]
             files = [file for file in found.values() if file is not None]
             return (files, missing) if files else ([], [])
         fs, path = _file_system(url)
@@ -221,6 +223,12 @@ def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
         )
     fs, path = fsspec.core.url_to_fs(url)
     return fs, path
+
+
+def _full(url: str) -> str:
+    """An address as the file system writes it."""
+    fs, path = _file_system(url)
+    return str(fs.unstrip_protocol(path))
 
 
 def _one(url: str) -> ShardFile | None:
