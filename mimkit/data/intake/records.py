@@ -16,7 +16,6 @@ from mimkit.files import write_atomic
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
 _BATCH = 256
 
@@ -37,6 +36,11 @@ class Records:
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
+
+    @property
+    def shards(self) -> None:
+        """Mapped, each row is within reach alike."""
+        return None
 
     @property
     def digest(self) -> str:
@@ -91,8 +95,6 @@ def copy_column(files: Sequence[Path], column: str, cache: Path) -> Records:
 
     Raises: ArrowException if a file is damaged, OSError if the cache cannot be written.
     """
-    import pyarrow.parquet as pq  # noqa: PLC0415 -- slow to import
-
     copies: list[str] = []
     for path in files:
         status = path.stat()
@@ -100,17 +102,22 @@ def copy_column(files: Sequence[Path], column: str, cache: Path) -> Records:
         name = hashlib.sha256("\0".join(words).encode()).hexdigest()[:32]
         copy = cache / "arrow" / f"{name}.arrow"
         if not copy.is_file():
-            with pq.ParquetFile(path) as opened:
-                write_atomic(copy, partial(_copy, opened, column))
+            write_atomic(copy, partial(copy_column_of, path, column))
         copies.append(str(copy))
     return Records(tuple(copies), column, str(files[0].parent))
 
 
-def _copy(opened: pq.ParquetFile, column: str, to: Path) -> None:
-    import pyarrow as pa  # noqa: PLC0415
+def copy_column_of(path: Path, column: str, to: Path) -> None:
+    """Writes a column of a parquet file as an Arrow stream.
 
-    index = opened.schema_arrow.get_field_index(column)
-    schema = pa.schema([opened.schema_arrow.field(index)])
-    with pa.OSFile(str(to), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
-        for batch in opened.iter_batches(_BATCH, columns=[column]):
-            stream.write_batch(batch)
+    Raises: ArrowException if the file is damaged, OSError if the copy cannot be written.
+    """
+    import pyarrow as pa  # noqa: PLC0415
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with pq.ParquetFile(path) as opened:
+        index = opened.schema_arrow.get_field_index(column)
+        schema = pa.schema([opened.schema_arrow.field(index)])
+        with pa.OSFile(str(to), "wb") as file, pa.ipc.new_stream(file, schema) as stream:
+            for batch in opened.iter_batches(_BATCH, columns=[column]):
+                stream.write_batch(batch)

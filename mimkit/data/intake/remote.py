@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mimkit.data.intake.columns import Asked
+from mimkit.data.intake.parquet import grouped
+from mimkit.data.intake.remote_rows import RemoteStore
+from mimkit.data.intake.rows import RowListing, list_rows
 from mimkit.data.intake.shard_listing import CLASSES, MASK_CLASSES, ShardListing, list_shards
 from mimkit.data.intake.table import Skipped
 from mimkit.data.intake.tars import TAR_KINDS, is_tar
@@ -14,7 +18,9 @@ from mimkit.data.registered import Split
 from mimkit.errors import DataError
 
 
-def open_url(key: str, url: str, asked: Asked, cache: Path) -> dict[Split, ShardListing]:
+def open_url(
+    key: str, url: str, asked: Asked, cache: Path
+) -> Mapping[Split, ShardListing | RowListing]:
     """Lists both splits of a data set that lies elsewhere.
 
     Args:
@@ -29,10 +35,17 @@ def open_url(key: str, url: str, asked: Asked, cache: Path) -> dict[Split, Shard
     tars = [file for file in files if is_tar(file.url)]
     if tars:
         return open_shards(tars, shared_folder(tars), asked, cache, missing)
+    if files:
+        groups = grouped([Path(file.url) for file in files])
+        at = {Path(file.url): file for file in files}
+        stores = {name: RemoteStore.of([at[path] for path in of]) for name, of in groups.items()}
+        listings = list_rows(stores, asked)
+        train = listings["train"]
+        return {**listings, "train": replace(train, skipped=(*train.skipped, *missing))}
     raise DataError(
         f"{key}: '{url}' must be a folder, a file or a pattern (train-{{000..099}}.tar) of tar "
-        f"shards or of parquet files, but there are none. Images in single files are packed with: "
-        "mimkit pack FOLDER --out SHARDS"
+        "shards or of parquet files, but there are none. Images in files of their own are packed "
+        "where they lie: mimkit pack FOLDER --out SHARDS"
     )
 
 

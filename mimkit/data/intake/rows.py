@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,6 +47,10 @@ class Store:
     def origin(self) -> str:
         """The folder."""
         return str(self.files[0].parent)
+
+    def joined(self, others: Sequence[Self]) -> Self:
+        """Its files, and after them those of others."""
+        return replace(self, files=tuple(p for each in (self, *others) for p in each.files))
 
     def schema(self) -> pa.Schema:
         """Of the first file."""
@@ -147,7 +151,7 @@ class RowListing:
             masks = None
             if self.columns.mask is not None:
                 masks = self.store.records(self.columns.mask, cache)
-            table = Table(records, np.arange(len(records)), *found, masks)
+            table = Table(records, np.arange(len(records)), *found, masks, records.shards)
         return table if self.share is None else table.select(rows_of_share(len(table), self.share))
 
     def _labels(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
@@ -171,7 +175,7 @@ def list_rows(groups: Mapping[str, Store], asked: Asked) -> dict[Split, RowListi
     found = split_groups({name: store.files for name, store in groups.items()})
     trains, tests, notes, skipped = found
     first = groups[trains[0]]
-    train = Store(tuple(p for name in trains for p in groups[name].files), first.arrow)
+    train = first.joined([groups[name] for name in trains[1:]])
     check_whole(train.files)
     with reading_rows(train):
         schema = train.schema()

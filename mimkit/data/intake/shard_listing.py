@@ -171,7 +171,7 @@ def list_shards(
         names,
         other,
         None if other else "train",
-        (*skipped, *missing, *gaps(files), *_problems(train, summary)),
+        tuple(dict.fromkeys((*skipped, *missing, *gaps(files), *_problems(train, summary)))),
         "; ".join(each for each in (held, *notes) if each),
         mask if summary.masks else "",
         mask_names,

@@ -101,16 +101,20 @@ def find(url: str, kinds: Sequence[str]) -> tuple[list[ShardFile], list[Skipped]
     Raises: DataError if it cannot be listed, or the package for its protocol is missing.
     """
     with answering(url):
-        if "{" in url or url.lower().endswith(tuple(kinds)):
+        magic = _MAGIC.search(url) is not None
+        if "{" in url or (url.lower().endswith(tuple(kinds)) and not magic):
             each = braces(url)
+            _file_system(each[0])[0].invalidate_cache()  # what was listed before in this process
             with ThreadPoolExecutor(_AT_ONCE) as pool:
                 found = dict(zip(each, pool.map(_one, each), strict=True))
-            missing = [Skipped(name, "is missing") for name, file in found.items() if file is None]
+            missing = [
+                Skipped(_full(name), "is missing") for name, file in found.items() if file is None
+            ]
             files = [file for file in found.values() if file is not None]
             return (files, missing) if files else ([], [])
         fs, path = _file_system(url)
-        fs.invalidate_cache()  # what was listed before in this process
-        if _MAGIC.search(url):
+        fs.invalidate_cache()
+        if magic:
             details = again(lambda: fs.glob(path, detail=True))
         else:
             details = again(lambda: fs.find(path.rstrip("/"), maxdepth=2, detail=True))
@@ -220,6 +224,12 @@ def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
         )
     fs, path = fsspec.core.url_to_fs(url)
     return fs, path
+
+
+def _full(url: str) -> str:
+    """An address as the file system writes it."""
+    fs, path = _file_system(url)
+    return str(fs.unstrip_protocol(path))
 
 
 def _one(url: str) -> ShardFile | None:
