@@ -140,7 +140,8 @@ class _Packing:
         """Writes the rows from ``first`` on, to ``stop`` or until the shard is large enough."""
         table = self.tables[split]
         unread: dict[str, str] = {}
-        path, made = self.out / name, [first, ""]
+        path = self.out / name
+        made: list[Any] = [first, ""]
 
         def write(temporary: Path) -> None:
             digests = []

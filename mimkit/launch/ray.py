@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -59,13 +60,15 @@ class RayLauncher(Launcher):
         address = options.get("address")
         if not ray.is_initialized():
             try:
-                ray.init(address, namespace=_NAMESPACE, log_to_driver=False, logging_level="error")
+                ray.init(
+                    address, namespace=_NAMESPACE, log_to_driver=False, logging_level=logging.ERROR
+                )
             except (ConnectionError, ValueError, RuntimeError) as error:
                 raise RecipeError(
                     f"--launcher ray: no cluster answers at {address or 'this machine'} ({error}). "
                     "Start one with: ray start --head"
                 ) from error
-        self.ray = ray
+        self.ray: Any = ray
         self.actors: dict[str, Any] = {}
         self.ends: dict[str, Any] = {}
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, astuple, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -63,7 +63,7 @@ class Found:
     @property
     def digest(self) -> str:
         """Changes with the shards, and with what is asked of them."""
-        words = [_FORMAT, self.asked.image, self.asked.label, self.asked.mask]
+        words: list[Any] = [_FORMAT, self.asked.image, self.asked.label, self.asked.mask]
         words += [astuple(file) for file in self.files]
         return hashlib.sha256(repr(words).encode()).hexdigest()[:32]
 

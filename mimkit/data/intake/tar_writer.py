@@ -43,7 +43,8 @@ class TarWriter:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             self.packed.addfile(info, io.BytesIO(content))
-        self.packed.members.clear()  # else it keeps them all
+        # Else it keeps them all.
+        self.packed.members.clear()  # type: ignore[attr-defined]
 
     def __enter__(self) -> Self:
         """Begins."""

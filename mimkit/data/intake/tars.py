@@ -187,7 +187,8 @@ def _files(file: IO[bytes], watch: _Watch) -> Iterator[tuple[str, Span]]:
     try:
         packed = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 -- the caller closes the file
         while (info := packed.next()) is not None:
-            packed.members.clear()  # else it keeps them all
+            # Else it keeps them all.
+            packed.members.clear()  # type: ignore[attr-defined]
             if info.offset_data + info.size > end:
                 watch.problem = "is cut"
                 return
@@ -224,8 +225,8 @@ def _labels(
             continue
         for key, value in found.items() if isinstance(found, dict) else ():
             known.setdefault(key)
-            if (key in wanted or key.lower() in wanted) and (text := _label(value)) is not None:
-                yield key, text
+            if (key in wanted or key.lower() in wanted) and (said := _label(value)) is not None:
+                yield key, said
 
 
 def _label(value: Any) -> str | None:

@@ -147,7 +147,8 @@ def read_text(url: str) -> str | None:
     with answering(url):
         fs, path = _file_system(url)
         try:
-            return again(lambda: fs.cat_file(path)).decode("utf-8-sig")
+            content: bytes = again(lambda: fs.cat_file(path))
+            return content.decode("utf-8-sig")
         except FileNotFoundError:
             return None
 
