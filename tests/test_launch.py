@@ -19,7 +19,7 @@ from mimkit.launch.cause import ended_by, last_words
 from mimkit.launch.devices import default_jobs
 from mimkit.launch.local import LocalLauncher
 from mimkit.launch.queue import run
-from mimkit.launch.slurm import Follower, SlurmLauncher
+from mimkit.launch.slurm import Follower, Queue, SlurmLauncher
 from mimkit.launch.work import Work
 
 
@@ -238,3 +238,29 @@ def test_what_is_no_launcher_is_refused(tmp_path, register):
 def test_a_job_of_another_launcher_is_not_taken_for_one_of_slurm(tmp_path):
     pytest.importorskip("submitit")
     assert SlurmLauncher(tmp_path, {}, "local").poll(str(tmp_path / "a.log")) == Ended.unseen()
+
+
+@pytest.mark.parametrize(
+    ("answers", "ended"),
+    [
+        (["7 RUNNING", "7 PENDING"], None),
+        (["7 CANCELLED", "7 CANCELLED"], "CANCELLED"),
+        (["8 RUNNING", "8 RUNNING"], "gone"),
+        (["7 NODE_FAIL", "7 PENDING"], None),  # queued again
+        (["7 COMPLETED"], None),  # its file may be under way
+        (["7 CANCELLED", "exit 1", "7 CANCELLED"], None),
+    ],
+)
+def test_the_end_of_a_job_without_result_is_told_by_the_queue(
+    answers, ended, tmp_path, monkeypatch
+):
+    program = tmp_path / "squeue"
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setattr("mimkit.launch.slurm._ASK_EVERY_SECONDS", 0.0)
+    queue, since = Queue(), time.monotonic()
+    for answer in answers:
+        program.write_text(f"#!/bin/sh\n{answer if 'exit' in answer else f'echo {answer}'}\n")
+        program.chmod(0o755)
+        found = queue.ended("7", since)
+    assert (found and found.reason) == (ended and f"job 7 of the cluster ended as {ended}")
+    assert queue.ended("7", time.monotonic()) is None  # it may have been queued since

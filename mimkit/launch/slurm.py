@@ -20,6 +20,22 @@ if TYPE_CHECKING:
 _ASK_EVERY_SECONDS: Final = 10.0
 _MINUTES: Final = 240
 _REQUEUES: Final = 1000
+_ENDED: Final = frozenset(
+    (
+        "BOOT_FAIL",
+        "CANCELLED",
+        "COMPLETED",
+        "DEADLINE",
+        "FAILED",
+        "NODE_FAIL",
+        "OUT_OF_MEMORY",
+        "PREEMPTED",
+        "REVOKED",
+        "TIMEOUT",
+        "gone",
+    )
+)
+"""States of squeue in which a job will not go on; "gone": it is not listed any more."""
 
 
 class SlurmLauncher(Launcher):
@@ -60,43 +76,83 @@ class SlurmLauncher(Launcher):
         self.job_class = submitit.SlurmJob if cluster == "slurm" else submitit.LocalJob
         self.folder = folder
         self.jobs: dict[str, submitit.Job[int]] = {}
-        self.asked: dict[str, float] = {}  # of those that were cancelled: when the queue was asked
+        self.known_since: dict[str, float] = {}
+        self.queue = Queue()
 
     def submit(self, task: Task) -> str:
         """See `Launcher.submit`."""
         task.log.parent.mkdir(parents=True, exist_ok=True)
         job = self.executor.submit(Follower(task))
-        self.jobs[job.job_id] = job
+        self._keep(job)
         return job.job_id
 
     def poll(self, job: str) -> Ended | None:
         """See `Launcher.poll`.
 
-        The file of its result is looked for. Of a job that was cancelled the queue is asked too,
-        because one that never started writes no result; otherwise submitit asks now and then.
+        The file of its result is looked for. A job that was cancelled in the queue, or lost with
+        its machine, writes none; that it has ended is told by the queue, asked twice.
         """
         if not job.isdecimal():
             return Ended.unseen()
         known = self._job(job)
-        ask = job in self.asked and time.monotonic() - self.asked[job] >= _ASK_EVERY_SECONDS
-        if ask:
-            self.asked[job] = time.monotonic()
-        if not known.done(force_check=ask):
-            return None
-        if known.paths.result_pickle.exists() and known.exception() is None:
+        with contextlib.suppress(OSError):
+            os.listdir(self.folder)  # so that a network's file system looks anew
+        if not known.paths.result_pickle.exists():
+            return self.queue.ended(job, self.known_since[job])
+        if known.exception() is None:
             return Ended(known.result())
-        # What the cluster ends, by its limits or with a machine, is like a process that was killed.
-        return Ended(-signal.SIGKILL, f"job {job} of the cluster ended as {known.state}")
+        return Ended(-signal.SIGKILL, f"job {job} of the cluster failed")
 
     def cancel(self, job: str) -> None:
         """See `Launcher.cancel`."""
-        self.asked[job] = -float("inf")
         self._job(job).cancel(check=False)
 
     def _job(self, job: str) -> "submitit.Job[int]":
         if job not in self.jobs:  # of an earlier caller
-            self.jobs[job] = self.job_class(self.folder, job)
+            self._keep(self.job_class(self.folder, job))
         return self.jobs[job]
+
+    def _keep(self, job: "submitit.Job[int]") -> None:
+        self.jobs[job.job_id] = job
+        self.known_since[job.job_id] = time.monotonic()
+
+
+class Queue:
+    """What Slurm says of this user's jobs, asked now and then for all of them together.
+
+    It asks ``squeue``: clusters without accounting have no ``sacct``, which submitit asks.
+    """
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[float, dict[str, str]]] = []  # when asked, and states of jobs
+        self.asked = -float("inf")
+
+    def ended(self, job: str, known_since: float) -> Ended | None:
+        """Says of a job without a result how it ended; None if it waits, runs, or nothing tells.
+
+        The file of a result may come later than the end, so two answers in a row must tell it.
+        """
+        if time.monotonic() - self.asked >= _ASK_EVERY_SECONDS:
+            self._ask()
+        states = [found.get(job, "gone") for at, found in self.answers if at >= known_since]
+        if len(states) < 2 or not _ENDED.issuperset(states):
+            return None
+        # What the cluster ends, by its limits or with a machine, is like a process that was killed.
+        return Ended(-signal.SIGKILL, f"job {job} of the cluster ended as {states[-1]}")
+
+    def _ask(self) -> None:
+        self.asked = time.monotonic()
+        answer = subprocess.run(
+            ["squeue", "--noheader", "--states=all", f"--user={os.getuid()}", "--format=%A %T"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if answer.returncode:
+            self.answers = []
+            return
+        states = dict(line.split()[:2] for line in answer.stdout.splitlines() if line.strip())
+        self.answers = [*self.answers[-1:], (self.asked, states)]
 
 
 class Follower:
