@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from hypothesis import settings
 
 from mimkit import Batch, Geometry, Grid, Mask, Subject
 from mimkit.data.opening import open_source
@@ -10,6 +11,9 @@ from mimkit.recipe import registry
 from mimkit.recipe.build import build
 from mimkit.recipe.schema import load
 from mimkit.train.step import Pretrainer
+
+settings.register_profile("untimed", deadline=None)  # speed is a benchmark, never a test
+settings.load_profile("untimed")
 
 TINY = """\
 name = "tiny"

@@ -141,7 +141,7 @@ def compared(truth, found, *, num_classes=3, max_detections=100):
     return ours
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1), images=st.integers(1, 5), num_classes=st.integers(1, 4))
 def test_it_is_pycocotools_value_on_random_predictions(seed, images, num_classes):
     rng = np.random.default_rng(seed)

@@ -37,7 +37,7 @@ numbers = st.integers(-8, 24).map(float) | st.floats(-8, 24, width=32)
 corners = st.lists(numbers, min_size=6, max_size=16).filter(lambda each: len(each) % 2 == 0)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(polygons=st.lists(corners, min_size=1, max_size=3))
 def test_polygons_cover_the_pixels_that_pycocotools_says(tmp_path_factory, polygons):
     folder = tmp_path_factory.mktemp("polygons")
@@ -51,7 +51,7 @@ def test_polygons_cover_the_pixels_that_pycocotools_says(tmp_path_factory, polyg
     assert found.areas[0] == expected.sum()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     mask=st.lists(st.booleans(), min_size=HEIGHT * WIDTH, max_size=HEIGHT * WIDTH).filter(any),
     compressed=st.booleans(),

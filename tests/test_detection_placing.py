@@ -33,7 +33,7 @@ def bar(size, box):
     )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(size=sizes, frame=frames, index=st.integers(0, 50), data=st.data())
 def test_pixels_boxes_and_masks_move_alike(size, frame, index, data):
     left = data.draw(st.integers(0, size[1] - 8))
@@ -67,7 +67,7 @@ def test_pixels_boxes_and_masks_move_alike(size, frame, index, data):
     assert not mask[:, place.shape[1] :].any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(size=sizes, frame=frames)
 def test_boxes_come_back_to_the_full_size(size, frame):
     place = whole(size, frame)

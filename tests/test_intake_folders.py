@@ -393,7 +393,6 @@ trees = st.lists(
 
 @settings(
     max_examples=150,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(folders=trees, counts=st.integers(2, 3), meaning=st.sampled_from(["auto", "classes"]))

@@ -236,7 +236,7 @@ polygons = st.lists(st.floats(0, 70, width=32), min_size=6, max_size=12).filter(
 )
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(
     rows=st.lists(st.lists(polygons, min_size=1, max_size=3), min_size=2, max_size=5),
     runs=st.sampled_from([None, "text", "bytes"]),

@@ -168,7 +168,7 @@ def test_every_key_of_every_table_takes_a_value_or_refuses_it_by_name(section):
                     problems.raise_if_any()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow])
 @given(st.sampled_from(PARTS), st.data(), ANY_VALUE)
 def test_no_value_of_no_option_ends_in_anything_but_a_message(entry, data, value):
     document, at = example(entry)

@@ -17,7 +17,7 @@ def order(ends, seed, epoch, window):
     return in_shards(ends, seed, epoch, np.arange(ends[-1]), window)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(LENGTHS, st.integers(0, 2**31), st.integers(0, 1000), st.integers(1, 90))
 def test_each_pass_is_a_permutation_in_which_no_image_moves_by_a_window(
     lengths, seed, epoch, window
@@ -35,7 +35,7 @@ def test_each_pass_is_a_permutation_in_which_no_image_moves_by_a_window(
     assert np.abs(place[found] - np.arange(len(found))).max() < window
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(LENGTHS, st.integers(1, 90), st.data())
 def test_places_asked_for_one_by_one_are_those_asked_for_at_once(lengths, window, data):
     ends = tuple(itertools.accumulate(lengths))

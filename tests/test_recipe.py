@@ -451,7 +451,6 @@ def inline(value):
 
 fixtures_are_constant = settings(
     max_examples=40,
-    deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 

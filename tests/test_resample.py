@@ -51,7 +51,7 @@ def boxes(draw):
     return height, width, (top, left, box_height, box_width), size
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=200, derandomize=True)
 @given(
     case=boxes(),
     kernel=st.sampled_from(sorted(PILLOW)),

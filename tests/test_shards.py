@@ -239,7 +239,7 @@ def test_a_packed_shard_that_is_cut_is_used_as_far_as_it_goes(tmp_path):
     assert "is cut; its" in listing.skipped[0].reason
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 20_480), st.binary(min_size=1, max_size=600))
 def test_no_damage_raises_or_gives_bytes_of_no_sample(where, noise):
     whole = io.BytesIO()

@@ -41,7 +41,7 @@ def test_wrappers_may_stand_one_below_the_other(prefixes):
     assert unwrap(below(".".join(prefixes) + "."), FILE).tensors.keys() == BARE.keys()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.sampled_from(PREFIXES), max_size=5), st.sampled_from([None, *CONTAINERS]))
 def test_any_nest_of_wrappers_gives_the_bare_names(prefixes, container):
     tensors = below("".join(f"{prefix}." for prefix in prefixes))

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Final, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from mimkit.data.pixels.augment import Augment
 from mimkit.errors import RecipeError
-from mimkit.evaluate.at_once import Call, at_once
+from mimkit.evaluate.at_once import Call
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
@@ -17,8 +18,9 @@ from mimkit.evaluate.classifier import Classifier, backbone_of, running_norms
 from mimkit.evaluate.fractions import Labels, Subsets, labels_of
 from mimkit.evaluate.mixing import Mixing
 from mimkit.evaluate.randaugment import RandAugment
+from mimkit.evaluate.rows import train_rows
 from mimkit.evaluate.score import Score
-from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.search import named
 from mimkit.evaluate.starts import TRAINED, start_of
 from mimkit.evaluate.trainer import Trainer, statistics_batches
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio, Size
@@ -201,23 +203,15 @@ class FineTune(Evaluator):
         subsets = self.subsets(subject)
         trainer = self._trainer(subject, subsets.labels)
         table = Table(subject, _NAME, subsets.test, view=trainer.view)
-        rows = [
-            Cell(init, seed, fraction)
-            for fraction in self.label_fractions
-            for seed in subsets.seeds
-            for init in self.inits  # both starts of a seed in turn: what is known is paired
-        ]
-
-        def results(row: Cell, train: Call) -> list[Result]:
-            def score(cell: Cell, fitted: Tensor, judged: Tensor) -> Score:
-                return self._score(table, cell, fitted, judged, train)
-
-            lr, found = choose_rate(row, self.lrs, subsets, score)
-            protocol = {**subsets.protocol(row), **self._protocol()}
-            return table.results(row, found, protocol, {"lr": lr})
-
-        found = at_once(trainer.one_of, results, rows, device=subject.device, report=subject.report)
-        return [result for of_row in found for result in of_row]
+        return train_rows(
+            table,
+            subsets,
+            trainer,
+            partial(self._score, table),
+            inits=self.inits,
+            lrs=self.lrs,
+            protocol=self._protocol(),
+        )
 
     def subsets(self, subject: Subject) -> Subsets:
         """Returns which images are trained on and judged."""

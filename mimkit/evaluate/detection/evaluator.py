@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
 from mimkit.errors import RecipeError
-from mimkit.evaluate.at_once import Call, at_once
+from mimkit.evaluate.at_once import Call
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
@@ -23,8 +24,9 @@ from mimkit.evaluate.detection.placing import Variation
 from mimkit.evaluate.detection.trainer import DetectionTrainer, Schedule, forked
 from mimkit.evaluate.fractions import Subsets
 from mimkit.evaluate.grids import grid_of
+from mimkit.evaluate.rows import train_rows
 from mimkit.evaluate.score import Score
-from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.search import named
 from mimkit.evaluate.shown import Shown
 from mimkit.evaluate.starts import TRAINED, start_of
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Size
@@ -221,23 +223,15 @@ class Detection(Evaluator):
             metric_names(masks=trainer.settings.masks),
             view=trainer.view,
         )
-        rows = [
-            Cell(init, seed, fraction)
-            for fraction in self.label_fractions
-            for seed in subsets.seeds
-            for init in self.inits  # all starts of a seed in turn: what is known is paired
-        ]
-
-        def results(row: Cell, train: Call) -> list[Result]:
-            def score(cell: Cell, fitted: Tensor, judged: Tensor) -> Score:
-                return self._score(table, cell, fitted, judged, train)
-
-            lr, found = choose_rate(row, self.lrs, subsets, score)
-            protocol = {**subsets.protocol(row), **self._protocol(trainer)}
-            return table.results(row, found, protocol, {"lr": lr, **found.chosen})
-
-        found = at_once(trainer.one_of, results, rows, device=subject.device, report=subject.report)
-        return [result for of_row in found for result in of_row]
+        return train_rows(
+            table,
+            subsets,
+            trainer,
+            partial(self._score, table),
+            inits=self.inits,
+            lrs=self.lrs,
+            protocol=self._protocol(trainer),
+        )
 
     def subsets(self, subject: Subject) -> Subsets:
         """Returns which images are trained on and judged: of those that are annotated.

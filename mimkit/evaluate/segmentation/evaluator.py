@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Final, Literal
 
 import torch
@@ -11,14 +12,15 @@ from annotated_types import Interval
 from torch import Tensor
 
 from mimkit.errors import RecipeError
-from mimkit.evaluate.at_once import Call, at_once
+from mimkit.evaluate.at_once import Call
 from mimkit.evaluate.base import Evaluator, Plain, Result, Subject, Work
 from mimkit.evaluate.cells import Cell, Table, digest
 from mimkit.evaluate.choices import distinct
 from mimkit.evaluate.fractions import Labels, Subsets
 from mimkit.evaluate.grids import grid_of
+from mimkit.evaluate.rows import train_rows
 from mimkit.evaluate.score import Score
-from mimkit.evaluate.search import choose_rate, named
+from mimkit.evaluate.search import named
 from mimkit.evaluate.segmentation.crops import Crops
 from mimkit.evaluate.segmentation.network import HeadName, Heads, Segmenter
 from mimkit.evaluate.segmentation.training import SegmentationTrainer
@@ -184,25 +186,17 @@ class Segmentation(Evaluator):
             ("miou", "pixel_accuracy", "mean_accuracy"),
             view=trainer.crops.view,
         )
-        rows = [
-            Cell(init, seed, fraction)
-            for fraction in self.label_fractions
-            for seed in subsets.seeds
-            for init in self.inits  # both starts of a seed in turn: what is known is paired
-        ]
-
-        def results(row: Cell, train: Call) -> list[Result]:
-            def score(cell: Cell, fitted: Tensor, judged: Tensor) -> Score:
-                return self._score(table, cell, fitted, judged, train)
-
-            lr, found = choose_rate(row, self.lrs, subsets, score)
-            protocol = {**subsets.protocol(row), **self._protocol()}
-            return table.results(row, found, protocol, {"lr": lr})
-
-        found = at_once(trainer.one_of, results, rows, device=subject.device, report=subject.report)
-        flat = [result for of_row in found for result in of_row]
-        self._tell_absent(subject, flat)
-        return flat
+        found = train_rows(
+            table,
+            subsets,
+            trainer,
+            partial(self._score, table),
+            inits=self.inits,
+            lrs=self.lrs,
+            protocol=self._protocol(),
+        )
+        self._tell_absent(subject, found)
+        return found
 
     def subsets(self, subject: Subject) -> Subsets:
         """Returns which images are trained on and judged."""
