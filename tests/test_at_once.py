@@ -169,7 +169,7 @@ def test_trainings_that_are_sent_give_the_same_numbers(subject, geometry, monkey
     here, kept = evaluator.run(subject), cells(subject)
     (subject.workdir / "cells.jsonl").unlink()
     monkeypatch.setattr(
-        "mimkit.evaluate.finetune.at_once",
+        "mimkit.evaluate.rows.at_once",
         lambda make, task, pieces, **_: [task(piece, sent(make(2))) for piece in pieces],
     )
     assert evaluator.run(subject) == here
