@@ -183,7 +183,7 @@ class Latent(Target):
 
 @torch.no_grad()
 def _copy(source: Encoder, destination: Encoder) -> None:
-    # One after the other: weights may be spread over processes, buffers never are.
+    # Not all in one call, which torch has for no weights that are spread over processes.
     for of in (nn.Module.parameters, nn.Module.buffers):
-        if mine := list(of(destination)):
-            torch._foreach_copy_(mine, list(of(source)))
+        for mine, theirs in zip(of(destination), of(source), strict=True):
+            mine.copy_(theirs)

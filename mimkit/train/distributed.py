@@ -120,6 +120,11 @@ def torchrun(processes: int, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, *start, "-m", "mimkit", *arguments]
 
 
+def is_restart() -> bool:
+    """Whether torchrun has started this process anew, after one of the run's processes ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
 @contextmanager
 def join(device: str | None) -> Iterator[World]:
     """Joins the processes that torchrun started, or stands alone.

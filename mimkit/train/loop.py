@@ -327,7 +327,9 @@ class Loop:
             return request.number is not None
         if done % self.train.log_every_steps:
             return False
-        return self.world.any(request.number is not None)
+        # A signal may have reached one process alone: all leave with its number.
+        request.number = self.world.largest(request.number or 0) or None
+        return request.number is not None
 
     def save(self, *, alone: bool = False) -> None:
         """Writes a checkpoint, from the leading process; ``alone``: without asking the others.
