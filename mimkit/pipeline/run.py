@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mimkit import words
 from mimkit.console import headed, make_console
-from mimkit.evaluate.base import Result
+from mimkit.evaluate.base import Evaluator, Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
 from mimkit.folder import RunFolder
@@ -24,7 +24,7 @@ from mimkit.report.findings import Study
 from mimkit.report.page import write_report
 from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Display
-from mimkit.train.distributed import join
+from mimkit.train.distributed import is_restart, join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.progress import Progress
@@ -65,6 +65,7 @@ def run(
     """
     console = console or make_console()
     path = folder or out / recipe.name / str(recipe.seed)
+    fresh = fresh and not is_restart()  # what to go on from is what this very command has made
     with join(device) as world:
         if not world.leads:
             console = make_console(quiet=True)
@@ -127,16 +128,10 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
         due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
         if not due:
             return
-        if world.leads:
-            for number in due:
-                results = judge_by(current, number, evaluators[number])
-                prefix = recipe.evaluate[number].name
-                folder.log(
-                    step,
-                    {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
-                )
-            write_ledger(current, trial, loop.progress)
-        world.wait()
+        current.fetch(loop)
+        world.lead(lambda: _judge(current, {n: evaluators[n] for n in due}, step))
+        write_ledger(current, trial, loop.progress)
+        current.release(loop)
 
     loop = current.loop(Hooks(log, evaluate, current.console.print))
     loop.resume()
@@ -164,7 +159,19 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
             loop.run(current.stream(start, loop.total), request)
         finally:  # also when it stops early: what was skipped must be written down
             write_ledger(current, trial, loop.progress)
+    current.fetch(loop)
     return trial, loop.progress
+
+
+def _judge(current: Run, due: Mapping[int, Evaluator], step: int) -> None:
+    """Evaluates amid the training, for the log."""
+    for number, evaluator in due.items():
+        results = judge_by(current, number, evaluator)
+        prefix = current.recipe.evaluate[number].name
+        current.folder.log(
+            step,
+            {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
+        )
 
 
 def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimkit.errors import RecipeError
+from mimkit.errors import RecipeError, TrainingError
 
 T = TypeVar("T")
 _PATIENCE: Final = timedelta(days=2)
@@ -59,6 +59,12 @@ class World:
             values /= self.size
         return values
 
+    def everywhere(self, flag: Tensor) -> Tensor:
+        """True where ``flag`` () bool is true in every process; nothing waits for the device."""
+        held = flag.int()
+        dist.all_reduce(held, op=dist.ReduceOp.MIN)
+        return held.bool()
+
     def any(self, flag: bool) -> bool:
         """True in every process if ``flag`` is true in one."""
         if self.size == 1:
@@ -86,6 +92,17 @@ class World:
         dist.broadcast_object_list(held)
         return cast(T, held[0])
 
+    def lead(self, do: Callable[[], object]) -> None:
+        """Lets the leading process do something while the others wait; if it fails, all fail."""
+        failure: Exception | None = None
+        if self.leads:
+            try:
+                do()
+            except Exception as error:  # first the others must know, who wait
+                failure = error
+        if self.any(failure is not None):
+            raise failure or TrainingError("the leading process has failed, and says why.")
+
     def wait(self) -> None:
         """Waits until all processes have come here."""
         if self.size > 1:
@@ -101,6 +118,11 @@ def torchrun(processes: int, arguments: Sequence[str]) -> list[str]:
     """
     start = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     return [sys.executable, *start, "-m", "mimkit", *arguments]
+
+
+def is_restart() -> bool:
+    """Whether torchrun has started this process anew, after one of the run's processes ended."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 @contextmanager
