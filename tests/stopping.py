@@ -9,8 +9,8 @@ import signal
 import sys
 
 from mimkit.cli import main
-from mimkit.train.distributed import is_restart
 from mimkit.train.loop import Loop
+from mimkit.train.restarts import is_restart
 
 
 def send(number, at):

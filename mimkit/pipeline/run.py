@@ -24,10 +24,11 @@ from mimkit.report.findings import Study
 from mimkit.report.page import write_report
 from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Display
-from mimkit.train.distributed import is_restart, join
+from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.progress import Progress
+from mimkit.train.restarts import is_restart
 from mimkit.train.signals import listen
 from mimkit.train.trial import StepTrial
 
@@ -65,8 +66,9 @@ def run(
     """
     console = console or make_console()
     path = folder or out / recipe.name / str(recipe.seed)
-    fresh = fresh and not is_restart()  # what to go on from is what this very command has made
     with join(device) as world:
+        # After a restart, what to go on from is what this very command has made.
+        fresh = fresh and not world.any(is_restart())
         if not world.leads:
             console = make_console(quiet=True)
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:

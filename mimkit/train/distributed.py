@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from mimkit.errors import RecipeError, TrainingError
+from mimkit.train.restarts import fresh_part, has_held_store, held_store
 
 T = TypeVar("T")
 _PATIENCE: Final = timedelta(days=2)
@@ -120,11 +121,6 @@ def torchrun(processes: int, arguments: Sequence[str]) -> list[str]:
     return [sys.executable, *start, "-m", "mimkit", *arguments]
 
 
-def is_restart() -> bool:
-    """Whether torchrun has started this process anew, after one of the run's processes ended."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 @contextmanager
 def join(device: str | None) -> Iterator[World]:
     """Joins the processes that torchrun started, or stands alone.
@@ -154,7 +150,9 @@ def join(device: str | None) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    store = fresh_part(held_store(_PATIENCE), rank, size) if has_held_store() else None
+    dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, chosen)
     finally:
