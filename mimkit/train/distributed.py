@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimkit.errors import RecipeError, TrainingError
+from mimkit.errors import RecipeError, TrainingError, in_one_line
 from mimkit.train.restarts import fresh_part, has_held_store, held_store
 
 T = TypeVar("T")
@@ -155,5 +155,18 @@ def join(device: str | None) -> Iterator[World]:
     dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, chosen)
+    except (RuntimeError, OSError) as error:
+        if not _tells_of_others(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended, and with it all do: what it said, or what "
+            "torchrun says of it below, tells why. The same command goes on from the last "
+            f"checkpoint. ({in_one_line(error)})"
+        ) from error
     finally:
         dist.destroy_process_group()
+
+
+def _tells_of_others(error: Exception) -> bool:
+    """Whether an error only says that another process is no longer there."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
