@@ -13,7 +13,7 @@ from processes import begin, curve, encoder, finish, run_of
 from mimkit.launch.cause import ended_by
 from mimkit.train import checkpoint
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,14 @@ def undisturbed(tmp_path_factory):
     return ran
 
 
-def assert_equal(folder, other):
+def assert_equal(folder, other, *, but=None):
     one, two = encoder(folder), encoder(other)
     assert one.keys() == two.keys()
     assert all(torch.equal(value, two[name]) for name, value in one.items())
-    assert curve(folder) == curve(other)
+    one, two = curve(folder), curve(other)
+    assert one.keys() == two.keys()
+    differ = {step for step, name in one if one[step, name] != two[step, name]}
+    assert differ <= {but}
 
 
 def assert_close(folder, other):
@@ -80,9 +83,12 @@ def test_a_killed_process_is_replaced_and_the_curve_goes_on(tmp_path, undisturbe
             more=("--standalone", "--max-restarts=2"),
         )
     )
-    # With "ddp" the other process keeps what it has; with "fsdp" it has but a share.
-    assert f"going on at step {7 if parallel == 'ddp' else 6} of 12" in output
-    assert_equal(tmp_path, undisturbed(2, parallel))
+    if parallel == "ddp":  # the other process keeps all, but of step 7 its own loss alone
+        assert "going on at step 7 of 12" in output
+        assert_equal(tmp_path, undisturbed(2, parallel), but=8)
+    else:  # it has but a share
+        assert "going on at step 6 of 12" in output
+        assert_equal(tmp_path, undisturbed(2, parallel))
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
