@@ -1,7 +1,9 @@
 """One process or many: what torchrun says, and the few collective operations we need."""
 
+import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ T = TypeVar("T")
 _PATIENCE: Final = timedelta(days=2)
 """The leading process may look at a new data set, or prepare a target, for hours meanwhile; where
 it fails, torchrun ends the others at once."""
+_SECONDS_TO_LET_GO: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,18 @@ def join(device: str | None) -> Iterator[World]:
             f"checkpoint. ({in_one_line(error)})"
         ) from error
     finally:
-        dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Leaves the other processes, whether they are still there or not."""
+    gloo = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if gloo:
+        # Its threads end with what holds the group. One that lets go of a tensor later than the
+        # interpreter ends aborts the process; and torch keeps the group where weights are spread.
+        gc.collect()
+        time.sleep(_SECONDS_TO_LET_GO)
 
 
 def _tells_of_others(error: Exception) -> bool:
