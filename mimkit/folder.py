@@ -22,6 +22,7 @@ _OWN: Final = (
     *_FILES,
     *(f".{name}.*.tmp" for name in (*_FILES, MARKER)),
     *(f"checkpoints/{name}" for name in ("step_*.json", "step_*.safetensors", ".step_*.tmp")),
+    *(f"checkpoints/{name}" for name in ("step_*[0-9]", "step_*-again")),
     *(
         f"pictures/{name}"
         for name in ("predictions.png", "prepared_*.png", "judged_*.png", ".*.png.*.tmp")

@@ -64,10 +64,10 @@ def compiler(monkeypatch):
         monkeypatch.setattr(
             trials,
             "_tries_to_compile",
-            lambda train, _, known: (
+            lambda loop, known: (
                 (known.compiled if known else True)
-                if train.compile == "auto"
-                else train.compile == "on"
+                if loop.train.compile == "auto"
+                else loop.train.compile == "on"
             ),
         )
         return made

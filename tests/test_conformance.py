@@ -444,6 +444,19 @@ class Curt(Mapping):
         return super().dense(None)
 
 
+@breaks("weights_of_a_unit_are_read_in_it_alone", "encoders")
+class Prying(Small):
+    def forward(self, image, context=None, hidden=None):
+        scale = 1 + self.blocks[0].mlp.fc1.weight.mean()
+        return self.changed(image, context, hidden, lambda x: x * scale)
+
+
+@breaks("weights_of_a_unit_are_read_in_it_alone", "encoders")
+class Bypassing(Small):
+    def forward(self, image, context=None, hidden=None):
+        return self.changed(image, context, hidden, self.blocks[0].norm2)
+
+
 # ---------------------------------------------------------------------------------------- targets
 
 

@@ -50,7 +50,7 @@ SIZES = {
 }
 
 
-def miniature(path, *, images=12, evaluate=()):
+def miniature(path, *, images=12, evaluate=(), settings=()):
     whole = load(str(path))
     small = {
         section: {key: value for key, value in sizes.items() if key in options(whole, section)}
@@ -72,6 +72,7 @@ def miniature(path, *, images=12, evaluate=()):
             "evaluate": list(evaluate),
             **small,
         },
+        overrides=settings,
     )
 
 

@@ -4,8 +4,8 @@ from torch import nn
 from mimkit.parts.loss import StepOutput
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.distributed import World
-from mimkit.train.loop import total_steps, warmup_steps
 from mimkit.train.means import Means
+from mimkit.train.optim import total_steps, warmup_steps
 from mimkit.train.precision import uses_bfloat16
 from mimkit.train.trial import StepTrial, untouched
 

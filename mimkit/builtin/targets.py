@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from mimkit.errors import RecipeError
@@ -183,6 +183,7 @@ class Latent(Target):
 
 @torch.no_grad()
 def _copy(source: Encoder, destination: Encoder) -> None:
-    theirs = (*source.parameters(), *source.buffers())
-    mine = (*destination.parameters(), *destination.buffers())
-    torch._foreach_copy_(list(mine), list(theirs))
+    # Not all in one call, which torch has for no weights that are spread over processes.
+    for of in (nn.Module.parameters, nn.Module.buffers):
+        for mine, theirs in zip(of(destination), of(source), strict=True):
+            mine.copy_(theirs)

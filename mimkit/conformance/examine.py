@@ -7,7 +7,17 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from mimkit.conformance import common, dense, encoders, heads, losses, maskers, recipes, targets
+from mimkit.conformance import (
+    common,
+    dense,
+    encoders,
+    heads,
+    losses,
+    maskers,
+    recipes,
+    targets,
+    units,
+)
 from mimkit.conformance.checks import CHECKS, Check, FailedError, NotApplicableError
 from mimkit.conformance.specimen import Specimen
 from mimkit.errors import MimkitError, PluginError, nearest
@@ -16,7 +26,7 @@ from mimkit.recipe.registry import KINDS, Entry, entries, same_distribution
 __all__ = ["Examination", "Verdict", "checks_of", "entries_of", "examine"]
 
 # Importing these modules is what registers their checks.
-_MODULES = (common, maskers, encoders, dense, targets, heads, losses, recipes)
+_MODULES = (common, maskers, encoders, dense, targets, heads, losses, units, recipes)
 
 Outcome = Literal["passed", "failed", "not applicable", "not run"]
 

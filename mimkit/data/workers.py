@@ -9,6 +9,14 @@ MOST: Final = 16
 SHARE: Final = "MIMKIT_CORES"
 """Environment variable: how many cores this run may use, where several share the machine."""
 
+_ASKING: Final = ("SIGTERM", "SIGINT", "SIGUSR1")
+"""The last is what Slurm is usually told to send before a job's time is over; Windows has none."""
+
+
+def asking() -> list[signal.Signals]:
+    """Lists the signals that ask a run to stop."""
+    return [getattr(signal, name) for name in _ASKING if hasattr(signal, name)]
+
 
 def cores() -> int:
     """Returns how many processor cores this run may use."""
@@ -36,5 +44,5 @@ def leave_signals_to_parent(worker: int) -> None:
     A terminal or a scheduler signals all processes at once. A loader that dies of it would take
     the step away that the training process still wants to finish.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in asking():
+        signal.signal(number, signal.SIG_IGN)

@@ -72,6 +72,10 @@ class Module(nn.Module):
     ...         return frozenset({"mask_token"})
     >>> sorted(Tokened().no_weight_decay())
     ['mask_token']
+    >>> tokened = Tokened()
+    >>> tokened.blocks = torch.nn.ModuleList(torch.nn.Linear(2, 2) for _ in range(3))
+    >>> len(tokened.units())
+    3
     """
 
     def no_weight_decay(self) -> frozenset[str]:
@@ -80,6 +84,16 @@ class Module(nn.Module):
         Parameters of one axis (biases, norms) are always left alone.
         """
         return frozenset()
+
+    def units(self) -> list[nn.Module]:
+        """Modules whose weights come and go together where a model is spread over devices.
+
+        Such a unit is run by calling it, and nothing reads its weights while it is not running. By
+        default the members of every `torch.nn.ModuleList` that is this module's own, such as the
+        blocks of a transformer. What belongs to no unit is there all the time.
+        """
+        lists = [child for child in self.children() if isinstance(child, nn.ModuleList)]
+        return [member for each in lists for member in each]
 
     if TYPE_CHECKING:
         __call__ = _AsForward()

@@ -19,6 +19,7 @@ from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
 from mimkit.report.predictions import draw_preparation
 from mimkit.train.distributed import World
+from mimkit.train.sharding import refuse_unshardable
 from mimkit.train.step import Pretrainer
 
 
@@ -84,6 +85,8 @@ def assemble(
         labelled=labelled,
         verbose=verbose,
     )
+    if recipe.train.parallel == "fsdp":
+        refuse_unshardable(current.pretrainer, recipe.train)
     current.evaluators = build_evaluators(current)
     for number, evaluator in enumerate(current.evaluators):
         evaluator.check(subject(current, number))

@@ -1,5 +1,6 @@
 """What one run has in hand: data, parts, and the folder in which it is written down."""
 
+import copy
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
 from mimkit.train.distributed import World
 from mimkit.train.loop import Hooks, Loop
+from mimkit.train.sharding import gathered, spread
 from mimkit.train.step import Pretrainer
 from mimkit.train.trial import StepTrial, try_out
 
@@ -132,7 +134,7 @@ class Run:
     def loop(self, hooks: Hooks = Hooks()) -> Loop:  # noqa: B008 -- it is frozen
         """The loop of pre-training, at its first step."""
         loop = Loop(
-            self.pretrainer,
+            self._trained(),
             train=self.recipe.train,
             num_images=len(self.train),
             seed=self.recipe.seed,
@@ -144,6 +146,38 @@ class Run:
             loop.cut(self.pieces)
         return loop
 
+    def _trained(self) -> Pretrainer:
+        """What is trained: the module itself, or a copy spread over all processes.
+
+        Then the module itself waits on the CPU of the leading process, for evaluations.
+        """
+        if self.recipe.train.parallel == "ddp" or self.world.size == 1:
+            return self.pretrainer
+        trained = copy.deepcopy(self.pretrainer.cpu())
+        spread(trained, self.world, self.recipe.train.precision)
+        if not self.world.leads:
+            self.pretrainer.to("meta")
+        return trained
+
+    def fetch(self, loop: Loop) -> None:
+        """Brings what a loop has trained into the leading process's own module, on its device.
+
+        All processes must call it at once, also where the loop trains that module itself.
+        """
+        if not loop.spread:
+            return
+        mine = self.pretrainer.state_dict() if self.world.leads else {}
+        for name, value in gathered(loop.pretrainer):
+            if self.world.leads:
+                mine[name].copy_(value)
+        if self.world.leads:
+            self.pretrainer.to(self.world.device)
+
+    def release(self, loop: Loop) -> None:
+        """Lets the device's memory be used by the loop again after `fetch`."""
+        if loop.spread and self.world.leads:
+            self.pretrainer.cpu()
+
     def try_out(self, loop: Loop, *, processes: int = 1) -> StepTrial:
         """Measures the next step of pre-training, and decides how it will be computed.
 
@@ -151,7 +185,8 @@ class Run:
             loop: about to run, on the device of this run.
             processes: measure what one of so many will do, where they are not there yet.
         """
-        loop.eager = loop.forward = self.world.wrap(self.pretrainer)
+        if not loop.spread:
+            loop.eager = loop.forward = self.world.wrap(self.pretrainer)
         shares = self.batches(processes)
 
         def batches(start: int, stop: int) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from mimkit import words
 from mimkit.console import headed, make_console
-from mimkit.evaluate.base import Result
+from mimkit.evaluate.base import Evaluator, Result
 from mimkit.evaluate.statistics import summarise
 from mimkit.files import sweep
 from mimkit.folder import RunFolder
@@ -28,6 +28,7 @@ from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
 from mimkit.train.progress import Progress
+from mimkit.train.restarts import is_restart
 from mimkit.train.signals import listen
 from mimkit.train.trial import StepTrial
 
@@ -66,6 +67,8 @@ def run(
     console = console or make_console()
     path = folder or out / recipe.name / str(recipe.seed)
     with join(device) as world:
+        # After a restart, what to go on from is what this very command has made.
+        fresh = fresh and not world.any(is_restart())
         if not world.leads:
             console = make_console(quiet=True)
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
@@ -127,16 +130,10 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
         due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
         if not due:
             return
-        if world.leads:
-            for number in due:
-                results = judge_by(current, number, evaluators[number])
-                prefix = recipe.evaluate[number].name
-                folder.log(
-                    step,
-                    {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
-                )
-            write_ledger(current, trial, loop.progress)
-        world.wait()
+        current.fetch(loop)
+        world.lead(lambda: _judge(current, {n: evaluators[n] for n in due}, step))
+        write_ledger(current, trial, loop.progress)
+        current.release(loop)
 
     loop = current.loop(Hooks(log, evaluate, current.console.print))
     loop.resume()
@@ -164,7 +161,19 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
             loop.run(current.stream(start, loop.total), request)
         finally:  # also when it stops early: what was skipped must be written down
             write_ledger(current, trial, loop.progress)
+    current.fetch(loop)
     return trial, loop.progress
+
+
+def _judge(current: Run, due: Mapping[int, Evaluator], step: int) -> None:
+    """Evaluates amid the training, for the log."""
+    for number, evaluator in due.items():
+        results = judge_by(current, number, evaluator)
+        prefix = current.recipe.evaluate[number].name
+        current.folder.log(
+            step,
+            {f"{prefix}/{r.metric}": r.value for r in results if r.init == "pretrained"},
+        )
 
 
 def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:

@@ -193,6 +193,11 @@ class TrainSection(Strict):
     processes: Annotated[int, Interval(ge=1, le=65_536)] = Field(
         1, description="processes of one run, under torchrun; one for each GPU"
     )
+    parallel: Literal["ddp", "fsdp"] = Field(
+        "ddp",
+        description="what several processes hold: 'ddp' each the whole model; 'fsdp' each a share "
+        "of weights, gradients and optimizer, for what does not fit one GPU",
+    )
     log_every_steps: Count = Field(50, description="steps between lines of metrics.jsonl")
     checkpoint_every_steps: Count = Field(1000, description="steps between checkpoints")
     precision: Literal["auto", "float32", "bfloat16"] = Field(

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from mimkit.recipe.sections import AugmentSection, DataSection, Strict, TrainSection
 
-MEANS: Final = ("accumulate", "compile")
+MEANS: Final = ("accumulate", "compile", "parallel")
 """Keys of ``[train]`` that say how a step is computed, not what: a run may go on with others."""
 
 

@@ -1,20 +1,32 @@
-"""Checkpoints: tensors as safetensors, the rest as JSON, checksums, the last two kept."""
+"""Checkpoints: tensors as safetensors, the rest as JSON, checksums, the last two kept.
+
+A module that is spread over processes gives a folder of files instead of one
+(`mimkit.train.shards`). Whichever it was, any number of processes goes on from it.
+"""
 
 import json
+import re
+import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import torch
+import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from mimkit.errors import DataError
 from mimkit.files import sha256, write_json
+from mimkit.train import shards
+from mimkit.train.sharding import is_spread, spread_like
 from mimkit.train.tensors import write_tensors
 
 KEEP: Final = 2
+_NAME: Final = re.compile(r"(step_\d+)(\.json|\.safetensors|-again)?")
 _FRESH: Final = (
     "Start anew with --fresh, which removes what this run has made and begins again at step 0"
 )
@@ -26,7 +38,7 @@ class Saved:
 
     Args:
         step: how many optimizer steps it has behind it.
-        tensors: file with ``model.*``, ``optimizer.*`` and ``extra.*`` tensors.
+        tensors: file, or folder, with tensors ``model.*``, ``optimizer.*`` and ``extra.*``.
         state: whatever else the loop wants back, plain data.
     """
 
@@ -34,11 +46,20 @@ class Saved:
     tensors: Path
     state: dict[str, object]
 
-    def part(self, prefix: str) -> dict[str, Tensor]:
-        """Reads the tensors whose names begin with ``prefix``, and names them without it."""
+    def part(self, prefix: str, like: shards.Like | None = None) -> dict[str, Tensor]:
+        """Reads the tensors whose names begin with ``prefix``, and names them without it.
+
+        Args:
+            prefix: of the names.
+            like: as which tensors they are spread over processes; None: none is.
+        """
+        if self.tensors.is_dir():
+            return shards.read(self.tensors, prefix, like)
         with safe_open(self.tensors, "pt") as file:
             return {
-                name.removeprefix(prefix): file.get_tensor(name)
+                name.removeprefix(prefix): spread_like(
+                    like(name.removeprefix(prefix)) if like else None, file.get_tensor(name)
+                )
                 for name in file.keys()  # noqa: SIM118 -- it is no dictionary
                 if name.startswith(prefix)
             }
@@ -72,7 +93,8 @@ def save(
     """Writes the checkpoint of ``step`` and removes all but it and the one before.
 
     The JSON file, which holds the checksum, is written last: a checkpoint without it does not
-    exist. There is no random or loader state to save, as both follow from (seed, step).
+    exist. There is no random or loader state to save, as both follow from (seed, step). Where the
+    module is spread over processes, all of them must call this at once.
 
     Args:
         folder: where checkpoints lie.
@@ -88,25 +110,41 @@ def save(
     for name, entries in _optimizer_state(module, optimizer).items():
         tensors |= {f"optimizer.{name}.{key}": value for key, value in entries.items()}
     tensors |= {f"extra.{name}": value for name, value in (extra or {}).items()}
-    path = folder / f"step_{step:08d}.safetensors"
-    write_tensors(path, tensors)
-    record = {"step": step, "sha256": sha256(path), "state": dict(state)}
-    write_json(path.with_suffix(".json"), record)
+    stem = f"step_{step:08d}"
+    held: dict[str, object]
+    if is_spread(module):
+        held = shards.write(folder, stem, tensors)
+        if dist.get_rank() != 0:
+            return
+    else:
+        path = folder / f"{stem}.safetensors"
+        write_tensors(path, tensors)
+        held = {"sha256": sha256(path)}
+    write_json(folder / f"{stem}.json", {"step": step, **held, "state": dict(state)})
+    _tidy(folder, stem)
+
+
+def _tidy(folder: Path, newest: str) -> None:
+    """Removes all but the newest checkpoint and the one before, and what belongs to neither."""
     # What lies ahead of this step is damaged: training would have begun there otherwise.
-    kept = [stem for stem in _stems(folder) if stem <= path.stem][:KEEP]
-    for stem in set(_stems(folder)) - set(kept):
-        for suffix in (".json", ".safetensors"):
-            (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+    kept = [stem for stem in _stems(folder) if stem <= newest][:KEEP]
+    needed = {folder / f"{stem}.json" for stem in kept} | {_tensors(folder, stem) for stem in kept}
+    for path in folder.glob("step_*"):
+        if path in needed or not _NAME.fullmatch(path.name):
+            continue
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def find(folder: Path) -> tuple[Saved | None, list[Damage]]:
     """Finds the newest checkpoint that is whole, and the damaged ones that are newer than it."""
     damaged: list[Damage] = []
     for number, stem in enumerate(_stems(folder)):
-        tensors = folder / f"{stem}.safetensors"
-        if number == 0 and not tensors.with_suffix(".json").exists():
+        if number == 0 and not (folder / f"{stem}.json").exists():
             continue  # a kill came between its two files: it never existed
-        found = _read(tensors)
+        found = _read(folder, stem)
         if isinstance(found, Saved):
             return found, damaged
         damaged.append(found)
@@ -139,7 +177,7 @@ def restore_weights(checkpoint: Saved, module: nn.Module, advice: str = _FRESH) 
     Raises: DataError if names or shapes do not match; it ends with ``advice``.
     """
     try:
-        module.load_state_dict(checkpoint.part("model."))
+        module.load_state_dict(checkpoint.part("model.", module.state_dict(keep_vars=True).get))
     except RuntimeError as error:
         raise DataError(
             f"{checkpoint.tensors}: this checkpoint does not fit the parts that it is for; one has "
@@ -158,9 +196,10 @@ def restore(
     Raises: DataError if names or shapes do not match; it ends with ``advice``.
     """
     restore_weights(checkpoint, module, advice)
-    tensors = checkpoint.part("optimizer.")
+    parameters = dict(module.named_parameters())
+    tensors = checkpoint.part("optimizer.", lambda name: parameters.get(name.rpartition(".")[0]))
     state = optimizer.state_dict()
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): name for name, parameter in parameters.items()}
     number = 0
     for group in optimizer.param_groups:
         for parameter in group["params"]:
@@ -182,20 +221,28 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     Files hold tensors row by row. Kernels round otherwise for other strides, and a run that goes on
     must not end with other weights.
     """
-    if value.shape != parameter.shape:
+    if value.shape != parameter.shape or isinstance(value, DTensor):
         return value
     return torch.empty_like(parameter, dtype=value.dtype, device=value.device).copy_(value)
 
 
 def _stems(folder: Path) -> list[str]:
     """Names all checkpoints, whole or not, newest first."""
-    files = [*folder.glob("step_*.json"), *folder.glob("step_*.safetensors")]
-    return sorted({path.stem for path in files}, reverse=True)
+    found = [_NAME.fullmatch(path.name) for path in folder.glob("step_*")]
+    return sorted({match[1] for match in found if match}, reverse=True)
 
 
-def _read(tensors: Path) -> Saved | Damage:
+def _tensors(folder: Path, stem: str) -> Path:
+    """Where the tensors of a checkpoint lie, as far as its record can be read."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        record = json.loads((folder / f"{stem}.json").read_text(encoding="utf-8"))
+        return folder / Path(record["folder"]).name
+    return folder / (stem if (folder / stem).is_dir() else f"{stem}.safetensors")
+
+
+def _read(folder: Path, stem: str) -> Saved | Damage:
     """Reads one checkpoint and compares its checksum."""
-    record_file = tensors.with_suffix(".json")
+    tensors, record_file = _tensors(folder, stem), folder / f"{stem}.json"
     try:
         record = json.loads(record_file.read_text(encoding="utf-8"))
         step, digest, state = record["step"], record["sha256"], record["state"]
@@ -204,7 +251,11 @@ def _read(tensors: Path) -> Saved | Damage:
     except (ValueError, KeyError, TypeError):
         return Damage(tensors, f"{record_file.name} is not what was written")
     try:
-        whole = sha256(tensors) == digest
+        whole = (
+            shards.is_whole(tensors, digest)
+            if isinstance(digest, dict)
+            else sha256(tensors) == digest
+        )
     except OSError as error:
         return Damage(tensors, str(error.strerror or error))
     if not whole:

@@ -1,7 +1,9 @@
 """One process or many: what torchrun says, and the few collective operations we need."""
 
+import gc
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,12 +15,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimkit.errors import RecipeError
+from mimkit.errors import RecipeError, TrainingError, in_one_line
+from mimkit.train.restarts import fresh_part, has_held_store, held_store
 
 T = TypeVar("T")
 _PATIENCE: Final = timedelta(days=2)
 """The leading process may look at a new data set, or prepare a target, for hours meanwhile; where
 it fails, torchrun ends the others at once."""
+_SECONDS_TO_LET_GO: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,12 @@ class World:
             values /= self.size
         return values
 
+    def everywhere(self, flag: Tensor) -> Tensor:
+        """True where ``flag`` () bool is true in every process; nothing waits for the device."""
+        held = flag.int()
+        dist.all_reduce(held, op=dist.ReduceOp.MIN)
+        return held.bool()
+
     def any(self, flag: bool) -> bool:
         """True in every process if ``flag`` is true in one."""
         if self.size == 1:
@@ -85,6 +95,17 @@ class World:
         held: list[Any] = [make() if self.leads else None]
         dist.broadcast_object_list(held)
         return cast(T, held[0])
+
+    def lead(self, do: Callable[[], object]) -> None:
+        """Lets the leading process do something while the others wait; if it fails, all fail."""
+        failure: Exception | None = None
+        if self.leads:
+            try:
+                do()
+            except Exception as error:  # first the others must know, who wait
+                failure = error
+        if self.any(failure is not None):
+            raise failure or TrainingError("the leading process has failed, and says why.")
 
     def wait(self) -> None:
         """Waits until all processes have come here."""
@@ -132,8 +153,34 @@ def join(device: str | None) -> Iterator[World]:
     if size == 1:
         yield World(0, 1, chosen)
         return
-    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo", timeout=_PATIENCE)
+    backend = "nccl" if chosen.type == "cuda" else "gloo"
+    store = fresh_part(held_store(_PATIENCE), rank, size) if has_held_store() else None
+    dist.init_process_group(backend, timeout=_PATIENCE, store=store, rank=rank, world_size=size)
     try:
         yield World(rank, size, chosen)
+    except (RuntimeError, OSError) as error:
+        if not _tells_of_others(error):
+            raise
+        raise TrainingError(
+            "another process of this run has ended, and with it all do: what it said, or what "
+            "torchrun says of it below, tells why. The same command goes on from the last "
+            f"checkpoint. ({in_one_line(error)})"
+        ) from error
     finally:
-        dist.destroy_process_group()
+        _leave()
+
+
+def _leave() -> None:
+    """Leaves the other processes, whether they are still there or not."""
+    gloo = dist.get_backend() == "gloo"
+    dist.destroy_process_group()
+    if gloo:
+        # Its threads end with what holds the group. One that lets go of a tensor later than the
+        # interpreter ends aborts the process; and torch keeps the group where weights are spread.
+        gc.collect()
+        time.sleep(_SECONDS_TO_LET_GO)
+
+
+def _tells_of_others(error: Exception) -> bool:
+    """Whether an error only says that another process is no longer there."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

@@ -18,10 +18,18 @@ from mimkit.train import checkpoint
 from mimkit.train.distributed import World
 from mimkit.train.guard import Guard, SkippedStep
 from mimkit.train.means import Means
-from mimkit.train.optim import guard, learning_rate, make_optimizer, set_learning_rate
+from mimkit.train.optim import (
+    guard,
+    learning_rate,
+    make_optimizer,
+    set_learning_rate,
+    total_steps,
+    warmup_steps,
+)
 from mimkit.train.pieces import no_memory
 from mimkit.train.precision import autocast
 from mimkit.train.progress import Choice, Progress, place
+from mimkit.train.sharding import compile_units, is_spread, run_units_eagerly, whole
 from mimkit.train.signals import Interrupted, Request
 from mimkit.train.step import Pretrainer
 
@@ -49,26 +57,11 @@ class Hooks:
     phase: Callable[[str], AbstractContextManager[object]] = nullcontext
 
 
-def total_steps(train: TrainSection, num_images: int) -> int:
-    """Number of optimizer steps of the run."""
-    if train.total_steps is not None:
-        return train.total_steps
-    assert train.total_epochs is not None  # the schema demands exactly one of the two
-    return max(1, round(train.total_epochs * num_images / train.batch_size))
-
-
-def warmup_steps(train: TrainSection, num_images: int) -> int:
-    """Number of warm-up steps of the run."""
-    if train.warmup_epochs is not None:
-        return round(train.warmup_epochs * num_images / train.batch_size)
-    return train.warmup_steps or 0
-
-
 class Loop:
     """The state of one pre-training: module, optimizer, how far it is.
 
     Args:
-        pretrainer: the module.
+        pretrainer: the module; it may be spread over processes.
         train: the recipe's section.
         num_images: size of the training split.
         seed: of the run.
@@ -92,6 +85,7 @@ class Loop:
         # What computes a step from a batch: the module, maybe wrapped; and maybe compiled.
         self.eager: nn.Module = pretrainer
         self.forward: nn.Module = pretrainer
+        self.spread = is_spread(pretrainer)
         self.train = train
         self.total = total_steps(train, num_images)
         self.warmup = warmup_steps(train, num_images)
@@ -111,7 +105,7 @@ class Loop:
 
         Raises: DataError if there are checkpoints, but none can be used.
         """
-        found = checkpoint.latest(self.folder, self.hooks.report)
+        found = self.world.share(lambda: checkpoint.latest(self.folder, self.hooks.report))
         if found is not None:
             checkpoint.restore(found, self.pretrainer, self.optimizer)
             state: dict[str, Any] = found.state
@@ -150,7 +144,8 @@ class Loop:
                 batch = next(batches)
                 lr = self.advance(step, batch, guard_, means)
             except Exception as error:
-                kept = self.intact and step > start
+                # Where each process has a share of the weights, none can keep them alone.
+                kept = self.intact and step > start and not self.spread
                 if kept:
                     self._tell(guard_.read())
                     self.save(alone=True)
@@ -179,7 +174,7 @@ class Loop:
                 self.hooks.evaluate(done)
             except Exception:
                 self._tell(guard_.read())
-                self.save(alone=True)
+                self.save(alone=not self.spread)
                 raise
             self.progress.evaluated = True
             self.pretrainer.train()
@@ -268,11 +263,16 @@ class Loop:
         """Computes steps compiled from now on."""
         # Every recipe compiles the same `forward`; in one process that hits torch's limit.
         torch.compiler.reset()
-        self.forward = torch.compile(self.eager)  # type: ignore[assignment]
+        if self.spread:
+            compile_units(self.pretrainer)
+        else:
+            self.forward = torch.compile(self.eager)  # type: ignore[assignment]
         self.progress.choice = replace(self.progress.choice, compiled=True, compile_failure=None)
 
     def run_eagerly(self, failure: str | None = None) -> None:
         """Computes steps as they stand from now on; ``failure``: why they cannot be compiled."""
+        if self.spread:
+            run_units_eagerly(self.pretrainer)
         self.forward = self.eager
         self.progress.choice = replace(
             self.progress.choice, compiled=False, compile_failure=failure
@@ -309,8 +309,10 @@ class Loop:
         """Lets the optimizer use the gradients; returns their norm () and if they count ()."""
         limit = self.train.clip_norm if self.train.clip_norm is not None else float("inf")
         with self.hooks.phase("optimizer"):
-            grad_norm = nn.utils.clip_grad_norm_(self.pretrainer.parameters(), limit)
+            grad_norm = whole(nn.utils.clip_grad_norm_(self.pretrainer.parameters(), limit))
             finite = torch.isfinite(grad_norm) & torch.isfinite(output.loss)
+            if self.spread:  # all skip, or none: each has a share of every weight
+                finite = self.world.everywhere(finite)
             guard(self.optimizer, finite)
             self.optimizer.step()
         return grad_norm, finite
@@ -325,12 +327,17 @@ class Loop:
             return request.number is not None
         if done % self.train.log_every_steps:
             return False
-        return self.world.any(request.number is not None)
+        # A signal may have reached one process alone: all leave with its number.
+        request.number = self.world.largest(request.number or 0) or None
+        return request.number is not None
 
     def save(self, *, alone: bool = False) -> None:
-        """Writes a checkpoint, from the leading process; ``alone``: without asking the others."""
+        """Writes a checkpoint, from the leading process; ``alone``: without asking the others.
+
+        Where the weights are spread over the processes, all of them write together.
+        """
         interval, sums = self.means.state(alone=alone)
-        if self.world.leads:
+        if self.world.leads or self.spread:
             checkpoint.save(
                 self.folder,
                 self.progress.step,

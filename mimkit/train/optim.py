@@ -69,6 +69,21 @@ def _scale_groups(groups: list[Group], scales: Mapping[nn.Parameter, float]) -> 
     return list(scaled.values())
 
 
+def total_steps(train: TrainSection, num_images: int) -> int:
+    """Number of optimizer steps of the run."""
+    if train.total_steps is not None:
+        return train.total_steps
+    assert train.total_epochs is not None  # the schema demands exactly one of the two
+    return max(1, round(train.total_epochs * num_images / train.batch_size))
+
+
+def warmup_steps(train: TrainSection, num_images: int) -> int:
+    """Number of warm-up steps of the run."""
+    if train.warmup_epochs is not None:
+        return round(train.warmup_epochs * num_images / train.batch_size)
+    return train.warmup_steps or 0
+
+
 def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: float) -> float:
     """Linear warm-up from 0, then half a cosine down to ``floor``, evaluated at every step.
 

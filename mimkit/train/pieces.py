@@ -103,5 +103,6 @@ def no_memory(
         )
     return TrainingError(
         f"{where}: memory is full with train.accumulate={accumulate}, {now} "
-        f"({in_one_line(error)}). To mend it, {advice}.{after and ' '}{after}"
+        f"({in_one_line(error)}). To mend it, {advice}. Several processes with "
+        f"train.parallel=fsdp share one model out.{after and ' '}{after}"
     )

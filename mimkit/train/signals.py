@@ -1,10 +1,12 @@
-"""SIGTERM and SIGINT: finish the step, checkpoint, leave."""
+"""SIGTERM, SIGINT and SIGUSR1: finish the step, checkpoint, leave."""
 
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
+
+from mimkit.data.workers import asking
 
 
 class Interrupted(BaseException):
@@ -27,12 +29,12 @@ class Request:
 
 @contextmanager
 def listen() -> Iterator[Request]:
-    """Turns SIGTERM and SIGINT into a request that the loop reads between steps.
+    """Turns SIGTERM, SIGINT and SIGUSR1 into a request that the loop reads between steps.
 
     A second signal acts at once, as it would without us.
     """
     request = Request()
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.getsignal(number) for number in asking()}
 
     def remember(number: int, _frame: FrameType | None) -> None:
         request.number = number

@@ -15,12 +15,12 @@ from mimkit.errors import in_one_line, memory_is_full
 from mimkit.memory import peak_bytes
 from mimkit.parts.flops import count_flops
 from mimkit.parts.records import Batch
-from mimkit.recipe.schema import TrainSection
 from mimkit.train.guard import Guard
 from mimkit.train.loop import Loop
 from mimkit.train.means import Means
 from mimkit.train.pieces import largest_piece, more_pieces, no_memory
 from mimkit.train.progress import Choice, place
+from mimkit.train.sharding import own
 
 Stream = Callable[[int, int], Iterator[Batch]]
 
@@ -97,7 +97,7 @@ def try_out(loop: Loop, stream: Stream, *, workers: int) -> StepTrial:
         flops = _fit(step, known)
         loop.run_eagerly(known.compile_failure if known else None)
         seconds, memory = _time_steps(step, _STEPS)
-        if _tries_to_compile(train, device, known) and _compiles(step):
+        if _tries_to_compile(loop, known) and _compiles(step):
             fast, its_memory = _time_steps(step, _STEPS_TO_CHOOSE)
             if train.compile == "auto" and not known and fast >= seconds:
                 loop.run_eagerly(loop.progress.choice.compile_failure)
@@ -139,7 +139,10 @@ def _fit(step: _Step, known: Choice | None) -> int:
     said = loop.train.accumulate
     measured = _counts_memory(loop.world.device)
     if said == "auto" and measured and known is None:
-        size = largest_piece(partial(_peak_of, step), share, _room(loop.world.device))
+        room = _room(loop.world.device)
+        if loop.spread:  # all must try the same sizes: the least room decides
+            room = -loop.world.largest(-room)
+        size = largest_piece(partial(_peak_of, step), share, room)
         loop.cut(share // (size or 1))
     while True:
         accumulate = loop.progress.choice.accumulate
@@ -147,7 +150,7 @@ def _fit(step: _Step, known: Choice | None) -> int:
             flops = count_flops(step)
             break
         except (RuntimeError, MemoryError) as error:
-            finer = more_pieces(share, accumulate) if said == "auto" else None
+            finer = more_pieces(share, accumulate) if said == "auto" and not loop.spread else None
             if not memory_is_full(error):
                 raise
             if finer is None:
@@ -181,10 +184,19 @@ def _peak_of(step: _Step, size: int) -> int:
             step()
         _forget_peak(device)
         step()
+    except (RuntimeError, MemoryError) as error:
+        if not step.loop.spread or not memory_is_full(error):
+            raise
+        # The others may wait for this process amid their step: none can try a smaller piece.
+        share = batch.index.shape[0]
+        raise no_memory(
+            "before the first step", error, share=share, accumulate=share // size
+        ) from error
     finally:
         step.batch = batch
     synchronize(device)
-    return _peak_memory(device)
+    used = _peak_memory(device)
+    return step.loop.world.largest(used) if step.loop.spread else used
 
 
 def _room(device: torch.device) -> int:
@@ -193,10 +205,10 @@ def _room(device: torch.device) -> int:
     return int(0.9 * (free + torch.cuda.memory_reserved(device)))
 
 
-def _tries_to_compile(train: TrainSection, device: torch.device, known: Choice | None) -> bool:
-    if train.compile == "auto":
-        return known.compiled if known else device.type == "cuda"
-    return train.compile == "on"
+def _tries_to_compile(loop: Loop, known: Choice | None) -> bool:
+    if loop.train.compile != "auto" or loop.spread:  # spread, no process can try it alone
+        return loop.train.compile == "on"
+    return known.compiled if known else loop.world.device.type == "cuda"
 
 
 def _compiles(step: _Step) -> bool:
@@ -212,6 +224,8 @@ def _compiles(step: _Step) -> bool:
         loop.gradients(loop.progress.step, step.batch, alone=True)
     except Exception as error:  # the same step has just run eagerly, so it is the compiler's fault
         failure = in_one_line(error)
+        if loop.spread:  # the others cannot be asked: they may be amid the exchange of weights
+            loop.give_up_compiling(failure)
     if loop.world.any(failure is not None):
         loop.give_up_compiling(failure or "it failed in another process")
         return False
@@ -273,7 +287,7 @@ def untouched(module: nn.Module, optimizer: torch.optim.Optimizer | None = None)
         finally:
             with torch.no_grad():
                 for tensor, copy in zip(kept, saved, strict=True):
-                    tensor.copy_(copy)
+                    own(tensor).copy_(copy)
                 if state is not None:
                     state.restore()
             for parameter in module.parameters():
@@ -303,12 +317,12 @@ class _State:
         for parameter, entries in self.entries.items():
             self.optimizer.state[parameter] = entries
             for name, copy in self.copies[parameter].items():
-                entries[name].copy_(copy)
+                own(entries[name]).copy_(copy)
 
 
 def _copy(tensor: Tensor) -> Tensor:
     # On the CPU, so that a GPU's peak is what it will be in the run.
-    return tensor.detach().to("cpu", copy=True)
+    return own(tensor.detach()).to("cpu", copy=True)
 
 
 def synchronize(device: torch.device) -> None:
