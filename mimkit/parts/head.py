@@ -29,8 +29,8 @@ class Head(Part, Module):
         needs_hidden: True if it reads the tokens at ``mask.target``, so that a masker must hide.
         only_targets: True if it reads these and no others, nor the prefix. It is then given these
             alone, in the order of ``mask.target.flatten(1)``, which lets an encoder do less.
-        own_widths: predictions that this head makes in a space of its own, of another width than
-            their target's; `translate` brings the targets there.
+        own_widths: predictions of vectors that this head makes in a space of its own, of another
+            width than their target's; `translate` brings the targets there.
     """
 
     ragged: ClassVar[bool] = False
