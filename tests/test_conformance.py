@@ -1,5 +1,6 @@
 """The checks of parts: for each a part that fails it and no other."""
 
+import dataclasses
 import inspect
 import itertools
 import random
@@ -573,6 +574,41 @@ class Talkative(Attending):
         return {**found, "more": next(iter(found.values()))}
 
 
+class Wider(Attending):
+    """Predicts one value more than its vectors have.
+
+    Source: own.
+    """
+
+    def __init__(self, geometry) -> None:
+        vectors = {name: w for name, w in geometry.outputs.items() if w.kind == "vector"}
+        wider = {name: Width("vector", width.size + 1) for name, width in vectors.items()}
+        super().__init__(dataclasses.replace(geometry, outputs={**geometry.outputs, **wider}))
+        self.own_widths = wider
+
+    def translate(self, prediction, target):
+        return nn.functional.pad(target, (0, 1))
+
+
+@breaks("predictions_are_those_asked_for", "heads")
+class WiderInSecret(Wider):
+    def __init__(self, geometry) -> None:
+        super().__init__(geometry)
+        self.own_widths = {}
+
+
+@breaks("translated_targets_fit_and_train_nothing", "heads")
+class Untranslated(Wider):
+    def translate(self, prediction, target):
+        return target
+
+
+@breaks("translated_targets_fit_and_train_nothing", "heads")
+class Chasing(Wider):
+    def translate(self, prediction, target):
+        return super().translate(prediction, target) * self.mix.weight[0, 0]
+
+
 @breaks("every_token_has_influence", "heads")
 class Ignorant(Attending):
     def gathered(self, tokens, mask):
@@ -702,6 +738,7 @@ def test_there_is_a_broken_part_for_every_check():
         ("targets", Latent),
         ("targets", Pixels),
         ("heads", LinearHead),
+        ("heads", Wider),
         ("losses", MSE),
     ],
 )

@@ -75,6 +75,7 @@ def test_the_encoder_is_used_in_evaluation_mode_and_left_as_it_was(subject):
 OPTIONS = {
     "attentive_probe": {"total_steps": 1, "lrs": (0.1,), "num_test_images": 10},
     "finetune": {"label_fractions": (1.0,), "seeds": 1, "total_steps": 1, "lrs": (0.1,)},
+    "health": {"num_images": 12, "lidar_images": 6, "lidar_renderings": 2},
     "heldout": {"num_images": 8},
     "knn": {"num_images": 20, "num_test_images": 10},
     "knn_consistency": {"num_images": 10},

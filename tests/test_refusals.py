@@ -94,6 +94,9 @@ NO_CLASS_TOKEN = "encoder.class_token=false"
 CANNOT_WORK = {
     "few images": ("at least three held-out images", evaluate("knn_consistency"),
                    "data.num_test_images=2"),
+    "one image in all": ("at least two held-out images", evaluate("health"),
+                         "data.num_test_images=1"),
+    "health of no token": ("class token", evaluate("health", 'pool = "cls"'), NO_CLASS_TOKEN),
     "consistency of no token": ("class token", evaluate("knn_consistency", 'pool = "cls"'),
                                 NO_CLASS_TOKEN),
     "knn of no token": ("class token", evaluate("knn", 'pool = "cls"'), NO_CLASS_TOKEN),

@@ -53,7 +53,10 @@ SIZES = {
 def miniature(path, *, images=12, evaluate=(), settings=()):
     whole = load(str(path))
     small = {
-        section: {key: value for key, value in sizes.items() if key in options(whole, section)}
+        # What is not given follows from another part, and still does.
+        section: {
+            k: size for k, size in sizes.items() if options(whole, section).get(k) is not None
+        }
         for section, sizes in SIZES.items()
     }
     targets = {name: dict(table.cls.miniature) for name, table in whole.targets.items()}

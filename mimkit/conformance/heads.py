@@ -20,7 +20,7 @@ def predictions_are_those_asked_for(specimen: Specimen) -> None:
     head = specimen.make()
     tokens, mask = _given(specimen, head)
     found = head(tokens, mask)
-    outputs = specimen.head_geometry.outputs
+    outputs = {**specimen.head_geometry.outputs, **head.own_widths}
     require(
         set(found) == set(outputs),
         f"it gives {', '.join(sorted(found))}, but was asked for {', '.join(sorted(outputs))}",
@@ -31,7 +31,33 @@ def predictions_are_those_asked_for(specimen: Specimen) -> None:
         require(
             tuple(found[name].shape) == want,
             f"'{name}' has shape {tuple(found[name].shape)}, but must have {want}",
-            "Take the widths from geometry.outputs.",
+            "Take the widths from geometry.outputs, or say in own_widths which is another.",
+        )
+
+
+@check("heads")
+def translated_targets_fit_and_train_nothing(specimen: Specimen) -> None:
+    """A target follows the prediction, or training fails in its first step."""
+    head = specimen.make()
+    if not head.own_widths:
+        raise NotApplicableError("own_widths is empty")
+    mask = specimen.mask(hides=needs_hidden(head))
+    for name, width in head.own_widths.items():
+        theirs = specimen.head_geometry.outputs[name].size
+        target = torch.randn(*mask.target.shape, theirs, requires_grad=True)
+        translated = head.translate(name, target)
+        want = (*mask.target.shape, width.size)
+        require(
+            tuple(translated.shape) == want,
+            f"the target of '{name}' becomes {tuple(translated.shape)}, but must be {want}",
+            "Give translate the width that own_widths says.",
+        )
+        torch.autograd.backward(translated.square().sum())
+        reached = [n for n, p in head.named_parameters() if p.grad is not None]
+        require(
+            not reached,
+            f"a gradient from the target of '{name}' reaches {', '.join(reached[:3])}",
+            "Use weights.detach() in translate.",
         )
 
 

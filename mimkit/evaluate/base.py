@@ -179,12 +179,14 @@ class Evaluator(Part):
             the recipe names any.
         needs_masks: True if it reads the class of every pixel; its images are then chosen likewise.
         needs_objects: True if it reads boxes; its images are then chosen likewise.
+        ranks: False if more of its numbers is not better: then no method is called so by them.
     """
 
     needs_targets: ClassVar[bool] = False
     needs_labels: ClassVar[bool] = False
     needs_masks: ClassVar[bool] = False
     needs_objects: ClassVar[bool] = False
+    ranks: ClassVar[bool] = True
     every_steps: int | None = None
 
     @classmethod

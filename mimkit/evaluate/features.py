@@ -53,10 +53,10 @@ def extract(
     Raises: RecipeError if ``pool`` is "cls" and the encoder has no such token.
     """
     if encoder is None:
-        return joined(map(flat_pixels, _stream(subject, images)), len(images.index))
+        return joined(map(flat_pixels, rendered(subject, images)), len(images.index))
 
     def vectors(encoder: Encoder) -> Iterator[Tensor]:
-        for image in _stream(subject, images):
+        for image in rendered(subject, images):
             with subject.autocast():
                 tokens = encoder.features(image)
             yield pooled(tokens, pool)
@@ -94,7 +94,7 @@ def extract_layers(
     kept: list[dict[Pool, Tensor | OnDisk]] = []
     start = 0
     with evaluation_mode(encoder):
-        for image in _stream(subject, whole(subject, source, index)):
+        for image in rendered(subject, whole(subject, source, index)):
             with subject.autocast():
                 found = encoder.layers(image) if layers == "all" else (encoder.features(image),)
             if not kept:
@@ -132,7 +132,7 @@ def pixels(subject: Subject, source: Source, index: Tensor, side: int) -> Tensor
 
     Shape: (n, C * height * width) float32 on the subject's device.
     """
-    batches = _stream(subject, whole(subject, source, index))
+    batches = rendered(subject, whole(subject, source, index))
     return joined((flat_pixels(image, side) for image in batches), len(index))
 
 
@@ -180,6 +180,7 @@ def whole(subject: Subject, source: Source, index: Tensor) -> WholeImages:
     return WholeImages(source, index, (subject.view,), FEATURE_BATCH)
 
 
-def _stream(subject: Subject, images: WholeImages) -> Iterator[Tensor]:
+def rendered(subject: Subject, images: WholeImages) -> Iterator[Tensor]:
+    """Gives images in batches as the encoder sees them, (B, C, H, W) on the subject's device."""
     for _, views in images.stream(len(images), workers=subject.workers, device=subject.device):
         yield views[subject.view.name]

@@ -203,8 +203,9 @@ def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:
 def _end(current: Run, found: Study, progress: Progress) -> None:
     """Ends with the report, its own answer, a small table, and what to do next."""
     ours = {entry.name for entry in entries("evaluators") if entry.distribution == "mimkit"}
-    judged = dict.fromkeys(one.row.evaluator for one in found.verdicts if one.row.evaluator in ours)
-    judged.pop("heldout", None)  # a comparison adds it
+    rows = [one.row for one in found.verdicts if one.row.evaluator in ours]
+    # What repeats pre-training a comparison adds by itself; by what does not rank it cannot judge.
+    judged = dict.fromkeys(row.evaluator for row in rows if row.ranked and not row.own_task)
     steps = []
     if judged and progress.step:
         said = ["mimkit", "compare", str(current.folder.recipe), "--seeds", str(_SEEDS)]

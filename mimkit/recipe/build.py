@@ -89,6 +89,8 @@ def build(
     outputs = {term.prediction: targets[term.target].width for term in recipe.losses.values()}
     geometry = dataclasses.replace(geometry, outputs=outputs)
     head: Head = maker.make("head", geometry)
+    outputs = {**outputs, **head.own_widths}
+    geometry = dataclasses.replace(geometry, outputs=outputs)
     terms = tuple(
         Term(t.name, t.prediction, t.target, maker.make(f"losses.{t.name}", geometry), t.weight)
         for t in recipe.losses.values()

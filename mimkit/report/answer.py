@@ -22,13 +22,11 @@ def main_row(verdicts: Sequence[Verdicts]) -> Verdicts | None:
     """Chooses the row that speaks for a comparison, before anyone looks at its numbers.
 
     Of the rows with most methods: fine-tuning at the smallest label fraction; else the attentive
-    probe, the linear probe of the chosen layer, k-NN; else whatever is no pre-training task. None
-    if there is nothing.
+    probe, the linear probe of the chosen layer, k-NN; else whatever is no pre-training task and of
+    which more is better. None if there is nothing.
     """
     speaking = [
-        found
-        for found in verdicts
-        if not found.row.own_task and not is_layer(found.row) and _ours(found)
+        found for found in verdicts if found.row.ranked and _is_shared(found.row) and _ours(found)
     ]
 
     def order(found: Verdicts) -> tuple[int, int, float]:
@@ -58,6 +56,8 @@ def answer(verdicts: Sequence[Verdicts], budget: str, cells: Sequence[Cell]) -> 
     if found is None:
         if not verdicts:
             return "No run has finished yet, so that nothing can be said."
+        if any(_is_shared(one.row) for one in verdicts):
+            return "Nothing compares the methods: of no number that was measured is more better."
         return "Nothing compares the methods: each was judged by its own pre-training task alone."
     labels = _ours(found)
     finding = _order(found, labels)
@@ -97,8 +97,13 @@ def _others(main: Verdicts, verdicts: Sequence[Verdicts]) -> list[Verdicts]:
     return [
         found
         for found in verdicts
-        if found is not main and not found.row.own_task and not is_layer(found.row)
+        if found is not main and found.row.ranked and _is_shared(found.row)
     ]
+
+
+def _is_shared(row: Row) -> bool:
+    """Whether all methods are measured alike by it, and it is no single layer."""
+    return not row.own_task and not is_layer(row)
 
 
 def _ours(found: Verdicts) -> list[str]:

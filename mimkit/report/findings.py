@@ -70,6 +70,7 @@ class Row:
             number.
         own_task: measured on the pre-training task, which is another for each method: such
             numbers are not compared.
+        ranked: more is better; of others methods are not compared either.
         measured: in the same order what errors follow from, where more is known than the number:
             the scores of the judged images, or how many they are.
     """
@@ -79,6 +80,7 @@ class Row:
     protocol: Mapping[str, Plain]
     values: Mapping[str, Mapping[str, Mapping[int, float]]]
     own_task: bool = False
+    ranked: bool = True
     measured: Mapping[str, Mapping[str, Mapping[int, Measured]]] = field(
         default_factory=dict, repr=False
     )

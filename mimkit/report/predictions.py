@@ -22,12 +22,13 @@ def prediction_columns(pretrainer: Pretrainer, batch: Batch, view: View) -> list
     """
     training = pretrainer.training
     pretrainer.eval()
-    predictions, targets = pretrainer.predict(batch)
+    predictions, compared = pretrainer.predict(batch)
     pictures: list[Picture] = []
     for term in pretrainer.terms:
         prediction = predictions[term.prediction]
-        pictures += cast(Target, pretrainer.targets[term.target]).render(prediction, batch)
-        pictures += term.loss.render(prediction, targets[term.target], batch)
+        if term.prediction not in pretrainer.head.own_widths:  # else the target cannot read it
+            pictures += cast(Target, pretrainer.targets[term.target]).render(prediction, batch)
+        pictures += term.loss.render(prediction, compared[term.name], batch)
     pretrainer.train(training)
     image = denormalise(batch.image, view)
     columns = [

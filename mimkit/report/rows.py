@@ -11,7 +11,7 @@ from mimkit.evaluate.uncertainty import Measured, mean_of
 from mimkit.recipe import registry
 from mimkit.report.findings import Row
 
-OF_METHOD: Final = ("num_layers",)
+OF_METHOD: Final = ("num_layers", "width")
 """Settings of a protocol that follow from a method's encoder: they keep no numbers apart."""
 
 
@@ -43,9 +43,9 @@ def rows(labels: Sequence[str], numbers: Iterable[Number]) -> list[Row]:
             json.dumps(shared, sort_keys=True),
         )
         groups.setdefault(key, _Group()).add(number)
-    own_task = {evaluator: _repeats_pretraining(evaluator) for evaluator, _, _ in groups}
+    classes = {evaluator: _classes(evaluator) for evaluator, _, _ in groups}
     found = [
-        group.row(evaluator, metric, labels, own_task[evaluator])
+        group.row(evaluator, metric, labels, classes[evaluator])
         for (evaluator, metric, _), group in groups.items()
     ]
     measured = list(dict.fromkeys((row.evaluator, row.metric) for row in found))
@@ -74,8 +74,11 @@ class _Group:
         of_seed = starts.setdefault(number.result["init"], {}).setdefault(number.seed, [])
         of_seed.append(of_entry(number.result))
 
-    def row(self, evaluator: str, metric: str, labels: Iterable[str], own_task: bool) -> Row:
+    def row(
+        self, evaluator: str, metric: str, labels: Iterable[str], classes: Sequence[type[Evaluator]]
+    ) -> Row:
         first, *others = self.protocols
+        own_task = any(cls.needs_targets for cls in classes)
         measured = {
             label: {
                 # What a run measured more than once is one number: seeds are what varies.
@@ -101,15 +104,13 @@ class _Group:
                 for label, starts in measured.items()
             },
             own_task=own_task,
+            ranked=all(cls.ranks for cls in classes),
             # An image of a pre-training task is many positions: shares say nothing of its error.
             measured={} if own_task else measured,
         )
 
 
-def _repeats_pretraining(evaluator: str) -> bool:
-    """Whether an evaluator's numbers are of the pre-training task, which differs by method."""
+def _classes(evaluator: str) -> list[type[Evaluator]]:
+    """What is registered under a name: it knows what its numbers mean."""
     classes = [registry.load(e) for e in registry.entries("evaluators") if e.name == evaluator]
-    return any(
-        isinstance(cls, type) and issubclass(cls, Evaluator) and cls.needs_targets
-        for cls in classes
-    )
+    return [cls for cls in classes if isinstance(cls, type) and issubclass(cls, Evaluator)]

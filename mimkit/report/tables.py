@@ -250,6 +250,7 @@ def _one_line(text: str) -> str:
 def _tree(found: Verdicts) -> dict[str, Any]:
     row = asdict(replace(found.row, measured={}))
     del row["measured"]  # the scores stand in the cells
+    del row["ranked"]  # follows from the evaluator
     return {
         **row,
         "means": [

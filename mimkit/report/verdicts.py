@@ -103,7 +103,7 @@ def judge(row: Row) -> Verdicts:
         for start in starts
     }
     means = {key: spread(by_seed) for key, by_seed in series.items()}
-    if row.own_task:
+    if row.own_task or not row.ranked:
         return Verdicts(row, means, (), (), None)
     ours = {
         label: series[label, "pretrained"]

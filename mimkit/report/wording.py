@@ -21,7 +21,15 @@ STARTS: Final = {
     "pixels": "raw pixels",
 }
 """What pre-training is compared with, the first that was measured, and what a sentence calls it."""
-_WRITTEN: Final = {"miou": "mIoU", "iou": "IoU", "ap": "AP", "ap50": "AP50", "ap75": "AP75"}
+_WRITTEN: Final = {
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "miou": "mIoU",
+    "iou": "IoU",
+    "ap": "AP",
+    "ap50": "AP50",
+    "ap75": "AP75",
+}
 BASELINES: Final = {"scratch": "from scratch", "random": "random weights", "pixels": "raw pixels"}
 """The same in tables and charts."""
 

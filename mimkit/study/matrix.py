@@ -9,6 +9,8 @@ from mimkit.errors import RecipeError, nearest
 
 LABELLED: Final = ("knn", "linear_probe", "attentive_probe", "finetune")
 UNLABELLED: Final = ("knn_consistency",)
+ASKED_FOR: Final = ("health",)
+"""What ranks no method, so that it is measured only where somebody names it."""
 DENSE: Final = ("segmentation", "detection")
 """What masks and objects allow."""
 TRAINED: Final = ("attentive_probe", "finetune", *DENSE)
@@ -101,8 +103,9 @@ def evaluations(
     Raises: RecipeError for a name that is no evaluation of a comparison, or one for which the data
         lack labels, masks or objects.
     """
-    known = (*LABELLED, *UNLABELLED, *DENSE)
-    possible = (*(LABELLED if sizes.fractions else ()), *UNLABELLED, *sizes.dense)
+    known = (*LABELLED, *UNLABELLED, *ASKED_FOR, *DENSE)
+    labelled = LABELLED if sizes.fractions else ()
+    possible = (*labelled, *UNLABELLED, *ASKED_FOR, *sizes.dense)
     for name in names or ():
         if name not in known:
             raise RecipeError(
@@ -121,6 +124,7 @@ def sized(sizes: Sizes, *, has_cls: bool) -> dict[str, dict[str, Any]]:
     return {
         "knn": {"num_images": sizes.train_images, "num_test_images": sizes.test_images},
         "knn_consistency": {"num_images": sizes.test_images},
+        "health": {"num_images": sizes.test_images},
         "linear_probe": {
             "layers": "all",
             "pools": ["mean", "cls"] if has_cls else ["mean"],

@@ -39,7 +39,7 @@ class Pretrainer(Module):
         metrics: dict[str, Tensor] = {}
         valid = batch.mask.valid
         for term in self.terms:
-            prediction, target = predictions[term.prediction], targets[term.target]
+            prediction, target = predictions[term.prediction], targets[term.name]
             per_position = term.loss(prediction, target, valid)  # (B, G, M)
             self._check_loss(term, per_position, batch.mask)
             # Padding may hold anything, also NaN: it is replaced, not multiplied by zero.
@@ -52,7 +52,7 @@ class Pretrainer(Module):
         return StepOutput(loss=total, terms=terms, metrics=metrics)
 
     def predict(self, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Returns the head's predictions and the targets of one batch, both by name.
+        """Returns predictions by name, and by term what each is compared with.
 
         Shape: predictions (B, G, M, K); targets (B, G, M) int64 or (B, G, M, K).
         """
@@ -77,15 +77,22 @@ class Pretrainer(Module):
         for name, width in self.outputs.items():
             axes.sizes["K"] = width.size
             axes.check(f"the head's prediction '{name}'", predictions.get(name), "B G M K")
+        compared: dict[str, Tensor] = {}
         for term in self.terms:
+            target = targets[term.target]
             declared: Width = self.targets[term.target].width  # type: ignore[assignment]
             axes.sizes["K"] = declared.size
             where = f"target '{term.target}'"
             if declared.kind == "class":
-                axes.check(where, targets[term.target], "B G M", torch.int64)
+                axes.check(where, target, "B G M", torch.int64)
             else:
-                axes.check(where, targets[term.target], "B G M K")
-        return predictions, targets
+                axes.check(where, target, "B G M K")
+            if term.prediction in self.head.own_widths:
+                target = self.head.translate(term.prediction, target)
+                axes.sizes["K"] = self.outputs[term.prediction].size
+                axes.check(f"the head's translation of {where}", target, "B G M K")
+            compared[term.name] = target
+        return predictions, compared
 
     def _targets(self, batch: Batch, *, needs_encoder: bool) -> dict[str, Tensor]:
         return {

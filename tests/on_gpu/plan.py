@@ -111,6 +111,7 @@ GPU: Final = Sizes(
     labels=("train.total_steps=2000",),
     evaluations={
         "heldout": "",
+        "health": "",
         "knn": "",
         "knn_consistency": "",
         "linear_probe": 'layers = "all", pools = ["mean", "cls"]',
@@ -164,6 +165,7 @@ MINIATURE: Final = Sizes(
     ),
     evaluations={
         "heldout": "num_images = 50",
+        "health": "num_images = 50, lidar_images = 20, lidar_renderings = 2",
         "knn": "",
         "knn_consistency": "num_images = 50",
         "linear_probe": "weight_decays = [1e-3]",

@@ -21,6 +21,7 @@ from mimkit_cae.layouts import FC1, KNOWN, Sorted
 
 PREDICTION: Final = "tokens"
 _PROJECTION: Final = "patch_embed.proj.weight"
+_QUERY: Final = "regressor.blocks.0.cross_attn.q.weight"
 _CROSS_FC1: Final = "regressor.blocks.0.mlp_cross.fc1.weight"
 # Of the released models: small and base have 12 heads, large has 16.
 _NUM_HEADS: Final = 12
@@ -58,6 +59,12 @@ class Found:
         """D, the width of the tokens."""
         return self.encoder[_PROJECTION].shape[0]
 
+    @property
+    def head_dim(self) -> int:
+        """The width of the head."""
+        query = self.head.get(_QUERY)
+        return self.embed_dim if query is None else query.shape[1]
+
     def grid(self) -> tuple[Grid, list[str]]:
         """Finds the rows and columns whose sine-cosine positions the file holds.
 
@@ -83,12 +90,10 @@ class Found:
 
     def encoder_options(self) -> dict[str, Any]:
         """Gives all options of `CAEViT`."""
-        width = self.embed_dim
-        twelve = width < _LARGE and width % _NUM_HEADS == 0
         return {
-            "embed_dim": width,
+            "embed_dim": self.embed_dim,
             "depth": count_blocks(self.encoder),
-            "num_heads": _NUM_HEADS if twelve else max(1, width // _HEAD_WIDTH),
+            "num_heads": _released_heads(self.embed_dim),
             "mlp_ratio": mlp_ratio(self.encoder[FC1]),
             "layer_scale": self._layer_scale("layer_scale_init_value")
             if "blocks.0.gamma_1" in self.encoder
@@ -99,6 +104,7 @@ class Found:
     def head_options(self) -> dict[str, Any]:
         """Gives all options of `CAEHead` but the name of the latent."""
         return {
+            "embed_dim": None if self.head_dim == self.embed_dim else self.head_dim,
             "depth_regressor": count_blocks(self.head, "regressor.blocks."),
             "depth_decoder": count_blocks(self.head, "decoder.blocks."),
             "num_heads": self._num_heads(),
@@ -124,13 +130,11 @@ class Found:
         """Says why `CAEHead` cannot compute what the file's head does."""
         if not self.head:
             return None
-        if self.tensors.has_projection:
-            return "it projects the encoder's vectors to another width, which head 'cae' does not"
         if _CROSS_FC1 not in self.head:
             return "it has no regressor"
         if not count_blocks(self.head, "decoder.blocks."):
             return "its decoder has no block but positions and a norm, which head 'cae' has not"
-        query = self.head.get("regressor.blocks.0.cross_attn.q.weight")
+        query = self.head.get(_QUERY)
         if query is not None and query.shape[0] != query.shape[1]:
             return (
                 f"its attention is {query.shape[0]} wide at {query.shape[1]} channels; head 'cae' "
@@ -160,8 +164,7 @@ class Found:
         given = self.checkpoint.args.get("decoder_num_heads")
         if self.tensors.forwards_heads and isinstance(given, int):
             return given
-        heads: int = self.encoder_options()["num_heads"]
-        return heads
+        return _released_heads(self.head_dim)
 
     def _layer_scale(self, name: str) -> float:
         published = 1e-5 if self.embed_dim >= _LARGE else 0.1
@@ -172,3 +175,8 @@ class Found:
             "drop_path": self.checkpoint.number("drop_path", 0.1),
             "init": "beit" if self.checkpoint.args.get("fix_init_weight") else "xavier",
         }
+
+
+def _released_heads(width: int) -> int:
+    twelve = width < _LARGE and width % _NUM_HEADS == 0
+    return _NUM_HEADS if twelve else max(1, width // _HEAD_WIDTH)

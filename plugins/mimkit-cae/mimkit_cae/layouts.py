@@ -14,6 +14,10 @@ _ENCODER: Final = "encoder."
 _COPIES: Final = ("teacher.", "alignment_encoder.", "rd_pos_embed")
 _HEAD: Final = {
     "mask_token": "regressor.mask_token",
+    "encoder_to_decoder.": "projection.linear.",
+    "encoder_to_decoder_norm.": "projection.norm.",
+    "encoder_to_regresser.": "projection.linear.",
+    "encoder_to_regresser_norm.": "projection.norm.",
     "pretext_neck.regressor_blocks.": "regressor.blocks.",
     "pretext_neck.norm.": "regressor.norm.",
     "pretext_neck.decoder_blocks.": "decoder.blocks.",
@@ -25,7 +29,6 @@ _HEAD: Final = {
     "decoder.norm.": "decoder.norm.",
     "decoder.head.": "predictors.tokens.",
 }
-_PROJECTIONS: Final = ("encoder_to_decoder", "encoder_to_regresser")
 _AXES: Final = {"cls_token": 3, "cross_attn.q.weight": 2, "predictors.tokens.weight": 2}
 FC1: Final = "blocks.0.mlp.fc1.weight"
 KNOWN: Final = (
@@ -41,13 +44,11 @@ class Sorted:
     Args:
         encoder: its tensors.
         head: likewise; empty if the file holds the encoder alone.
-        has_projection: whether the head is of another width than the encoder.
         forwards_heads: whether the program gives the head the number of heads it is told.
     """
 
     encoder: Mapping[str, Tensor]
     head: Mapping[str, Tensor]
-    has_projection: bool
     forwards_heads: bool
 
 
@@ -74,7 +75,7 @@ def sort(tensors: Mapping[str, Tensor], file: Path) -> Sorted:
         known = next((old for old in _HEAD if name.startswith(old)), None)
         if known is not None:
             head[_HEAD[known] + name.removeprefix(known)] = tensor
-        elif name.startswith((*_COPIES, *_PROJECTIONS)):
+        elif name.startswith(_COPIES):
             continue
         elif name.startswith(prefix):
             encoder[name.removeprefix(prefix)] = tensor
@@ -91,7 +92,6 @@ def sort(tensors: Mapping[str, Tensor], file: Path) -> Sorted:
     return Sorted(
         encoder=encoder,
         head=head,
-        has_projection=any(name.startswith(_PROJECTIONS) for name in tensors),
         # Atten4Vis/CAE takes this option and never uses it.
         forwards_heads=any(name.startswith("pretext_neck.") for name in tensors),
     )

@@ -17,7 +17,7 @@ class Regressor(Module):
     """Predicts what the encoder would say of the masked patches, from the visible ones.
 
     Args:
-        embed_dim: D, also the encoder's width.
+        embed_dim: D, the width of the head.
         depth: number of blocks.
         num_heads: attention heads per block.
         mlp_ratio: width of a block's MLP, as a multiple of ``embed_dim``.

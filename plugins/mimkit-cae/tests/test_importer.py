@@ -292,19 +292,6 @@ def test_codes_of_the_published_tokenizer_ask_for_it(read):
 # ---------------------------------------------------------------------- heads that are another
 
 
-def test_a_head_of_another_width_is_left_out(read):
-    projection = {
-        "encoder_to_decoder.weight": torch.randn(32, DIM),
-        "encoder_to_decoder.bias": torch.randn(32),
-        **norm("encoder_to_decoder_norm.", 32),
-    }
-    imported = read(encoder() | lxtgh(dim=32) | projection)
-    assert not imported.head
-    assert "head" not in imported.settings
-    assert any("projects the encoder's vectors" in note for note in imported.notes)
-    parts_of(imported)
-
-
 def test_a_head_of_uneven_attention_is_left_out(read):
     imported = read(encoder() | lxtgh(inner=44))
     assert not imported.head
