@@ -1,6 +1,6 @@
 """The tables of a recipe that belong to no part: ``[data]``, ``[augment]``, ``[train]``."""
 
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from annotated_types import Interval
 from pydantic import (
@@ -8,8 +8,10 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    SerializerFunctionWrapHandler,
     ValidationInfo,
     field_validator,
+    model_serializer,
 )
 
 from mimkit.parts.bounds import AnyCount, Count, Fraction, NonNegative, Positive, Rate, Ratio
@@ -24,6 +26,15 @@ class Strict(BaseModel):
     """What all tables share: nothing is converted, no unknown key passes, nothing changes."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Keys newer than runs that people keep. They are written down only where they are not as by
+    default, so that what was computed before is known again."""
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        fields, written = type(self).model_fields, handler(self)
+        unsaid = {key for key in self.later if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in written.items() if key not in unsaid}
 
 
 def _pair(value: object) -> tuple[int, int]:
@@ -157,6 +168,8 @@ class AugmentSection(Strict):
 
 class TrainSection(Strict):
     """``[train]``: budget, optimizer, schedule, intervals."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"parallel"})
 
     total_steps: AnyCount | None = Field(
         None, description="optimizer steps of the run; 0 only evaluates"
