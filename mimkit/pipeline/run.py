@@ -93,7 +93,10 @@ def run(
     return path
 
 
-def pretrain(current: Run, followers: Followers | None = None) -> tuple[StepTrial | None, Progress]:
+def pretrain(
+    current: Run,
+    followers: Followers = Followers((), Path(), print),  # noqa: B008 -- of nobody
+) -> tuple[StepTrial | None, Progress]:
     """Trains to the last step, from the last checkpoint if there is one.
 
     Args:
@@ -115,8 +118,7 @@ def pretrain(current: Run, followers: Followers | None = None) -> tuple[StepTria
         }
         bar.update(step, rate, values["loss/total"], metrics)
         warn(step, metrics)
-        if followers is not None:
-            followers.look()
+        followers.look()
 
     warned: set[str] = set()
 
@@ -155,8 +157,7 @@ def pretrain(current: Run, followers: Followers | None = None) -> tuple[StepTria
         # At step 0 everything is done again, also the evaluations before the first step.
         forgotten = folder.truncate(start or -1)
         current.seconds["repeated"] += seconds_after(start, forgotten)
-        if followers is not None:
-            followers.start()
+        followers.start()
     trial = None
     if start < loop.total:
         trial = current.try_out(loop)
