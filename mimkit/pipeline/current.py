@@ -93,7 +93,7 @@ class Run:
 
     def say_warning(self, text: str) -> None:
         """Prints a line that people should see."""
-        self.console.print(text, style="yellow", markup=False)
+        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
 
     def say_unread(self) -> None:
         """Tells of images that could not be read when they were first met."""
