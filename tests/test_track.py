@@ -341,6 +341,7 @@ def test_trackers_of_a_package_are_listed_and_checked():
     assert len(verdicts) == len(CLASSES)
 
 
+@pytest.mark.slow
 def test_runs_of_a_comparison_are_tracked_and_may_go_on_without(tiny, tmp_path):
     asked = {"budget": "steps=4", "seeds": 1, "evaluate": ["knn"], "jobs": 1, "device": "cpu"}
     found = api.compare([tiny], **asked, out=tmp_path / "all", track=["recorder"])

@@ -98,9 +98,7 @@ class Followers:
 
     def _end(self, word: str, seconds: float) -> None:
         for one in self.at_work:
-            assert one.process.stdin is not None
-            with contextlib.suppress(OSError), one.process.stdin as file:
-                file.write(f"{word}\n")  # loader workers may keep it open
+            _say_last(one.process, word)
         until = time.monotonic() + seconds
         while self.at_work:
             for one in list(self.at_work):
@@ -115,6 +113,7 @@ class Followers:
 
     def _give_up(self, one: _Follower, reason: str) -> None:
         self.at_work.remove(one)
+        _say_last(one.process, "")
         one.process.kill()
         one.process.wait()
         self._warn(one.name, reason)
@@ -132,6 +131,13 @@ class Followers:
             f"tracker '{name}': {reason}. The run goes on without it; the same command sends what "
             f"it lacks. All it said: {log_file(self.folder, name)}"
         )
+
+
+def _say_last(process: subprocess.Popen[str], word: str) -> None:
+    """Says a word and closes the process's input, if that is open and the process still there."""
+    if process.stdin is not None:
+        with contextlib.suppress(OSError, ValueError), process.stdin as file:
+            file.write(f"{word}\n")  # loader workers may keep it open, so its end tells nothing
 
 
 def _changed(path: Path) -> int | None:
