@@ -1,7 +1,7 @@
 """Trackers of a third party, some of them broken: what they are told, and that runs go on."""
 
+import io
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -113,10 +113,9 @@ def installed(tmp_path, monkeypatch):
 
 def here(recipe, out, *track, settings=()):
     """A run in this process: its folder, and what it said."""
-    said = Console(record=True, width=10_000, file=open(os.devnull, "w"))  # noqa: SIM115
+    said = Console(record=True, width=10_000, file=io.StringIO())
     chosen = load(str(recipe), overrides=["train.checkpoint_every_steps=4", *settings])
     folder = run(chosen, out=out, device="cpu", track=track, console=said)
-    said.file.close()
     return folder, said.export_text()
 
 
@@ -368,3 +367,16 @@ def test_a_half_written_line_waits_for_its_rest_and_a_new_log_is_read_from_its_s
     (tmp_path / "new").write_text('{"step": 2, "lr": 0.5}\n')
     (tmp_path / "new").replace(file)
     assert list(log.rows()) == [(2, {"lr": 0.5})]
+
+
+@pytest.mark.slow
+def test_of_several_processes_the_leading_one_tells_alone(tiny, tmp_path):
+    arguments = ["run", str(tiny), "--out", str(tmp_path / "runs"), "--device", "cpu"]
+    arguments += ["--track", "recorder", "--set", "train.processes=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "mimkit", *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "runs" / "tiny" / "0"
+    assert [entry[0] for entry in told(folder)].count("begin") == 1
+    assert numbers(folder) == logged(folder)

@@ -5,6 +5,7 @@ are logged once more, and must not stand twice in its curve.
 """
 
 import contextlib
+import io
 import json
 import os
 import sqlite3
@@ -28,12 +29,11 @@ RESULT = "results/heldout/loss/pixels/pretrained"
 def part(recipe: Path, out: Path, track: str) -> str:
     """A run of this recipe, as far as it comes, and what it said."""
     named([track])
-    with Path(os.devnull).open("w") as nowhere:
-        said = Console(record=True, width=10_000, file=nowhere)
-        chosen = load(str(recipe), overrides=["train.checkpoint_every_steps=4"])
-        with contextlib.suppress(KeyboardInterrupt):
-            run(chosen, out=out, device="cpu", track=[track], console=said)
-        return said.export_text()
+    said = Console(record=True, width=10_000, file=io.StringIO())
+    chosen = load(str(recipe), overrides=["train.checkpoint_every_steps=4"])
+    with contextlib.suppress(KeyboardInterrupt):
+        run(chosen, out=out, device="cpu", track=[track], console=said)
+    return said.export_text()
 
 
 @pytest.fixture
@@ -166,6 +166,7 @@ print(json.dumps([rows, runs, exits]))
     assert {"recipe.toml", "results.json", "ledger.json", "report.html"} <= kept
 
 
+@pytest.mark.slow  # making the tables of its database takes seconds
 def test_mlflow_keeps_one_run_without_doubled_steps(tracked, tmp_path, monkeypatch):
     pytest.importorskip("mlflow")
     pytest.importorskip("sqlalchemy", reason="mlflow-skinny alone needs a server")
