@@ -122,7 +122,7 @@ def test_the_commands_and_options_are_these():
                 "--set",
             ),
             *("--data", "--device", "--jobs", "--launcher", "--slurm"),
-            *("--track", "--out", "--dry"),,
+            *("--track", "--out", "--dry"),
         ],
         "evaluate": [
             *("--dataset", "--labels", "--evaluate", "--set", "--data", "--device", "--verbose"),
