@@ -2,11 +2,14 @@
 
 import io
 import json
+import re
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -367,6 +370,34 @@ def test_a_half_written_line_waits_for_its_rest_and_a_new_log_is_read_from_its_s
     (tmp_path / "new").write_text('{"step": 2, "lr": 0.5}\n')
     (tmp_path / "new").replace(file)
     assert list(log.rows()) == [(2, {"lr": 0.5})]
+
+
+def test_a_process_ends_with_the_run_whatever_its_tracker_does():
+    program = (
+        "import time; from mimkit.track import process; process.LAST_SECONDS = 0.1; "
+        "process.Ending(); time.sleep(600)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=b"", timeout=60, check=False)
+    assert done.returncode == 1
+
+
+def test_the_tracker_of_the_docs_writes_what_it_is_told(tiny, tmp_path):
+    page = Path(__file__).parents[1].joinpath("docs", "trackers.md").read_text("utf-8")
+    code, points = (
+        re.search(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[1]
+        for language in ("python", "toml")
+    )
+    info = tmp_path / "site" / "my_package-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "site" / "my_package.py").write_text(code)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    ((group, entries),) = tomllib.loads(points)["project"]["entry-points"].items()
+    lines = [f"{name} = {value}" for name, value in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
+    folder, said = here(tiny, tmp_path / "runs", "lines")
+    assert "tracker '" not in said
+    written = (own_folder(folder, "lines") / "lines.txt").read_text().splitlines()
+    assert [int(line.split()[0]) for line in written if "'loss/total'" in line] == STEPS
 
 
 @pytest.mark.slow
