@@ -72,6 +72,7 @@ _HOMES = {
     "mimkit.parts.state_dicts": ("Checkpoint", "unwrap"),
     "mimkit.parts.stream": ("Stream", "as_stream"),
     "mimkit.parts.target": ("Images", "Preparation", "Target"),
+    "mimkit.track.base": ("Tracked", "Tracker"),
     "mimkit.train.resumable": ("Resumable",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
@@ -128,6 +129,8 @@ __all__ = [
     "Term",
     "TimmModel",
     "Tokens",
+    "Tracked",
+    "Tracker",
     "TrainingError",
     "View",
     "Width",
@@ -214,6 +217,7 @@ if TYPE_CHECKING:
     from mimkit.parts.state_dicts import Checkpoint, unwrap
     from mimkit.parts.stream import Stream, as_stream
     from mimkit.parts.target import Images, Preparation, Target
+    from mimkit.track.base import Tracked, Tracker
     from mimkit.train.resumable import Resumable
 
 

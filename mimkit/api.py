@@ -24,6 +24,7 @@ from mimkit.study.folder import default_folder
 from mimkit.study.judging import Judging
 from mimkit.study.judging import evaluate as judge_runs
 from mimkit.study.question import Asked, Question
+from mimkit.track.base import named
 from mimkit.train import encoder_file
 
 
@@ -38,6 +39,7 @@ def run(
     device: str | None = None,
     out: str | PathLike[str] = "runs",
     fresh: bool = False,
+    track: Sequence[str] = (),
 ) -> Path:
     """Pre-trains, evaluates and reports, as ``mimkit run`` does, in this process.
 
@@ -54,11 +56,13 @@ def run(
         device: "cpu", "cuda", "cuda:1"; None for cuda where there is one.
         out: the run lies in ``out/<name>/<seed>``; an interrupted run there goes on.
         fresh: start anew, removing what that run wrote.
+        track: names of trackers to tell of it.
 
     Returns: the run folder.
     Raises: MimkitError for everything a user can mend; RecipeError if the recipe asks for several
         processes, which only the command line starts.
     """
+    trackers = named(track)
     chosen = load(
         fspath(recipe), preset=preset, overrides=list(settings), seed=seed, data_path=data
     )
@@ -76,8 +80,11 @@ def run(
         seed=seed,
         device=device,
         out=out,
+        track=track,
     )
-    return pipeline.run(chosen, out=Path(out), device=device, fresh=fresh, command=command)
+    return pipeline.run(
+        chosen, out=Path(out), device=device, fresh=fresh, command=command, track=trackers
+    )
 
 
 @mendable()
@@ -96,6 +103,7 @@ def compare(
     device: str | None = None,
     jobs: int | None = None,
     out: str | PathLike[str] | None = None,
+    track: Sequence[str] = (),
 ) -> Study:
     """Compares methods at an equal budget, as ``mimkit compare`` does; runs are own processes.
 
@@ -120,10 +128,12 @@ def compare(
         device: see `run`.
         jobs: runs at once; None: one a GPU, else one a core, up to eight.
         out: folder of the comparison; None: ``comparisons/METHODS-DATASET``.
+        track: names of trackers that each run tells of itself.
 
     Returns: all that was found: ``answer`` is it in one sentence.
     Raises: MimkitError for everything a user can mend.
     """
+    trackers = named(track)
     names = tuple(fspath(method) for method in methods)
     question = Question(
         methods=names,
@@ -148,11 +158,12 @@ def compare(
             device=device,
             jobs=jobs,
             out=out,
+            track=track,
         ),
         within=parse_within(within, preset),
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
-    return conduct(question, folder, LocalLauncher())
+    return conduct(question, folder, LocalLauncher(), track=trackers)
 
 
 @mendable()

@@ -29,6 +29,7 @@ _OWN: Final = (
     ),
     "evaluations/[0-9]*-*",
     "judgements/[0-9]*-*",
+    "trackers/*",
 )
 """What a run writes into its folder, and what may be removed from there."""
 

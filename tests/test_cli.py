@@ -121,7 +121,8 @@ def test_the_commands_and_options_are_these():
                 "--preset",
                 "--set",
             ),
-            *("--data", "--device", "--jobs", "--launcher", "--slurm", "--out", "--dry"),
+            *("--data", "--device", "--jobs", "--launcher", "--slurm"),
+            *("--track", "--out", "--dry"),
         ],
         "evaluate": [
             *("--dataset", "--labels", "--evaluate", "--set", "--data", "--device", "--verbose"),

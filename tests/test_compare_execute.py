@@ -78,6 +78,23 @@ def go(plan, folder, launcher, *, jobs=2, device="cpu", console=None):
     execute(plan, folder, jobs=jobs, launcher=launcher, device=device, console=console)
 
 
+def test_trackers_are_named_to_each_run_and_are_no_part_of_its_command(tmp_path):
+    plan = make_plan(tmp_path, "a")
+    launcher = Scripts(tmp_path, a="FINISH")
+    execute(
+        plan,
+        tmp_path,
+        jobs=1,
+        launcher=launcher,
+        device="cpu",
+        track=("tensorboard", "wandb"),
+        console=Console(quiet=True),
+    )
+    ((command, _),) = launcher.asked
+    assert command[-2:] == ["--track", "tensorboard,wandb"]
+    assert "--track" not in cell_command(plan.cells[0], tmp_path, "cpu")
+
+
 def failure(folder, label="a"):
     return failure_file(Cell(label, 0), folder).read_text()
 

@@ -123,5 +123,6 @@ def test_the_groups_are_these():
         "evaluators",
         "importers",
         "launchers",
+        "trackers",
         "recipes",
     ]

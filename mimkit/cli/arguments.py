@@ -30,6 +30,14 @@ LabelsOption = Annotated[
         help="Where the data have no labels: a table of files and labels, or labelled images.",
     ),
 ]
+TrackOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--track",
+        metavar="NAME,...",
+        help="Also tell a tracker, such as tensorboard. See: mimkit list trackers",
+    ),
+]
 DeviceOption = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1; default: cuda where there is one.")
 ]

@@ -7,7 +7,14 @@ from typing import Annotated
 
 import typer
 
-from mimkit.cli.arguments import DataOption, DeviceOption, LabelsOption, PresetOption, SetOption
+from mimkit.cli.arguments import (
+    DataOption,
+    DeviceOption,
+    LabelsOption,
+    PresetOption,
+    SetOption,
+    TrackOption,
+)
 from mimkit.console import make_console
 from mimkit.study.server import serve
 from mimkit.train.signals import Interrupted
@@ -61,6 +68,7 @@ def compare(
             help="For the launcher: partition=gpu.",
         ),
     ] = None,
+    track: TrackOption = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Default: comparisons/METHODS-DATASET."),
@@ -79,7 +87,9 @@ def compare(
     from mimkit.study.conduct import conduct, outline
     from mimkit.study.folder import default_folder
     from mimkit.study.question import Asked, Question
+    from mimkit.track.base import named
 
+    trackers = named(track or [])
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])
     question = Question(
@@ -97,7 +107,10 @@ def compare(
         ownership.claim(folder, "comparison")  # a launcher makes files of its own in it
     chosen = make(launcher, folder / launcher, launcher_set or [])
     try:
-        (outline if dry_run else conduct)(question, folder, chosen)
+        if dry_run:
+            outline(question, folder, chosen)
+        else:
+            conduct(question, folder, chosen, track=trackers)
     except Interrupted as error:
         make_console(stderr=True).print(f"{error}. To go on: {command}", soft_wrap=True)
         raise typer.Exit(error.exit_code) from error

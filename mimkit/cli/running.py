@@ -15,6 +15,7 @@ from mimkit.cli.arguments import (
     PresetOption,
     RunnableArgument,
     SetOption,
+    TrackOption,
 )
 from mimkit.console import make_console
 from mimkit.train.signals import Interrupted
@@ -36,6 +37,7 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, removing what that run wrote.")
     ] = False,
+    track: TrackOption = None,
     verbose: Annotated[
         bool,
         typer.Option("--verbose", "-v", help="Also what searches find on development images."),
@@ -44,8 +46,10 @@ def run(
     """Pre-train, evaluate, report; an interrupted run goes on where it stopped."""
     from mimkit import ownership
     from mimkit.recipe.schema import load
+    from mimkit.track.base import named
     from mimkit.train.distributed import torchrun
 
+    trackers = named(track or [])
     held = Path(recipe) / "recipe.toml"
     folder = held.parent if ownership.kind_of(held.parent) == "run" else None
     reference = str(held) if held.is_file() else recipe
@@ -70,7 +74,7 @@ def run(
         make_console().print(f"{held}: read as a recipe; its run lies in {lies}", soft_wrap=True)
     again = shlex.join(word for word in ["mimkit", *sys.argv[1:]] if word != "--fresh")
     options = {"out": out, "folder": folder, "device": device, "fresh": fresh}
-    _start(chosen, again, verbose=verbose, **options)
+    _start(chosen, again, verbose=verbose, track=trackers, **options)
 
 
 def _start(chosen: "Recipe", again: str, **options: Any) -> None:

@@ -93,6 +93,10 @@ class Run:
         mask = self.parts.masker.sample(len(index), generator)
         return Batch(views, mask, None, index).to(self.world.device)
 
+    def say_warning(self, text: str) -> None:
+        """Prints a line that people should see."""
+        self.console.print(text, style="yellow", markup=False, soft_wrap=True)
+
     def say_unread(self) -> None:
         """Tells of images that could not be read when they were first met."""
         broken = self.train.unread()[len(self.train.skipped) :]

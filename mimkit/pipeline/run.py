@@ -1,7 +1,7 @@
 """One run from its recipe to its report."""
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,6 +24,7 @@ from mimkit.report.findings import Study
 from mimkit.report.page import write_report
 from mimkit.report.predictions import draw_predictions
 from mimkit.report.progress import Display
+from mimkit.track.follow import Followers
 from mimkit.train.distributed import join
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.loop import Hooks, Loop
@@ -47,6 +48,7 @@ def run(
     fresh: bool = False,
     command: str = "",
     verbose: bool = False,
+    track: Sequence[str] = (),
     console: Console | None = None,
 ) -> Path:
     """Pre-trains, evaluates and reports; goes on where an interrupted run stopped.
@@ -59,6 +61,7 @@ def run(
         fresh: start anew, removing what an earlier run wrote into the folder.
         command: what the user typed, for the report.
         verbose: also tell what searches find on development images.
+        track: trackers to tell of it, as `mimkit.track.base.named` gives them.
         console: where to talk; None makes one.
 
     Returns: the run folder.
@@ -85,14 +88,23 @@ def run(
             if not world.leads:  # what was open in the recipe, the leading process has settled
                 recipe = load(str(run_folder.recipe))
             prepare(current, recipe)
-            trial, progress = pretrain(current)
-            if world.leads:
-                finish(current, trial, progress)
+            with Followers(track, path, current.say_warning) as followers:
+                trial, progress = pretrain(current, followers)
+                if world.leads:
+                    finish(current, trial, progress)
+                    followers.finish()
     return path
 
 
-def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
+def pretrain(
+    current: Run,
+    followers: Followers = Followers((), Path(), print),  # noqa: B008 -- of nobody
+) -> tuple[StepTrial | None, Progress]:
     """Trains to the last step, from the last checkpoint if there is one.
+
+    Args:
+        current: the run.
+        followers: what is told of the log, once it ends where training goes on.
 
     Returns: what the steps cost in a trial, None if none was left to do, and how far it is.
     """
@@ -109,6 +121,7 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
         }
         bar.update(step, rate, values["loss/total"], metrics)
         warn(step, metrics)
+        followers.look()
 
     warned: set[str] = set()
 
@@ -122,9 +135,7 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
             text = term.loss.warning(own)
             if text is not None and term.name not in warned:
                 warned.add(term.name)
-                current.console.print(
-                    f"step {step:,}, loss '{term.name}': {text}", style="yellow", markup=False
-                )
+                current.say_warning(f"step {step:,}, loss '{term.name}': {text}")
 
     def evaluate(step: int) -> None:
         due = [n for n, e in enumerate(evaluators) if e.every_steps and step % e.every_steps == 0]
@@ -143,6 +154,7 @@ def pretrain(current: Run) -> tuple[StepTrial | None, Progress]:
         # At step 0 everything is done again, also the evaluations before the first step.
         forgotten = folder.truncate(start or -1)
         current.seconds["repeated"] += seconds_after(start, forgotten)
+        followers.start()
     trial = None
     if start < loop.total:
         trial = current.try_out(loop)

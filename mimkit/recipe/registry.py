@@ -51,6 +51,7 @@ KINDS = {
     "evaluators": Kind("evaluator", "mimkit.evaluate.base:Evaluator"),
     "importers": Kind("importer", "mimkit.parts.importer:Importer"),
     "launchers": Kind("launcher", "mimkit.launch.base:Launcher"),
+    "trackers": Kind("tracker", "mimkit.track.base:Tracker"),
     "recipes": Kind("recipe"),
 }
 

@@ -1,5 +1,6 @@
 """One comparison from the question to the report."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -31,6 +32,7 @@ def conduct(
     folder: Path,
     launcher: Launcher,
     *,
+    track: Sequence[str] = (),
     console: Console | None = None,
 ) -> Study:
     """Plans, runs what is not finished yet, and reports; the same call goes on after a kill.
@@ -39,6 +41,7 @@ def conduct(
         question: what is compared.
         folder: of the comparison.
         launcher: starts the runs.
+        track: trackers that each run tells of itself, as `mimkit.track.base.named` gives them.
         console: where to talk; None makes one.
 
     Raises: MimkitError for everything a user can mend; Interrupted after a signal.
@@ -55,6 +58,7 @@ def conduct(
             jobs=question.jobs,
             launcher=launcher,
             device=question.device,
+            track=track,
             console=console,
         )
         study = gather(plan, folder)

@@ -2,6 +2,7 @@
 
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -34,6 +35,7 @@ def execute(
     jobs: int,
     launcher: Launcher,
     device: str | None,
+    track: Sequence[str] = (),
     console: Console,
 ) -> None:
     """Runs every cell that is not finished, in the order of the plan (`mimkit.launch.queue.run`).
@@ -46,6 +48,7 @@ def execute(
         jobs: how many runs at once.
         launcher: where they run.
         device: of every run; None lets them share the machine's GPUs, or its cores if it has none.
+        track: trackers that each run tells of itself.
         console: where to talk.
 
     Raises: Stopped after a signal, DataError if the disk is full; in both cases all runs have
@@ -55,7 +58,7 @@ def execute(
     finished = {cell for cell in plan.cells if is_finished(cell, folder)}
     run(
         [
-            _CellWork(cell, methods[cell.method], folder, device)
+            _CellWork(cell, methods[cell.method], folder, device, track)
             for cell in plan.cells
             if cell not in finished
         ],
@@ -71,7 +74,9 @@ def execute(
 class _CellWork(Work):
     """A cell that is not finished."""
 
-    def __init__(self, cell: Cell, method: Method, folder: Path, device: str | None) -> None:
+    def __init__(
+        self, cell: Cell, method: Method, folder: Path, device: str | None, track: Sequence[str]
+    ) -> None:
         self.cell = cell
         self.folder = folder
         self.run_folder = run_folder(cell, folder)
@@ -80,6 +85,8 @@ class _CellWork(Work):
         recipe = tomllib.loads(recipe_path(folder, method.label).read_text("utf-8"))
         processes: int = recipe["train"].get("processes", 1)
         _, *arguments = cell_command(cell, folder, device)
+        if track:  # no part of what a run is
+            arguments += ["--track", ",".join(track)]
         task = Task(
             torchrun(processes, arguments)
             if processes > 1
