@@ -178,7 +178,7 @@ def test_a_folder_in_which_nothing_was_trained_is_in_nobodys_way(tiny, tmp_path,
     assert json.loads((folder / "data.json").read_text())["train"]["images"] == 27
 
 
-def _interrupted(_):
+def _interrupted(*_):
     raise Interrupted(2, "at step 0")
 
 
