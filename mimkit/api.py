@@ -117,6 +117,8 @@ def compare(
     *,
     dataset: str | None = None,
     labels: str | None = None,
+    against: Sequence[str | PathLike[str]] = (),
+    start_from: Sequence[str | PathLike[str]] = (),
     budget: str | None = None,
     within: str | None = None,
     seeds: int = 3,
@@ -141,6 +143,8 @@ def compare(
         methods: m of a recipe m_DATASET, or a recipe.
         dataset: a registered name, a folder, a Hugging Face id; None: each recipe's own.
         labels: labelled images, or a table of files and labels, where the data have none.
+        against: run folders, files or ``"timm:ID"``: weights that are judged too.
+        start_from: likewise; each method is run once more, beginning with them.
         budget: ``"steps=400"``, ``"images=20k"``, ``"time=30m"`` or ``"flops=1e17"`` for each run;
             None: the fewest images of these recipes.
         within: ``"1h"``: time for all of it, from which preset and budget follow.
@@ -172,6 +176,7 @@ def compare(
             *names,
             dataset=dataset,
             labels=labels,
+            against=tuple(map(fspath, against)),
             budget=budget,
             within=within,
             seeds=seeds,
@@ -183,8 +188,11 @@ def compare(
             jobs=jobs,
             out=out,
             track=track,
+            **{"from": tuple(map(fspath, start_from))},
         ),
         within=parse_within(within, preset),
+        against=tuple(map(fspath, against)),
+        start_from=tuple(map(fspath, start_from)),
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
     return conduct(question, folder, LocalLauncher(), track=trackers)

@@ -31,6 +31,20 @@ def compare(
         typer.Option(metavar="D", help="A registered name, a folder, a Hugging Face id."),
     ] = None,
     labels: LabelsOption = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|FILE|timm:ID", help="Also judge these weights, alike; may be repeated."
+        ),
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="RUN|FILE|timm:ID",
+            help="Also run each method beginning with these weights; may be repeated.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -102,6 +116,8 @@ def compare(
         jobs=jobs or default_jobs(device),
         command=command,
         within=parse_within(within, preset),
+        against=tuple(against or ()),
+        start_from=tuple(start or ()),
     )
     if launcher != "local":
         ownership.claim(folder, "comparison")  # a launcher makes files of its own in it

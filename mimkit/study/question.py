@@ -41,6 +41,8 @@ class Question:
         command: what was typed.
         within: seconds that all of it may take, from which preset and budget follow; None where
             those are given.
+        against: weights from elsewhere that are judged beside the methods.
+        start_from: weights from elsewhere with which each method is run once more.
     """
 
     methods: tuple[str, ...]
@@ -52,9 +54,12 @@ class Question:
     jobs: int
     command: str
     within: float | None = None
+    against: tuple[str, ...] = ()
+    start_from: tuple[str, ...] = ()
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""
-        said = asdict(replace(self, methods=(), seeds=0, jobs=0, command=""))
+        added = {"methods": (), "against": (), "start_from": (), "seeds": 0}
+        said = asdict(replace(self, **added, jobs=0, command=""))
         plain: dict[str, Any] = json.loads(json.dumps(said))
         return plain

@@ -1,6 +1,7 @@
 """What ``--from`` and ``--against`` name: a run, a file, or public weights of timm."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,7 +102,8 @@ def _of_timm(source: str) -> Weights:
     file = Path(given) if given else download(known)
     read = read_checkpoint(file)
     patches = read.tensors.get("patch_embed.proj.weight")
-    data = {**known.image, "patch_size": 32}  # of a ResNet: one cell of its last map
+    # Of a ResNet a cell of its last map, or a part of one where these do not divide the image.
+    data = {**known.image, "patch_size": math.gcd(32, *known.image["image_size"])}
     if patches is not None and patches.ndim == 4:
         data["patch_size"] = int(patches.shape[-1])
     encoder = {"part": "timm", "model": known.name}
@@ -129,7 +131,7 @@ def _of_run(source: str, path: Path) -> Weights:
         encoder=_load(file),
         settings=_settings(record),
         recipe=str(run.recipe),
-        license="of this run",
+        license="your own",
         run=path,
     )
 
