@@ -15,7 +15,12 @@ from safetensors.torch import load_file, save_file
 import mimkit
 from mimkit import DataError, MimkitError, RecipeError
 from mimkit.files import sha256
+from mimkit.pipeline import run as pipeline
 from mimkit.pipeline.exporting import export_run
+from mimkit.recipe.schema import load
+from mimkit.study import measuring
+from mimkit.study.folder import is_finished, recipe_path
+from mimkit.study.records import Trial
 
 ID = "timm:test_vit.r160_in1k"
 DATA = "pictures"
@@ -38,6 +43,35 @@ def here(tmp_path, monkeypatch):
                 image[3 * label : 3 * label + 10] += np.uint8(100)
                 Image.fromarray(image).save(folder / f"{number}.png")
     return tmp_path
+
+
+class Here:
+    """Measures in this process, as the processes of a comparison do."""
+
+    def __init__(self, folder, device, jobs, console):
+        self.device = device
+
+    def measure(self, recipe, label):
+        found = measuring.measure(recipe, self.device, Console(quiet=True))
+        return Trial(**found.pop("trial")), found
+
+    def map(self, do, methods):
+        return [do(method) for method in methods]
+
+
+def execute_here(plan, folder, *, device, **_):
+    """Runs what is not finished in this process, one cell after the other."""
+    for cell in plan.cells:
+        if not is_finished(cell, folder):
+            recipe = load(str(recipe_path(folder, cell.method)), seed=cell.seed)
+            pipeline.run(recipe, out=folder / "runs", device=device, console=Console(quiet=True))
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Without processes, each of which imports everything anew."""
+    monkeypatch.setattr("mimkit.study.conduct.Thorough", Here)
+    monkeypatch.setattr("mimkit.study.conduct.execute", execute_here)
 
 
 @pytest.fixture
@@ -75,7 +109,7 @@ def knn(folder, label, init="pretrained"):
     return value
 
 
-def test_a_run_a_file_and_public_weights_are_columns_of_one_table(run, method):
+def test_a_run_a_file_and_public_weights_are_columns_of_one_table(quickly, run, method):
     file, weights = exported(run), public()
     found = mimkit.compare([method], against=[run, file, f"{ID}={weights}"], **KNN)
     labels = ["mine", "elder-0", "safetensors", "test_vit.r160_in1k"]
@@ -109,6 +143,7 @@ def inline(options):
     return f"{{{values}}}"
 
 
+@pytest.mark.slow
 def test_a_method_is_run_from_scratch_and_from_weights_side_by_side(run, method):
     found = mimkit.compare([method], start_from=[run], against=[run], **KNN)
     assert found.labels == ["mine", "mine-from-elder-0", "elder-0"]
@@ -127,7 +162,21 @@ def test_a_method_is_run_from_scratch_and_from_weights_side_by_side(run, method)
     assert knn(found.folder, "mine", "random") == knn(found.folder, "mine-from-elder-0", "random")
 
 
-def test_without_a_network_the_others_are_compared_and_it_is_said(method, capsys):
+def test_methods_that_do_not_take_the_weights_are_left_out(quickly, run, method, capsys):
+    text = (
+        Path(method)
+        .read_text()
+        .replace('"mine"', '"wide"')
+        .replace("embed_dim = 16", "embed_dim = 32")
+    )
+    Path("wide.toml").write_text(text)
+    found = mimkit.compare([method, "wide.toml"], start_from=[run], **KNN)
+    assert found.labels == ["mine", "wide", "mine-from-elder-0"]
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"left out: wide from {run}: {run}: its weights must fit the encoder" in said
+
+
+def test_without_a_network_the_others_are_compared_and_it_is_said(quickly, method, capsys):
     found = mimkit.compare([method], against=[ID], start_from=[ID], **KNN)
     assert found.labels == ["mine"]
     assert [one.state for one in found.outcomes] == ["finished"]
@@ -141,13 +190,13 @@ def test_without_a_network_the_others_are_compared_and_it_is_said(method, capsys
     assert (found.folder / "runs/mine/0/ledger.json").stat().st_mtime_ns == before
 
 
-@pytest.mark.parametrize("name", ["resnet10t.c3_in1k"])
-def test_a_resnet_is_a_rival_too(method, name):
+def test_a_resnet_is_a_rival_too(quickly, method):
+    name = "resnet10t.c3_in1k"
     weights = public(name.partition(".")[0])
     found = mimkit.compare([method], against=[f"timm:{name}={weights}"], **KNN)
     assert [one.state for one in found.outcomes] == ["finished"] * 2
     recipe = tomllib.loads((found.folder / f"recipes/{name}.toml").read_text())
-    assert recipe["data"]["patch_size"] == 32
+    assert recipe["data"]["patch_size"] == 16  # of 176 px
 
 
 @pytest.mark.parametrize(
@@ -161,7 +210,9 @@ def test_a_resnet_is_a_rival_too(method, name):
         ({"against": ["RUN", "RUN"]}, "'elder-0' is named twice"),
     ],
 )
-def test_what_cannot_be_is_one_message_before_anything_is_run(run, method, options, reason):
+def test_what_cannot_be_is_one_message_before_anything_is_run(
+    quickly, run, method, options, reason
+):
     save_file({"conv.weight": torch.ones(3)}, "odd.safetensors")
     Path("bad.pth").write_bytes(b"\x80\x04\x95nonsense")
     asked = {k: [str(run) if each == "RUN" else each for each in v] for k, v in options.items()}
@@ -170,7 +221,7 @@ def test_what_cannot_be_is_one_message_before_anything_is_run(run, method, optio
     assert not list(Path("out").glob("runs/*"))
 
 
-def test_weights_that_change_between_two_seeds_stop_the_comparison(run, method):
+def test_weights_that_change_between_two_seeds_stop_the_comparison(quickly, run, method):
     file = exported(run)
     found = mimkit.compare([method], against=[file], out="out", **KNN)
     tensors = load_file(file)
