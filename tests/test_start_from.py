@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import mimkit
-from mimkit import DataError, sincos
+from mimkit import DataError, TrainingError, sincos
 from mimkit.cli import app
 from mimkit.files import sha256
 from mimkit.parts.records import Grid
@@ -185,6 +185,7 @@ def test_public_weights_come_from_the_cache_of_the_hub(here, tiny, offline):
     }
     assert held["encoder"]["new"] == ["encoder.mask_token"]
     assert set(held["encoder"]["left_out"]) == {"head.weight", "head.bias"}
+    assert "begins with" in Path("runs/p/0/report.html").read_text()
     assert "these weights are used to pixels of another std" in said.output
     mine = load_file("runs/p/0/encoder.safetensors")
     assert torch.equal(mine["encoder.model.blocks.5.norm2.bias"], model.blocks[5].norm2.bias)
@@ -234,6 +235,23 @@ def test_other_weights_in_the_place_of_the_first_are_refused(run, tiny, here):
         mimkit.run(second / "recipe.toml", out="elsewhere", device="cpu")
     assert mimkit.run(second, device="cpu") == second
     assert started(tiny, file, *four, fresh=True) == second
+
+
+def test_in_the_place_of_a_run_that_nan_stopped_it_begins_with_the_weights(
+    run, tiny, here, monkeypatch
+):
+    settings = ["name='second'", "train.total_steps=4", "evaluate=[]"]
+    with monkeypatch.context() as patch:
+        forward = "mimkit.builtin.losses.MSE.forward"
+        patch.setattr(forward, lambda _, p, t, v: (p - t).square().mean(-1) * float("nan"))
+        every = [*settings, "train.lr=9.0", "train.checkpoint_every_steps=1"]
+        with pytest.raises(TrainingError):
+            mimkit.run(tiny, settings=every, device="cpu")
+    assert list((here / "runs/second/0/checkpoints").glob("*.json"))
+    second = mimkit.run(tiny, settings=[*settings, "train.lr=1e-9"], start_from=run, device="cpu")
+    mine, theirs = (load_file(each / "encoder.safetensors") for each in (second, run))
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(mine[name], tensor, atol=1e-5, rtol=0)
 
 
 # ------------------------------------------------------------------------------ refusals

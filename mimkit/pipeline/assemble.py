@@ -105,7 +105,10 @@ def prepare(current: Run, settled: Recipe, images: Source | None = None) -> None
         settled: its recipe.
         images: that they prepare themselves on; None for those to train on.
     """
-    if not settled.same_as(current.recipe):
+    begun = current.start
+    if begun is None:  # a run that stood in the way may be gone since
+        settled, current.start = begin(settled, current.folder, current.world, fresh=False)
+    if current.start is not begun or not settled.same_as(current.recipe):
         current.parts = _build(settled, current.train, current.start)
         current.pretrainer = Pretrainer(current.parts).to(current.world.device)
     current.recipe = settled

@@ -59,7 +59,7 @@ class Question:
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""
-        added = {"methods": (), "against": (), "start_from": (), "seeds": 0}
-        said = asdict(replace(self, **added, jobs=0, command=""))
+        bare = replace(self, methods=(), against=(), start_from=(), seeds=0, jobs=0, command="")
+        said = asdict(bare)
         plain: dict[str, Any] = json.loads(json.dumps(said))
         return plain
