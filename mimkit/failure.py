@@ -13,7 +13,8 @@ from mimkit.errors import MimkitError
 def tell(error: Exception, *, debug: bool) -> int:
     """Says what went wrong, also to the comparison that started this run, if one did.
 
-    Returns: the exit code: 2 for what the user can mend, 1 for a fault of the program.
+    Returns: the exit code: 2 for what the user can mend, 75 where another process of the run has
+        ended, 1 for a fault of the program.
     """
     asked = os.environ.get("MIMKIT_ERROR_FILE")
     mendable = isinstance(error, MimkitError)
@@ -27,7 +28,7 @@ def tell(error: Exception, *, debug: bool) -> int:
             Path(asked).write_text(text, encoding="utf-8", errors="replace")
         except OSError as problem:
             make_console(stderr=True).print(f"{asked}: {problem.strerror}", soft_wrap=True)
-    return 2 if mendable else 1
+    return error.exit_code if isinstance(error, MimkitError) else 1
 
 
 def _fault(error: Exception) -> str:
