@@ -63,10 +63,10 @@ class TrainingError(MimkitError):
     """
 
 
-class AnotherEnded(TrainingError):
+class ProcessLostError(TrainingError):
     """Another process of this run is no longer there: of the two it is that one's end to look at.
 
-    >>> AnotherEnded.exit_code  # EX_TEMPFAIL of sysexits.h: the same command may well succeed
+    >>> ProcessLostError.exit_code  # EX_TEMPFAIL of sysexits.h: the same command may well succeed
     75
     """
 

@@ -10,14 +10,13 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, Literal
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig, get_context
 from ray.train.torch import TorchConfig, TorchTrainer
 
-from mimkit.errors import AnotherEnded
+from mimkit.errors import ProcessLostError
 from mimkit.launch.base import Ended, Task
 from mimkit.launch.cause import tail
 
@@ -26,6 +25,8 @@ Word = Literal["go", "stop", "over"]
 _RESTARTS: Final = 9
 """How often one job starts its processes again, after a machine or one of them was lost; then it is
 as if a signal had ended it, and who called starts another, which goes on."""
+_SECONDS_FOR_ROOM: Final = 20
+"""After which Ray Train counts anew what room there is: it may have counted a machine just lost."""
 _ASK_EVERY_SECONDS: Final = 1.0
 _SILENT_SECONDS: Final = 10.0
 """After which no process of a run is taken to be at work."""
@@ -70,6 +71,7 @@ class Group:
         self.heard = -float("inf")
         self.ended: Ended | None = None
         self.over = threading.Event()
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_SECONDS_FOR_ROOM))
         least, most = workers
         self.trainer = TorchTrainer(
             _work,
@@ -155,7 +157,7 @@ def _work(config: Mapping[str, Any]) -> None:
     if word == "stop":
         ray.get(group.tell.remote(Ended(code)))
         return
-    if code < 0 or code > 128 or code == AnotherEnded.exit_code:
+    if code < 0 or code > 128 or code == ProcessLostError.exit_code:
         raise RuntimeError(f"process {rank} ended with {code}")  # Ray Train starts all again
     said = f"process {rank}:\n{tail(log, start)}" if rank else ""
     ray.get(group.tell.remote(Ended(code, said)))
