@@ -68,6 +68,14 @@ class RayLauncher(Launcher):
                 "--launcher ray: needs Ray, which is not installed. "
                 "Install it with: pip install 'mimkit[ray]'"
             ) from error
+        if self.workers is not None:
+            try:
+                import mimkit.launch.ray_train  # noqa: F401, PLC0415 -- imports an extra
+            except ImportError as error:
+                raise RecipeError(
+                    f"--launcher ray: workers need Ray Train, of which something is missing ({error}). "
+                    "Install it with: pip install 'mimkit[ray]'"
+                ) from error
         address = options.get("address")
         if not ray.is_initialized():
             try:
