@@ -133,7 +133,7 @@ else:
 def test_what_waits_for_room_can_be_cancelled(launcher, tmp_path):
     three = launcher(3)
     job = three.submit(script(tmp_path, "print(rank)"))
-    time.sleep(5)
+    ray.get(three.actors[job].__ray_ready__.remote(), timeout=WAIT)
     assert three.poll(job) is None
     three.cancel(job)
     assert ended(three, job, WAIT) == Ended(-signal.SIGTERM)
@@ -153,8 +153,8 @@ def make_plan(folder, steps):
 
 
 def compare(folder, launcher, steps):
-    plan = make_plan(folder, steps)
     with claim(folder), (folder / "console.txt").open("a") as file:
+        plan = make_plan(folder, steps)
         console = Console(file=file, width=200)
         execute(plan, folder, jobs=1, launcher=launcher, device="cpu", console=console)
         write_csv(gather(plan, folder), folder / "results.csv")

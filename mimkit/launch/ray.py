@@ -73,7 +73,7 @@ class RayLauncher(Launcher):
                 import mimkit.launch.ray_train  # noqa: F401, PLC0415 -- imports an extra
             except ImportError as error:
                 raise RecipeError(
-                    f"--launcher ray: workers need Ray Train, of which something is missing ({error}). "
+                    f"--launcher ray: workers need Ray Train, which is not whole ({error}). "
                     "Install it with: pip install 'mimkit[ray]'"
                 ) from error
         address = options.get("address")
