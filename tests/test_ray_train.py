@@ -35,7 +35,6 @@ taking_part = importlib.import_module("mimkit.launch.ray_train").taking_part
 
 WAIT = 600
 """Seconds: Ray starts a process for each worker, and may share one core with other tests."""
-TIMES = ("seconds", "memory", "rate", "flops")
 
 
 @pytest.mark.parametrize("said", ["0", "4-2", "0-2", "2-", "-2", "many", "1.5", "1-2-3"])
@@ -141,8 +140,12 @@ def test_what_waits_for_room_can_be_cancelled(launcher, tmp_path):
 
 
 def make_plan(folder, steps):
-    """A comparison of one run, in which nothing depends on the number of processes but rounding."""
+    """A comparison of one run, in which nothing depends on the number of processes but rounding.
+
+    Of that AdamW would make much where a gradient is nothing else: at the bias of keys.
+    """
     recipe = RECIPE.format(name="one", loss="mse").replace("drop_path = 0.2", "drop_path = 0.0")
+    recipe = recipe.replace("adamw", "sgd").replace("lr = 1e-3", "lr = 0.1")
     (folder / "recipes").mkdir(parents=True, exist_ok=True)
     path = folder / "recipes" / "one.toml"
     path.write_text(recipe.replace("total_steps = 200", f"total_steps = {steps}"))
@@ -161,17 +164,16 @@ def compare(folder, launcher, steps):
 
 
 def table(folder):
-    """What the table of results says but for times: by row and column, numbers as numbers."""
-    found = {}
+    """What the table of results says, by row and column: words, and numbers."""
+    words, numbers = {}, {}
     with (folder / "results.csv").open() as file:
-        for number, row in enumerate(csv.DictReader(file)):
-            for name, value in row.items():
-                if not any(word in name for word in TIMES):
-                    try:
-                        found[number, name] = float(value)
-                    except ValueError:
-                        found[number, name] = value.replace(str(folder), "")
-    return found
+        for row, columns in enumerate(csv.DictReader(file)):
+            for name, value in columns.items():
+                try:
+                    numbers[row, name] = float(value)
+                except ValueError:
+                    words[row, name] = value
+    return words, numbers
 
 
 def assert_close(folder, other, steps):
@@ -182,14 +184,15 @@ def assert_close(folder, other, steps):
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(value, two[name], atol=1e-5, rtol=1e-4, msg=name)
-    assert table(folder) == pytest.approx(table(other), rel=1e-4)
+    words, numbers = table(folder)
+    assert len(numbers) >= 3
+    assert (words, numbers) == (table(other)[0], pytest.approx(table(other)[1], rel=1e-4))
 
 
 @pytest.mark.slow
 def test_a_run_of_two_workers_gives_the_table_of_one_process(launcher, tmp_path):
     compare(tmp_path / "here", LocalLauncher(), 24)
     compare(tmp_path / "there", launcher(2), 24)
-    assert len(table(tmp_path / "here")) > 10
     assert_close(tmp_path / "there", tmp_path / "here", 24)
 
 
