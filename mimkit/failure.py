@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from mimkit.console import make_console
-from mimkit.errors import MimkitError
+from mimkit.errors import MimkitError, ProcessLostError
 
 
 def tell(error: Exception, *, debug: bool) -> int:
@@ -23,7 +23,8 @@ def tell(error: Exception, *, debug: bool) -> int:
         traceback.print_exception(error)
     text = str(error) if mendable else _fault(error)
     make_console(stderr=True).print(text, style="red", soft_wrap=True)
-    if asked:
+    # A process that another took along has no cause to tell, and must not hide that one's.
+    if asked and not (isinstance(error, ProcessLostError) and Path(asked).exists()):
         try:
             Path(asked).write_text(text, encoding="utf-8", errors="replace")
         except OSError as problem:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from safetensors.torch import load_file
 from test_compare_kill import RECIPE
+from test_launch import until
 from test_ray import ended, lose
 
 from mimkit.data.opening import open_source
@@ -42,6 +43,13 @@ def test_numbers_of_workers_that_cannot_be_are_refused(tmp_path, said):
     message = f"workers=4 or workers=1-4, but is '{said}'"
     with pytest.raises(RecipeError, match=message):
         make("ray", tmp_path, [f"workers={said}"])
+
+
+def test_a_worker_has_one_gpu_or_none(tmp_path):
+    for said in ("2", "0.5"):
+        message = f"gpus must be 0 or 1 beside workers, .* but is '{said}'"
+        with pytest.raises(RecipeError, match=message):
+            make("ray", tmp_path, ["workers=2", f"gpus={said}"])
 
 
 @given(workers=st.integers(1, 64), shares=st.integers(1, 4096))
@@ -84,7 +92,7 @@ def test_each_process_knows_its_place_and_the_first_writes_the_log(launcher, tmp
     task = script(tmp_path, "print(rank, size, os.getcwd())")
     two = launcher(2)
     assert ended(two, two.submit(task), WAIT) == Ended(0)
-    assert task.log.read_text() == f"0 2 {Path.cwd()}\n"
+    assert task.log.read_text() == f"2 of 2 workers begin\n0 2 {Path.cwd()}\n"
     assert (tmp_path / "a.1.log").read_text() == f"1 2 {Path.cwd()}\n"
 
 
@@ -93,7 +101,7 @@ def test_a_worker_without_a_share_of_the_work_stands_aside(launcher, tmp_path):
     task = script(tmp_path, "print(rank, size)", shares=5)
     two = launcher("1-2")
     assert ended(two, two.submit(task), WAIT) == Ended(0)
-    assert task.log.read_text() == "0 1\n"
+    assert task.log.read_text() == "1 of 2 workers begin\n0 1\n"
     assert not (tmp_path / "a.1.log").exists()
 
 
@@ -124,8 +132,36 @@ else:
     task = script(tmp_path, code)
     two = launcher(2)
     assert ended(two, two.submit(task), WAIT) == Ended(0)
-    assert task.log.read_text() == "gone\n"
+    assert task.log.read_text() == "2 of 2 workers begin\n" * 2 + "gone\n"
     assert (tmp_path / "a.1.log").read_text() == "gone\n"
+
+
+@pytest.mark.slow
+def test_processes_end_with_what_looks_after_them(launcher, tmp_path):
+    task = script(
+        tmp_path,
+        f"open({str(tmp_path)!r} + '/' + rank, 'w').write(str(os.getpid()))\ntime.sleep(900)",
+    )
+    two = launcher(2)
+    job = two.submit(task)
+    files = [tmp_path / "0", tmp_path / "1"]
+    until(lambda: all(file.exists() and file.read_text() for file in files), WAIT)
+    ray.kill(two.actors[job])
+    assert ended(two, job, WAIT).code == -signal.SIGKILL
+    until(lambda: not any(Path("/proc", file.read_text()).exists() for file in files), WAIT)
+
+
+@pytest.mark.slow
+def test_each_process_has_a_gpu_of_its_own_where_there_are_some(launcher, cluster, tmp_path):
+    node = cluster.add_node(num_cpus=2, num_gpus=2)
+    task = script(tmp_path, "print(os.environ['LOCAL_RANK'], os.environ['CUDA_VISIBLE_DEVICES'])")
+    two = launcher(2)
+    try:
+        assert ended(two, two.submit(task), WAIT) == Ended(0)
+    finally:
+        cluster.remove_node(node)
+    assert task.log.read_text().endswith("\n0 0,1\n")
+    assert (tmp_path / "a.1.log").read_text() == "1 0,1\n"
 
 
 @pytest.mark.slow

@@ -58,6 +58,11 @@ class RayLauncher(Launcher):
         self.cpus = _number(options, "cpus", 1)
         self.gpus = _number(options, "gpus", None)
         self.workers = _workers(options)
+        if self.workers is not None and self.gpus not in (None, 0, 1):
+            raise RecipeError(
+                "--launcher ray: gpus must be 0 or 1 beside workers, each of which is one process, "
+                f"but is '{options['gpus']}'."
+            )
         self.folder = folder.resolve()
         try:
             # Before the import: Ray reads it there, and reports to nobody.

@@ -140,6 +140,9 @@ def _work(config: Mapping[str, Any]) -> None:
     log = task.log if rank == 0 else task.log.with_suffix(f".{rank}.log")
     start = log.stat().st_size if log.is_file() else 0
     with log.open("ab") as file:
+        if rank == 0:
+            file.write(f"{size} of {context.get_world_size()} workers begin\n".encode())
+            file.flush()
         process = subprocess.Popen(
             task.command,
             cwd=config["folder"],
