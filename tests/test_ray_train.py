@@ -34,6 +34,8 @@ cluster_utils = pytest.importorskip("ray.cluster_utils")
 pytest.importorskip("ray.train.torch")
 taking_part = importlib.import_module("mimkit.launch.ray_train").taking_part
 
+pytestmark = pytest.mark.timeout(1800)
+
 WAIT = 600
 """Seconds: Ray starts a process for each worker, and may share one core with other tests."""
 

@@ -73,6 +73,7 @@ class Group:
         self.over = threading.Event()
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_SECONDS_FOR_ROOM))
         least, most = workers
+        number: Any = most if least == most else workers  # Ray's types know of no pair
         self.trainer = TorchTrainer(
             _work,
             train_loop_config={
@@ -82,7 +83,7 @@ class Group:
             },
             torch_config=_Meeting(backend="gloo"),
             scaling_config=ScalingConfig(
-                num_workers=most if least == most else (least, most),
+                num_workers=number,
                 use_gpu=resources.get("GPU", 0) > 0,
                 resources_per_worker=dict(resources),
             ),
@@ -99,7 +100,7 @@ class Group:
         try:
             self.trainer.fit()
         except Exception as error:  # whatever became of it, who asks must learn that it is over
-            end = Ended(-signal.SIGKILL, f"Ray Train: {str(error).strip().splitlines()[0]}")
+            end = Ended(-signal.SIGKILL, f"Ray Train: {str(error).strip().splitlines()[-1]}")
         if self.ended is None:
             self.ended = Ended(-signal.SIGTERM) if self.word == "stop" else end
         self.over.set()
