@@ -26,8 +26,8 @@ def table(plan: Plan, jobs: int, finished: Collection[Cell] = ()) -> Table:
     found = Table(
         "",
         *(method.label for method in plan.methods),
-        title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget)} for each method "
-        f"and seed",
+        title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget, plan.tune)} for "
+        "each method and seed",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,

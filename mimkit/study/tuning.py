@@ -35,7 +35,7 @@ class Setting:
     Args:
         number: of the trial, from 1.
         factor: of the recipe's learning rate.
-        options: of the masker, by name; those of the recipe where it is empty.
+        options: of the masker, by name; in the first trial what its recipe says of them.
     """
 
     number: int
@@ -81,7 +81,8 @@ def settings(found: Found, asked: Asked, num_trials: int) -> list[Setting]:
     Raises: RecipeError if the parts refuse nearly all, or if the command line sets what is to be
         chosen.
     """
-    tried = [Setting(1)]
+    own = {name: found.recipe.masker.options.get(name) for name in tunable(found.recipe)}
+    tried = [Setting(1, 1.0, {k: v for k, v in own.items() if isinstance(v, int | float)})]
     for factor, options in _points(found.recipe):
         if len(tried) == num_trials:
             break
@@ -117,6 +118,8 @@ def tuned(found: Found, asked: Asked, setting: Setting, num_trials: int) -> Foun
 def tables_of(recipe: Recipe, setting: Setting) -> dict[str, Any]:
     """What a setting lays over a recipe."""
     tables: dict[str, Any] = {}
+    if setting.number == 1:
+        return tables
     if setting.factor != 1:
         rates = {"lr": recipe.train.lr, "min_lr": recipe.train.min_lr}
         tables["train"] = {name: setting.factor * rate for name, rate in rates.items()}
