@@ -67,7 +67,8 @@ def refuse_number(question: Question) -> None:
 def tunable(recipe: Recipe) -> Mapping[str, tuple[float, float]]:
     """Names the options of the masker that are worth a search, with least and largest value."""
     masker: type[Masker] = recipe.masker.cls
-    return masker.tunable
+    # A class may have inherited the name of an option that it does not have.
+    return {k: ends for k, ends in masker.tunable.items() if k in recipe.masker.options}
 
 
 def settings(found: Found, asked: Asked, num_trials: int) -> list[Setting]:
