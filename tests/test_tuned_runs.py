@@ -156,6 +156,7 @@ def scrambling(data, found=None):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_tuned_comparison_that_is_killed_goes_on_and_ends_as_if_nothing_had_been(tmp_path):
     folders = [tmp_path / name for name in ("undisturbed", "killed")]
     for folder in folders:
@@ -170,7 +171,7 @@ def test_a_tuned_comparison_that_is_killed_goes_on_and_ends_as_if_nothing_had_be
     ):
         process = start(killed)
         while not list(killed.glob(f"out/{mark}")) and process.poll() is None:
-            time.sleep(0.02)
+            time.sleep(0.05)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
     assert start(killed).wait(timeout=900) == 0

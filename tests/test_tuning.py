@@ -377,6 +377,7 @@ def test_the_report_says_what_was_tried_and_chosen(recipes, tmp_path):
     [
         ({"tune": 1}, "--tune 1: must be 0 for none, or from 2 to 9"),
         ({"tune": 10}, "--tune 10: must be 0 for none, or from 2 to 9"),
+        ({"within": 60.0}, "--within: must be left out with --tune"),
         ({"evaluate": ("health",)}, "--evaluate must name one of knn, linear_probe"),
         ({"recipes": Asked(None, overrides=("data.num_images=8",))}, "no class has two labelled"),
     ],
