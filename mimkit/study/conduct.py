@@ -1,7 +1,8 @@
 """One comparison from the question to the report."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -25,6 +26,9 @@ from mimkit.study.plan import make_plan
 from mimkit.study.question import Question
 from mimkit.study.records import Plan
 from mimkit.study.refusals import holds_work
+from mimkit.study.stage import WHOLE
+from mimkit.study.trials import choose, plan_trials, runs_after, tell_trials, tuning_of
+from mimkit.study.tuning import refuse_number
 
 
 def conduct(
@@ -50,18 +54,27 @@ def conduct(
     with claim(folder):
         question = _timed(question, folder, console)
         gauge = Thorough(folder, question.device, question.jobs, console)
-        plan = make_plan(question, folder, console, gauge)
-        _show(plan, question, folder, launcher, console)
-        execute(
-            plan,
-            folder,
+        run = partial(
+            execute,
             jobs=question.jobs,
             launcher=launcher,
             device=question.device,
             track=track,
             console=console,
         )
+        stage = WHOLE
+        if question.tune:
+            trials = plan_trials(question, folder, console, gauge)
+            tell_trials(trials, console)
+            run(trials.open, trials.folder)
+            choose(trials)
+            stage = runs_after(trials)
+        plan = make_plan(question, folder, console, gauge, stage)
+        _show(plan, question, folder, launcher, console)
+        run(plan, folder)
         study = gather(plan, folder)
+        if question.tune:
+            study = replace(study, tuning=tuning_of(folder, study.labels, question.tune))
         draw(study, console=console)
         write_csv(study, folder / "results.csv")
         write_json(study, asdict(plan), folder / "results.json")
@@ -88,14 +101,20 @@ def outline(
     """
     console = console or make_console()
     question = _timed(question, folder, console)
+    stage = WHOLE
     with rehearsing(question.device, question.jobs) as gauge:
-        plan = make_plan(question, folder, console, gauge, keep=False)
+        if question.tune:
+            trials = plan_trials(question, folder, console, gauge, keep=False)
+            tell_trials(trials, console)
+            stage = runs_after(trials)
+        plan = make_plan(question, folder, console, gauge, stage, keep=False)
     _show(plan, question, folder, launcher, console)
     return plan
 
 
 def _timed(question: Question, folder: Path, console: Console) -> Question:
     """Lets the time decide on preset and budget where it is to."""
+    refuse_number(question)
     if question.within is None:
         return question
     with rehearsing(question.device, question.jobs) as gauge:
@@ -113,7 +132,11 @@ def _show(
     jobs_here = question.jobs if launcher.shares_machine else 0
     for warning in warnings(plan, jobs_here, folder):
         console.print(warning, style="yellow")
-    long = question.within is None and seconds_of(plan, question.jobs) > LONG_SECONDS
+    long = (
+        question.within is None
+        and not question.tune
+        and seconds_of(plan, question.jobs) > LONG_SECONDS
+    )
     if long and not holds_work(folder):  # else its runs are what they are
         with rehearsing(question.device, question.jobs) as gauge:
             for line in within.suggestions(question, plan, gauge):
