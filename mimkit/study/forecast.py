@@ -124,8 +124,8 @@ def assumptions(fleet: Fleet) -> list[str]:
     return [
         f"ESTIMATE for {fleet}: nothing was measured on such a machine.",
         f"Assumed: {UTILISATION:.0%} of {fleet.gpu.tflops:,.0f} TFLOP/s, {LINKS:.0%} of {link}; "
-        f"{1e6 * LAUNCH:g} µs to call an operator; {LOADERS} loader processes a GPU, as fast as one "
-        "here; all of these beside each other.",
+        f"{1e6 * LAUNCH:g} µs to call an operator; {LOADERS} loader processes a GPU, as fast as "
+        "one here; all of these beside each other.",
         f"GPU: {fleet.gpu.memory:,.0f} GB, {fleet.gpu.bandwidth:,.0f} GB/s of memory "
         f"({fleet.gpu.source}). Counted here: operations, weights and memory of a step.",
     ]

@@ -68,7 +68,6 @@ def measure(
             rehearse(current)
         else:
             prepare(current, settle(recipe, console.print))
-        train = current.recipe.train
         steps, image = _steps(current)
         encode_seconds, has_cls = _encode(current, image)
         prepared = current.prepared.values()
