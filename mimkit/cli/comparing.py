@@ -28,7 +28,11 @@ def compare(
     *,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="D", help="A registered name, a folder, a Hugging Face id."),
+        typer.Option(
+            metavar="D",
+            help="A registered name, a folder (of tar shards too), a Hugging Face id, or s3://, "
+            "gs://, hf://datasets/ or https://.",
+        ),
     ] = None,
     labels: LabelsOption = None,
     budget: Annotated[
