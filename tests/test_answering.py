@@ -78,6 +78,7 @@ def test_a_server_that_is_not_there_is_no_missing_file():
 
 def test_a_bucket_that_is_not_reached_names_the_address_to_set(monkeypatch):
     s3fs = pytest.importorskip("s3fs")
+    s3fs.S3FileSystem.clear_instance_cache()  # of other servers
     monkeypatch.setattr(urls, "_TRIES", 1)
     monkeypatch.setattr(s3fs.S3FileSystem, "retries", 1)
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{nobody()}")
@@ -88,7 +89,7 @@ def test_a_bucket_that_is_not_reached_names_the_address_to_set(monkeypatch):
 
 
 def test_what_one_may_not_read_names_the_credentials(monkeypatch, server):
-    pytest.importorskip("s3fs")
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()
     server.status = 403
     monkeypatch.setenv("AWS_ENDPOINT_URL", address(server))
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a")

@@ -42,6 +42,7 @@ def s3():
 @pytest.fixture
 def bucket(s3, folder, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # of other servers
     for key, value in {
         "AWS_ENDPOINT_URL": s3,
         "AWS_ACCESS_KEY_ID": "a",
