@@ -65,6 +65,11 @@ def assemble(
     if announce:
         for line in described(train, test, *(labelled or ())):
             console.print(line)
+        if recipe.data.judge == "development":
+            console.print(
+                "evaluations judge by labels of one training image in ten, which are held back "
+                "(data.judge)"
+            )
     _refuse_untold(recipe, *(labelled or (train, test)))
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
