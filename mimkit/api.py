@@ -165,6 +165,8 @@ def compare(
     """
     trackers = named(track)
     names = tuple(fspath(method) for method in methods)
+    rivals = tuple(fspath(source) for source in against)
+    starts = tuple(fspath(source) for source in start_from)
     question = Question(
         methods=names,
         recipes=Asked(dataset, preset, tuple(settings), data, labels),
@@ -178,7 +180,7 @@ def compare(
             *names,
             dataset=dataset,
             labels=labels,
-            against=tuple(map(fspath, against)),
+            against=rivals,
             budget=budget,
             within=within,
             seeds=seeds,
@@ -191,11 +193,11 @@ def compare(
             jobs=jobs,
             out=out,
             track=track,
-            **{"from": tuple(map(fspath, start_from))},
+            **{"from": starts},
         ),
         within=parse_within(within, preset),
-        against=tuple(map(fspath, against)),
-        start_from=tuple(map(fspath, start_from)),
+        against=rivals,
+        start_from=starts,
         tune=tune,
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
