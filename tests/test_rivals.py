@@ -110,9 +110,9 @@ def knn(folder, label, init="pretrained"):
 
 
 def test_a_run_a_file_and_public_weights_are_columns_of_one_table(quickly, run, method):
-    file, weights = exported(run), public()
-    found = mimkit.compare([method], against=[run, file, f"{ID}={weights}"], **KNN)
-    labels = ["mine", "elder-0", "safetensors", "test_vit.r160_in1k"]
+    files, weights = [exported(run), exported(run, "timm")], public()
+    found = mimkit.compare([method], against=[run, *files, f"{ID}={weights}"], **KNN)
+    labels = ["mine", "elder-0", "safetensors", "timm", "test_vit.r160_in1k"]
     assert found.labels == labels
     assert not found.refused
     (row,) = [one.row for one in found.verdicts if one.row.evaluator == "knn"]
@@ -122,8 +122,10 @@ def test_a_run_a_file_and_public_weights_are_columns_of_one_table(quickly, run, 
     options = next(each for each in table if each["part"] == "knn")
     known = mimkit.evaluate(run, settings=[f"evaluate=[{inline(options)}]"], device="cpu")
     (value,) = known.verdicts[0].row.values["pre-training"]["pretrained"].values()
-    assert row.values["elder-0"]["pretrained"] == {0: value}
-    assert row.values["safetensors"]["pretrained"] == {0: value}
+    for label in ("elder-0", "safetensors", "timm"):
+        assert row.values[label]["pretrained"] == {0: value}
+    told = tomllib.loads((found.folder / "recipes/timm.toml").read_text())["encoder"]
+    assert told["num_heads"] == 2  # of the file beside the tensors, which do not tell it
     # Its own size and normalisation, and said what it is.
     recipe = tomllib.loads((found.folder / "recipes/test_vit.r160_in1k.toml").read_text())
     assert recipe["data"]["image_size"] == [160, 160]

@@ -165,7 +165,10 @@ def _foreign(source: str, path: Path, wanted: type[Encoder] | None) -> Weights:
             source, path, sha256(path), read.tensors, settings, license=license_, notes=read.notes
         )
     importer, imported = chosen
-    settings = {**imported.settings, "data": {**imported.settings.get("data", {}), **view}}
+    settings = {
+        "encoder": {**imported.settings["encoder"], **_heads(imported, about)},
+        "data": {**imported.settings.get("data", {}), **view},
+    }
     return Weights(
         source=source,
         file=path,
@@ -175,8 +178,20 @@ def _foreign(source: str, path: Path, wanted: type[Encoder] | None) -> Weights:
         recipe=importer.recipe,
         license=license_,
         head=imported.head,
-        notes=imported.notes,
+        # What the file does not say, the one beside it does.
+        notes=() if "options" in about else imported.notes,
     )
+
+
+def _heads(imported: Imported, about: Mapping[str, Any]) -> dict[str, int]:
+    """The number of attention heads, which tensors do not tell, as the JSON file beside them does.
+
+    Without it another network would be judged than the one that was trained.
+    """
+    options = about.get("options")
+    told = options.get("num_heads") if isinstance(options, dict) else None
+    known = "num_heads" in imported.settings["encoder"] and isinstance(told, int)
+    return {"num_heads": told} if known else {}
 
 
 def _imported(path: Path) -> Iterator[tuple[type[Importer], Imported, object]]:
