@@ -190,8 +190,9 @@ def _heads(imported: Imported, about: Mapping[str, Any]) -> dict[str, int]:
     """
     options = about.get("options")
     told = options.get("num_heads") if isinstance(options, dict) else None
-    known = "num_heads" in imported.settings["encoder"] and isinstance(told, int)
-    return {"num_heads": told} if known else {}
+    if not isinstance(told, int) or "num_heads" not in imported.settings["encoder"]:
+        return {}
+    return {"num_heads": told}
 
 
 def _imported(path: Path) -> Iterator[tuple[type[Importer], Imported, object]]:
