@@ -51,6 +51,13 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,
+    tune: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Trials of each method, a tenth of the budget each; 0, or 2 to 9.",
+        ),
+    ] = 0,
     evaluate: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Default: all that the data allow.")
     ] = None,
@@ -116,6 +123,7 @@ def compare(
         jobs=jobs or default_jobs(device),
         command=command,
         within=parse_within(within, preset),
+        tune=tune,
     )
     if fleet is not None:
         foretell(question, fleet)

@@ -56,6 +56,8 @@ PositiveRange = tuple[Positive, Positive]
 class DataSection(Strict):
     """``[data]``: which images, and how they are cut into patches."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"judge"})
+
     name: str = Field(
         min_length=1,
         description="a registered name, a folder of images or tar shards, parquet files, a Hugging "
@@ -108,6 +110,12 @@ class DataSection(Strict):
     )
     num_test_images: Count | None = Field(
         None, description="use so many test images, all classes alike (shapes: draw so many)"
+    )
+    judge: Literal["test", "development"] = Field(
+        "test",
+        description="whose labels evaluations judge by: those of the test split; or, so that "
+        "something may be chosen, those of one training image in ten, which are then not learned "
+        "from",
     )
     survey: bool = Field(
         True,
