@@ -60,13 +60,14 @@ class DataSection(Strict):
 
     name: str = Field(
         min_length=1,
-        description="a registered name, a folder, parquet files, or a Hugging Face id",
+        description="a registered name, a folder of images or tar shards, parquet files, a Hugging "
+        "Face id, or an address of shards or parquet: s3://, gs://, hf://datasets/, https://",
     )
     path: str | None = Field(None, description="where to look for the data first (--data)")
     labelled: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="labelled images for the evaluations, as name but not looked for in path, if "
-        "those to pre-train on have no labels",
+        description="labelled images for the evaluations, whatever name may be but not looked for "
+        "in path, if those to pre-train on have no labels",
     )
     labels: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="a table of files and labels (CSV, TSV, JSON lines, parquet) (--labels)"
