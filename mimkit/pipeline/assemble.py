@@ -60,13 +60,7 @@ def assemble(
     if world.leads:
         world.wait()
     if announce:
-        for line in described(train, test, *(labelled or ())):
-            console.print(line)
-        if recipe.data.judge == "development":
-            console.print(
-                "evaluations judge by labels of one training image in ten, which are held back "
-                "(data.judge)"
-            )
+        _announce(recipe, console, train, test, *(labelled or ()))
     for table in recipe.evaluate:
         if table.cls.needs_labels:
             labels_in(*(labelled or (train, test)), table.name)
@@ -148,6 +142,16 @@ def rehearse(current: Run) -> None:
         if done is not None:
             current.prepared[name] = done
     current.pretrainer.to(device)
+
+
+def _announce(recipe: Recipe, console: Console, *sources: Source) -> None:
+    for line in described(*sources):
+        console.print(line)
+    if recipe.data.judge == "development":
+        console.print(
+            "evaluations judge by labels of one training image in ten, which are held back "
+            "(data.judge)"
+        )
 
 
 def _refuse_uneven(train: TrainSection, world: World) -> None:
