@@ -343,5 +343,6 @@ def _empty(tree: Tree) -> str:
     kinds = f" Its files are {census(others)}.{advice(others)}" if others else ""
     known = ", ".join(sorted(EXTENSIONS | ARRAYS))
     return (
-        f"{tree.root}: must hold images ({known}), in train/ and test/ or val/, in one folder per class, or at any depth, but holds none.{kinds}"
+        f"{tree.root}: must hold images ({known}), in train/ and test/ or val/, in one folder "
+        f"per class, or at any depth, but holds none.{kinds}"
     )
