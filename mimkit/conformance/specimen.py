@@ -146,13 +146,8 @@ class Specimen:
         """A small encoder, which takes any mask, for what needs one."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)
-            return ViT(
-                Geometry(grid, self.channels),
-                embed_dim=_DIMS[0],
-                depth=1,
-                num_heads=3,
-                mask_token=True,
-            ).eval()
+            geometry = Geometry(grid, self.channels)
+            return ViT(geometry, embed_dim=_DIMS[0], depth=1, num_heads=3, mask_token=True).eval()
 
     def image(self, grid: Grid = SQUARE, *, size: int = 2, seed: int = 0) -> Tensor:
         """Noise, (B, C, H, W)."""

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import logging
 import math
+import tokenize
 from collections.abc import Iterator
 from io import BytesIO
 from typing import Any, Final
@@ -43,7 +44,7 @@ def read_npy(content: bytes) -> NDArray[Any]:
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
             raise UnreadableError("is cut, or holds pickled Python, which is never opened")
         array: NDArray[Any] = np.load(BytesIO(content), allow_pickle=False)
-    except FAILURES as error:
+    except (*FAILURES, tokenize.TokenError) as error:
         raise UnreadableError(f"cannot be read as an array of numpy: {error}") from error
     return array
 

@@ -21,6 +21,8 @@ _FORMATS: Final = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 SHRINKS: Final = (1, 2, 4, 8)
 """How many times smaller JPEG can be decoded."""
 _ORIENTATION: Final = 0x0112
+_SAMPLES: Final = 0x0115
+"""How many channels a TIFF stores."""
 _LINKS: Final = (0x8769, 0x8825, 0xA005)
 """EXIF, GPS and interoperability: tags of a TIFF that lead to more tags."""
 _TURNS: Final = {
@@ -100,7 +102,8 @@ def look(content: bytes, shrink: int = 1, form: Form = EIGHT_BIT) -> Look:
             for bare in without_metadata(content):
                 with contextlib.suppress(*FAILURES):
                     return _look(bare, shrink, form)
-            if content.startswith(TIFF) and isinstance(error, UnidentifiedImageError):
+            unknown = isinstance(error, UnidentifiedImageError) or "raw mode" in str(error)
+            if content.startswith(TIFF) and unknown:
                 return _whole(rasterised(read_tiff(content), form))
             if isinstance(error, UnidentifiedImageError):
                 raise UnreadableError("is no image of a known kind") from error
@@ -116,8 +119,8 @@ def _look(content: bytes, shrink: int, form: Form) -> Look:
     stored = str(image.tile[0].args) if image.tile else ""
     if image.format == "TIFF":
         _forget_links(image)
-        if ";16" in stored and len(image.getbands()) > 1 and form.range != "type":
-            return _whole(rasterised(read_tiff(content), form))  # Pillow keeps the upper 8 bits
+        if _loses(image, stored, form):
+            return _whole(rasterised(read_tiff(content), form))
     width, height = image.size
     smaller = max(1, width // shrink), max(1, height // shrink)
     shrunk = shrink > 1 and image.draft("RGB", smaller) is not None
@@ -132,6 +135,15 @@ def _look(content: bytes, shrink: int, form: Form) -> Look:
     pages = _pages(image, form) if image.format == "TIFF" else [image]
     upright = [page if turn is None else page.transpose(turn) for page in pages]
     return Look(_to_raster(upright, form), (height, width), values)
+
+
+def _loses(image: Image.Image, stored: str, form: Form) -> bool:
+    """Whether Pillow would leave out channels of a TIFF, or the lower 8 of 16 bits."""
+    bands, samples = len(image.getbands()), image.getexif().get(_SAMPLES, 1)
+    if bands > 1 and ";16" in stored and form.range != "type":
+        return True
+    # Beside red, green and blue there may be one that nobody knows.
+    return samples != bands and not (form.channels in (1, RGB) and bands >= RGB)
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:

@@ -66,12 +66,13 @@ class BEiTImporter(Importer):
         tensors = without_index(found.tensors)
         head = {new: tensors.pop(old) for old, new in _HEAD.items() if old in tensors}
         channels = tensors["patch_embed.proj.weight"].shape[1]
+        geometry = Geometry(grid, channels)
         what = f"a BEiT of {options['depth']} blocks"
         optional = ("mask_token",)  # fine-tuned weights get a new one
         require_fit(
             tensors,
             BEiTViT,
-            Geometry(grid, channels),
+            geometry,
             options,
             what=what,
             file=file,

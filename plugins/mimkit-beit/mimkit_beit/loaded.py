@@ -186,7 +186,7 @@ def _check_size(found: Size, asked: Size, source: Path | None) -> None:
         )
     if found.channels != asked.channels:
         raise DataError(
-            f"{source or "OpenAI's dVAE"}: must take images of {asked.channels} channels "
+            f"{source or 'OpenAI'}: must take images of {asked.channels} channels "
             f"(data.channels), but takes {found.channels}. Let one be trained on your images "
-            "instead: --set targets.tokens.weights=train, or a target that needs none"
+            "instead (weights = 'train')."
         )
