@@ -25,6 +25,7 @@ from mimkit import (
     Preparation,
     RecipeError,
     Tokens,
+    View,
     Width,
     sincos,
 )
@@ -116,6 +117,24 @@ class Square(Good):
     def sample(self, batch_size, generator):
         assert self.grid.rows == self.grid.cols
         return super().sample(batch_size, generator)
+
+
+@breaks("works_with_other_channels", "encoders")
+class Colourful(ViT):
+    miniature: ClassVar = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+
+    def __init__(
+        self, geometry, *, embed_dim: int = 192, depth: int = 12, num_heads: int = 3
+    ) -> None:
+        rgb = Geometry(geometry.grid)
+        super().__init__(rgb, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+
+
+@breaks("works_with_other_channels", "targets")
+class RgbView(Pixels):
+    def __init__(self, geometry, *, normalize: bool = True) -> None:
+        super().__init__(geometry, normalize=normalize)
+        self.views = (View("small", (8, 8)),)
 
 
 @breaks("works_on_one_image", "maskers")
@@ -907,7 +926,7 @@ def test_the_table_says_what_failed_why_and_what_to_do(register, capsys):
     register("maskers", "it", Leaking)
     register("maskers", "other", Good)
     console = Console(width=120, force_terminal=False)
-    with pytest.raises(PluginError, match=r"mimkit-tiny fails 1 of 28 checks"):
+    with pytest.raises(PluginError, match=r"mimkit-tiny fails 1 of 30 checks"):
         check_distribution("mimkit-tiny", console)
     text = capsys.readouterr().out
     assert "masker it: what_is_predicted_is_not_seen" in text
