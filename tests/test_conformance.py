@@ -151,6 +151,21 @@ class Flat(Good):
         return Mask(mask.grid, mask.context, mask.hidden, mask.target[:, 0], mask.valid[:, 0])
 
 
+@breaks("what_is_tunable_can_be_tried", "maskers")
+class Misspelt(Good):
+    tunable: ClassVar = {"mask_ration": (0.1, 0.9)}
+
+
+@breaks("what_is_tunable_can_be_tried", "maskers")
+class Backwards(Good):
+    tunable: ClassVar = {"mask_ratio": (0.9, 0.1)}
+
+
+@breaks("what_is_tunable_can_be_tried", "maskers")
+class Overdone(Good):
+    tunable: ClassVar = {"mask_ratio": (0.1, 1.0)}
+
+
 @breaks("the_same_seed_gives_the_same_masks", "maskers")
 class Restless(Good):
     def sample(self, batch_size, generator):

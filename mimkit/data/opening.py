@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mimkit.data.cache import Met, Surveyed, Wish, met, split_folder, surveyed
 from mimkit.data.cache import folder as cache_folder
@@ -275,7 +276,7 @@ def _read(section: DataSection, split: Split, found: Surveyed, values: Values) -
         key=found.key,
         scale=values.scale,
         rows=survey.rows,
-        shards=_ends(wish.table().select(survey.rows)) if pixels is None else (),
+        shards=_ends(wish.table(), survey.rows) if pixels is None else (),
     )
 
 
@@ -311,6 +312,6 @@ def _annotated(source: Source, wish: Wish, note: str, annotations: Annotations) 
     )
 
 
-def _ends(table: Table) -> tuple[int, ...]:
-    ends = table.ends()
+def _ends(table: Table, used: NDArray[np.int64] | None = None) -> tuple[int, ...]:
+    ends = table.ends(used)
     return () if ends is None else tuple(ends.tolist())
