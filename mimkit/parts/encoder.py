@@ -24,8 +24,8 @@ class TimmModel:
     {'depth': 12}
 
     Args:
-        model: ``"module:class"`` within timm.
-        options: keyword arguments of the class, plain data.
+        model: ``"module:class"`` within timm, or what makes one.
+        options: keyword arguments of that, plain data.
         tensors: its state dict, which fits with ``strict=True``.
     """
 
@@ -179,6 +179,18 @@ class Encoder(Part, Module):
             f"{type(self).__name__} gives no maps for segmentation and detection. Judge it by "
             "evaluations of whole images, or give it Encoder.dense."
         )
+
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Brings weights of such an encoder on another grid to this one's; by default as they are.
+
+        What belongs to the grid, such as learned positions, is resampled; what is made anew, such
+        as fixed ones, is left out. What then has another shape is refused by who asked.
+
+        Args:
+            tensors: under the names of this encoder's state dict, which may lack some.
+            grid: that they were trained for.
+        """
+        return tensors
 
     def timm_model(self) -> TimmModel:
         """Says which model of timm computes the same features, and with which weights.
