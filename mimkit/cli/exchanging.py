@@ -1,14 +1,12 @@
 """What comes from elsewhere and goes there: import, export, pack, plugin new."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from mimkit.cli.arguments import DataOption, LabelsOption, PresetOption, SetOption
 from mimkit.console import headed, make_console
-
-ExportFormat = Literal["timm", "safetensors"]
 
 
 def import_(
@@ -42,13 +40,13 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     *,
     format_: Annotated[
-        ExportFormat, typer.Option("--format", help="timm's own state dict, or mimkit's.")
+        str, typer.Option("--format", metavar="FORMAT", help="See: mimkit list exporters")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: RUN/FORMAT.safetensors.")
+        Path | None, typer.Option(metavar="PATH", help="Default: RUN/FORMAT, with its ending.")
     ] = None,
 ) -> None:
-    """Write the encoder of a run for use elsewhere."""
+    """Write the encoder of a run for use elsewhere, in one of several formats."""
     from mimkit.pipeline.exporting import export_run
 
     export_run(run, format_, out, console=make_console())
