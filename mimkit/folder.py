@@ -32,6 +32,7 @@ _OWN: Final = (
     "judgements/[0-9]*-*",
     "trackers/*",
     *(f"transformers/{name}" for name in ("config.json", "model.safetensors")),
+    *(f"hub/{name}" for name in ("config.json", "model.safetensors", "README.md")),
 )
 """What a run writes into its folder, and what may be removed from there."""
 

@@ -52,6 +52,26 @@ def export(
     export_run(run, format_, out, console=make_console())
 
 
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    *,
+    to: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Where it goes on the Hub.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write this folder, upload nothing.")
+    ] = None,
+    license_: Annotated[
+        str, typer.Option("--license", help="Of the weights, in the Hub's words: mit, cc-by-4.0.")
+    ] = "unknown",
+    private: Annotated[bool, typer.Option("--private", help="For its owners' eyes only.")] = False,
+) -> None:
+    """Put the encoder of a run on the Hugging Face Hub, with a card written from its results."""
+    from mimkit.pipeline.pushing import push_run
+
+    push_run(run, to, out, license_=license_, private=private, console=make_console())
+
+
 def pack(
     data_set: Annotated[
         str, typer.Argument(metavar="FOLDER", help="Or anything else that data.name may be.")
