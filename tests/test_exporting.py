@@ -8,7 +8,17 @@ import torch
 from rich.console import Console
 from torch import nn
 
-from mimkit import Encoder, Exporter, Geometry, Grid, PluginError, RecipeError, Tokens, View
+from mimkit import (
+    DataError,
+    Encoder,
+    Exporter,
+    Geometry,
+    Grid,
+    PluginError,
+    RecipeError,
+    Tokens,
+    View,
+)
 from mimkit.builtin.encoders import ViT
 from mimkit.export.base import Exportable, allowed, difference, exporter
 from mimkit.pipeline.exporting import export_run
@@ -247,6 +257,12 @@ def test_what_cannot_be_traced_is_told_and_leaves_nothing(tmp_path, monkeypatch)
     with pytest.raises(RecipeError, match=r"as torch-export: Odd computes what torch\.export"):
         exported(run, "torch-export", tmp_path / "out.pt2")
     assert not (tmp_path / "out.pt2").exists()
+
+
+def test_a_name_must_have_the_ending_by_which_programs_know_it(run, tmp_path):
+    with pytest.raises(DataError, match=r"must end in \.pt2, by which programs know what it is"):
+        exported(run, "torch-export", tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 def test_an_unknown_format_is_answered_with_the_nearest(run):

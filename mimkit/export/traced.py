@@ -101,7 +101,7 @@ class OnnxExporter(Exporter):
         return [
             "import onnxruntime",
             'session = onnxruntime.InferenceSession(OUT, providers=["CPUExecutionProvider"])',
-            'pooled, = session.run(["pooled"], {"image": image})  # (B, C, H, W), normalised',
+            'pooled, = session.run(["pooled"], {"image": image})  # float32',
         ]
 
     def reload(self, out: Path) -> Answer:

@@ -123,10 +123,10 @@ def refuse_taken(path: Path, suffix: str) -> None:
                     "it is. Name another folder with --out."
                 )
         return
-    if path.suffix == ".json":
+    if path.suffix != suffix:
         raise DataError(
-            f"{path}: must not end in .json, since the facts about it go into a JSON file "
-            f"of the same name. Name FILE{suffix} with --out."
+            f"{path}: must end in {suffix}, by which programs know what it is, and beside it goes a "
+            f"JSON file of the same name. Name FILE{suffix} with --out."
         )
     for file in (path, path.with_suffix(".json")):
         with reading(file):
