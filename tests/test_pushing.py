@@ -176,6 +176,17 @@ def test_a_card_names_no_folder_of_the_machine(run, tmp_path):
     assert "`leaves`" in text
 
 
+def test_a_card_says_that_evaluations_are_missing(run, tmp_path):
+    told = "not every evaluation of the recipe: this is a part"
+    push(run, None, tmp_path / "whole")
+    assert told not in card_of(tmp_path / "whole")[1]
+    ledger = json.loads((run / "ledger.json").read_text())
+    ledger["seconds"]["evaluating"] = ledger["seconds"].pop("evaluate")
+    (run / "ledger.json").write_text(json.dumps(ledger))
+    push(run, None, tmp_path / "hub")
+    assert told in card_of(tmp_path / "hub")[1]
+
+
 @pytest.mark.parametrize("name", ["ylecun/mnist", "shapes"])
 def test_data_of_the_hub_are_named_in_full(name):
     assert public(name) == name

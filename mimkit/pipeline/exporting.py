@@ -125,8 +125,8 @@ def refuse_taken(path: Path, suffix: str) -> None:
         return
     if path.suffix != suffix:
         raise DataError(
-            f"{path}: must end in {suffix}, by which programs know what it is, and beside it goes a "
-            f"JSON file of the same name. Name FILE{suffix} with --out."
+            f"{path}: must end in {suffix}, by which programs know what it is, and beside it goes "
+            f"a JSON file of the same name. Name FILE{suffix} with --out."
         )
     for file in (path, path.with_suffix(".json")):
         with reading(file):

@@ -20,7 +20,7 @@ from mimkit.parts.records import View
 from mimkit.report.entries import Entry, entries, protocols
 from mimkit.report.findings import Interval, Study
 from mimkit.report.of_run import read_recipe, study
-from mimkit.report.run_facts import setting
+from mimkit.report.run_facts import setting, unfinished
 from mimkit.report.wording import baseline_of, called, points, sure
 
 UNKNOWN: Final = "unknown"
@@ -70,7 +70,7 @@ def model_card(folder: RunFolder, subject: Subject, where: str, license_: str) -
     Raises: DataError if one of the run's files is damaged.
     """
     found, recipe, ledger = study(folder), read_recipe(folder.recipe), folder.read_ledger()
-    name = where.partition(":")[2]
+    name, trained = where.partition(":")[2], bool(ledger.get("images_seen"))
     title = name if where.startswith("hf-hub:") else found.title
     height, width = subject.view.image_size
     body = _template().render(
@@ -78,7 +78,8 @@ def model_card(folder: RunFolder, subject: Subject, where: str, license_: str) -
         mimkit=found.mimkit,
         recipe_name=recipe.get("name", found.title),
         embed_dim=subject.embed_dim,
-        trained=bool(ledger.get("images_seen")),
+        trained=trained,
+        unfinished=unfinished(folder.metrics_rows(), recipe, ledger) if trained else None,
         answer=found.answer,
         where=where,
         name=name,
