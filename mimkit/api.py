@@ -96,6 +96,7 @@ def compare(
     budget: str | None = None,
     within: str | None = None,
     seeds: int = 3,
+    tune: int = 0,
     evaluate: Sequence[str] | None = None,
     preset: str | None = None,
     settings: Sequence[str] = (),
@@ -121,6 +122,7 @@ def compare(
             None: the fewest images of these recipes.
         within: ``"1h"``: time for all of it, from which preset and budget follow.
         seeds: runs of each method.
+        tune: trials of each method, a tenth of the budget each; 0, or 2 to 9.
         evaluate: names of evaluators; None: all that the data allow.
         preset: of every recipe.
         settings: ``"a.b=VALUE"`` for every recipe.
@@ -151,6 +153,7 @@ def compare(
             budget=budget,
             within=within,
             seeds=seeds,
+            tune=tune or None,
             evaluate=None if evaluate is None else ",".join(evaluate),
             preset=preset,
             set=settings,
@@ -161,6 +164,7 @@ def compare(
             track=track,
         ),
         within=parse_within(within, preset),
+        tune=tune,
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
     return conduct(question, folder, LocalLauncher(), track=trackers)

@@ -4,11 +4,13 @@ import difflib
 import errno
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import ClassVar, Final
 
 
 class MimkitError(Exception):
     """Base of all errors that a user can mend. Its text is one complete message.
+
+    ``exit_code`` is what the command line then ends with.
 
     >>> try:
     ...     raise RecipeError("recipe.toml:3, lr: must be above 0, but is -1.")
@@ -16,6 +18,8 @@ class MimkitError(Exception):
     ...     print(error)
     recipe.toml:3, lr: must be above 0, but is -1.
     """
+
+    exit_code: ClassVar[int] = 2
 
 
 class RecipeError(MimkitError):
@@ -57,6 +61,16 @@ class TrainingError(MimkitError):
     >>> issubclass(TrainingError, MimkitError)
     True
     """
+
+
+class ProcessLostError(TrainingError):
+    """Another process of this run is no longer there: of the two it is that one's end to look at.
+
+    >>> ProcessLostError.exit_code  # EX_TEMPFAIL of sysexits.h: the same command may well succeed
+    75
+    """
+
+    exit_code = 75
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -7,13 +7,14 @@ from pathlib import Path
 from types import TracebackType
 
 from mimkit.console import make_console
-from mimkit.errors import MimkitError
+from mimkit.errors import MimkitError, ProcessLostError
 
 
 def tell(error: Exception, *, debug: bool) -> int:
     """Says what went wrong, also to the comparison that started this run, if one did.
 
-    Returns: the exit code: 2 for what the user can mend, 1 for a fault of the program.
+    Returns: the exit code: 2 for what the user can mend, 75 where another process of the run has
+        ended, 1 for a fault of the program.
     """
     asked = os.environ.get("MIMKIT_ERROR_FILE")
     mendable = isinstance(error, MimkitError)
@@ -22,12 +23,13 @@ def tell(error: Exception, *, debug: bool) -> int:
         traceback.print_exception(error)
     text = str(error) if mendable else _fault(error)
     make_console(stderr=True).print(text, style="red", soft_wrap=True)
-    if asked:
+    # A process that another took along has no cause to tell, and must not hide that one's.
+    if asked and not (isinstance(error, ProcessLostError) and Path(asked).exists()):
         try:
             Path(asked).write_text(text, encoding="utf-8", errors="replace")
         except OSError as problem:
             make_console(stderr=True).print(f"{asked}: {problem.strerror}", soft_wrap=True)
-    return 2 if mendable else 1
+    return error.exit_code if isinstance(error, MimkitError) else 1
 
 
 def _fault(error: Exception) -> str:

@@ -42,6 +42,7 @@ def s3():
 @pytest.fixture
 def bucket(s3, folder, monkeypatch):
     fsspec = pytest.importorskip("fsspec")
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # of other servers
     for key, value in {
         "AWS_ENDPOINT_URL": s3,
         "AWS_ACCESS_KEY_ID": "a",
@@ -92,3 +93,13 @@ def test_an_empty_bucket_is_told_with_what_to_do(bucket, tmp_path):
     assert wanted.asked == Asked()
     with pytest.raises(DataError, match=r"mimkit pack FOLDER --out SHARDS|is not there"):
         locate(wanted)
+
+
+def test_a_bucket_that_is_not_there_is_told(bucket):
+    with pytest.raises(DataError, match="Not even s3://elsewhere is there"):
+        opened("s3://elsewhere/sets")
+
+
+def test_a_folder_that_is_not_there_is_told_with_the_nearest(bucket):
+    with pytest.raises(DataError, match=rf"s3://{BUCKET} holds sets. Did you mean 'sets'"):
+        opened(f"s3://{BUCKET}/sest")

@@ -95,6 +95,25 @@ def test_trackers_are_named_to_each_run_and_are_no_part_of_its_command(tmp_path)
     assert "--track" not in cell_command(plan.cells[0], tmp_path, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("train", "shares"), [("", 2), ('accumulate = "auto"', 2), ("accumulate = 2", 1)]
+)
+def test_a_launcher_is_told_into_how_many_shares_a_batch_can_be_cut(tmp_path, train, shares):
+    needs = []
+
+    class Asking(Scripts):
+        def submit(self, task):
+            needs.append(task.needs)
+            return super().submit(task)
+
+    go(
+        make_plan(tmp_path, "a", train=f"[train]\n{train}\n"),
+        tmp_path,
+        Asking(tmp_path, a="FINISH"),
+    )
+    assert [need.shares for need in needs] == [shares]
+
+
 def failure(folder, label="a"):
     return failure_file(Cell(label, 0), folder).read_text()
 
@@ -390,7 +409,8 @@ def test_each_place_has_gpus_of_its_own(tmp_path, monkeypatch, visible, processe
     plan = make_plan(tmp_path, "a", "b", "c", train=f"[train]\nprocesses = {processes}\n")
     go(plan, tmp_path, launcher, jobs=3, device=None)
     assert [e["CUDA_VISIBLE_DEVICES"] for _, e in launcher.asked] == expected
-    assert all(("torch.distributed.run" in c) is (processes > 1) for c, _ in launcher.asked)
+    # A run of several processes becomes torchrun itself, or a launcher starts it several times.
+    assert {tuple(c[1:4]) for c, _ in launcher.asked} == {("-m", "mimkit", "run")}
 
 
 def test_the_command_of_a_cell_can_be_typed(tmp_path):

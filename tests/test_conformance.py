@@ -132,6 +132,21 @@ class Flat(Good):
         return Mask(mask.grid, mask.context, mask.hidden, mask.target[:, 0], mask.valid[:, 0])
 
 
+@breaks("what_is_tunable_can_be_tried", "maskers")
+class Misspelt(Good):
+    tunable: ClassVar = {"mask_ration": (0.1, 0.9)}
+
+
+@breaks("what_is_tunable_can_be_tried", "maskers")
+class Backwards(Good):
+    tunable: ClassVar = {"mask_ratio": (0.9, 0.1)}
+
+
+@breaks("what_is_tunable_can_be_tried", "maskers")
+class Overdone(Good):
+    tunable: ClassVar = {"mask_ratio": (0.1, 1.0)}
+
+
 @breaks("the_same_seed_gives_the_same_masks", "maskers")
 class Restless(Good):
     def sample(self, batch_size, generator):
@@ -907,7 +922,7 @@ def test_the_table_says_what_failed_why_and_what_to_do(register, capsys):
     register("maskers", "it", Leaking)
     register("maskers", "other", Good)
     console = Console(width=120, force_terminal=False)
-    with pytest.raises(PluginError, match=r"mimkit-tiny fails 1 of 28 checks"):
+    with pytest.raises(PluginError, match=r"mimkit-tiny fails 1 of 30 checks"):
         check_distribution("mimkit-tiny", console)
     text = capsys.readouterr().out
     assert "masker it: what_is_predicted_is_not_seen" in text

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import mimkit
 from mimkit.cli import app
-from mimkit.errors import DataError, TrainingError, mendable
+from mimkit.errors import DataError, ProcessLostError, TrainingError, mendable
 from mimkit.recipe import registry
 from mimkit.recipe.describe import listing
 
@@ -105,3 +105,13 @@ def test_other_errors_pass():
         raise RuntimeError("of its own")
     with pytest.raises(TrainingError), mendable():
         raise type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory")
+
+
+def test_a_process_that_another_took_along_says_so_and_hides_no_cause(monkeypatch, tmp_path):
+    told = tmp_path / "why.txt"
+    monkeypatch.setenv("MIMKIT_ERROR_FILE", str(told))
+    assert ends(monkeypatch, ProcessLostError("another has ended")).exit_code == 75
+    assert told.read_text() == "another has ended"
+    assert ends(monkeypatch, TrainingError("the cause")).exit_code == 2
+    assert ends(monkeypatch, ProcessLostError("another has ended")).exit_code == 75
+    assert told.read_text() == "the cause"

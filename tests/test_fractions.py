@@ -11,6 +11,7 @@ from mimkit.evaluate.finetune import FineTune
 from mimkit.evaluate.fractions import (
     Labels,
     development_split,
+    held_back,
     labels_of,
     stratified_limit,
     stratified_subset,
@@ -207,3 +208,30 @@ def test_every_evaluator_names_the_gaps_and_measures_all_the_same(gappy, geometr
     for result in made.run(some):
         assert 0 <= result.value <= 1
         assert result.num_images == 36
+
+
+def test_a_label_that_is_held_back_stands_in_one_of_both_splits_alone(subject):
+    rest, judged = held_back(subject.train)
+    known = (rest.labels >= 0, judged.labels >= 0)
+    assert not (known[0] & known[1]).any()
+    assert torch.equal(torch.maximum(rest.labels, judged.labels), subject.train.labels)
+    assert torch.bincount(judged.labels[known[1]]).tolist() == [1] * 10  # of twelve each
+    assert rest.pixels is subject.train.pixels
+    assert judged.pixels is subject.train.pixels
+    assert len({subject.train.fingerprint, rest.fingerprint, judged.fingerprint}) == 3
+    again = held_back(subject.train)[1]
+    assert torch.equal(again.labels, judged.labels)
+
+
+def test_images_without_a_label_are_never_held_back(subject):
+    labels = subject.train.labels.clone()
+    labels[::2] = -1
+    rest, judged = held_back(dataclasses.replace(subject.train, labels=labels))
+    assert (rest.labels[::2] == -1).all()
+    assert (judged.labels[::2] == -1).all()
+    assert (judged.labels >= 0).sum() >= 1
+
+
+def test_without_labels_none_can_be_held_back(subject):
+    with pytest.raises(DataError, match=r"data\.judge: 'development' holds labels back, but"):
+        held_back(dataclasses.replace(subject.train, labels=None))

@@ -290,7 +290,7 @@ def test_shards_on_a_server_without_ranges_are_read(tmp_path):
 def bucket():
     """A real S3 server on loopback, with one bucket."""
     pytest.importorskip("moto")
-    pytest.importorskip("s3fs")
+    pytest.importorskip("s3fs").S3FileSystem.clear_instance_cache()  # of other servers
     with http.server.HTTPServer(("127.0.0.1", 0), Quiet) as free:
         port = free.server_port
     command = [sys.executable, "-m", "moto.server", "-p", str(port)]

@@ -32,6 +32,7 @@ class RandomMasker(Masker):
     """
 
     miniature: ClassVar[Mapping[str, Any]] = {"mask_ratio": 0.5}
+    tunable: ClassVar[Mapping[str, tuple[float, float]]] = {"mask_ratio": (0.1, 0.9)}
 
     def __init__(
         self,

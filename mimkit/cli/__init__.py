@@ -1,6 +1,6 @@
 """The command line. What a command needs is imported when it runs, so that help answers at once.
 
-Exit codes: 0 done, 1 it failed, 2 the user can mend it.
+Exit codes: 0 done, 1 it failed, 2 the user can mend it, 75 another process of the run has ended.
 """
 
 from typing import Final

@@ -28,7 +28,11 @@ def compare(
     *,
     dataset: Annotated[
         str | None,
-        typer.Option(metavar="D", help="A registered name, a folder, a Hugging Face id."),
+        typer.Option(
+            metavar="D",
+            help="A registered name, a folder (of tar shards too), a Hugging Face id, or s3://, "
+            "gs://, hf://datasets/ or https://.",
+        ),
     ] = None,
     labels: LabelsOption = None,
     budget: Annotated[
@@ -47,6 +51,13 @@ def compare(
         ),
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each method.")] = 3,
+    tune: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Trials of each method, a tenth of the budget each; 0, or 2 to 9.",
+        ),
+    ] = 0,
     evaluate: Annotated[
         str | None, typer.Option(metavar="NAME,...", help="Default: all that the data allow.")
     ] = None,
@@ -76,6 +87,14 @@ def compare(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Measure a few steps, plan; train and write nothing.")
     ] = False,
+    on: Annotated[
+        str | None,
+        typer.Option(
+            "--on",
+            metavar="GPUS",
+            help="With --dry-run: estimate for other GPUs, '8x8 h100' (machines x GPUs).",
+        ),
+    ] = None,
 ) -> None:
     """Compare methods at an equal budget; an interrupted comparison goes on where it stopped."""
     if dry_run or within or preset == "auto":
@@ -84,11 +103,13 @@ def compare(
     from mimkit.launch.base import make
     from mimkit.launch.devices import default_jobs
     from mimkit.study.budget import parse_budget, parse_within
-    from mimkit.study.conduct import conduct, outline
+    from mimkit.study.conduct import conduct, foretell, outline
     from mimkit.study.folder import default_folder
+    from mimkit.study.gpus import fleet_of
     from mimkit.study.question import Asked, Question
     from mimkit.track.base import named
 
+    fleet = fleet_of(on, dry_run=dry_run)
     trackers = named(track or [])
     folder = out or default_folder(methods, dataset)
     command = shlex.join(["mimkit", *sys.argv[1:]])
@@ -102,7 +123,11 @@ def compare(
         jobs=jobs or default_jobs(device),
         command=command,
         within=parse_within(within, preset),
+        tune=tune,
     )
+    if fleet is not None:
+        foretell(question, fleet)
+        return
     if launcher != "local":
         ownership.claim(folder, "comparison")  # a launcher makes files of its own in it
     chosen = make(launcher, folder / launcher, launcher_set or [])

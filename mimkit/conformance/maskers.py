@@ -6,7 +6,9 @@ import torch
 
 from mimkit.conformance.checks import FailedError, check, require
 from mimkit.conformance.specimen import SQUARE, Specimen
-from mimkit.parts.records import Mask
+from mimkit.errors import RecipeError
+from mimkit.parts.records import Geometry, Mask
+from mimkit.recipe.options import schema
 
 _BATCH = 16
 
@@ -134,3 +136,28 @@ def can_be_sent_to_a_loader(specimen: Specimen) -> None:
         raise FailedError(
             f"it cannot be pickled: {error}", "Keep no functions, files or locks on it."
         ) from error
+
+
+@check("maskers")
+def what_is_tunable_can_be_tried(specimen: Specimen) -> None:
+    """A comparison that tunes it stops before its first trial, or tries what is no option."""
+    known = schema(specimen.entry, specimen.cls).model_fields
+    for name, (low, high) in specimen.cls.tunable.items():
+        require(
+            name in known and low < high,
+            f"'tunable' must give an option of the constructor with two ascending numbers, but has "
+            f"'{name}' from {low} to {high}",
+            "Name an option, its least value and its largest.",
+        )
+        for value in (low, high):
+            try:
+                specimen.cls(
+                    Geometry(SQUARE), **specimen.cls.tuned(specimen.options, {name: value})
+                )
+            except RecipeError as error:
+                raise FailedError(
+                    f"'tunable' gives {name} = {value}, which it refuses on a grid of "
+                    f"{SQUARE.rows} x {SQUARE.cols} patches: {error}",
+                    "Give values that can be tried, and override 'tuned' where another option "
+                    "excludes this one.",
+                ) from error

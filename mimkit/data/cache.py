@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mimkit.data.intake.kept import mapped, write_array
 from mimkit.data.intake.table import Listing, Skipped, Table
 from mimkit.data.looking.changes import write_names
 from mimkit.data.looking.meeting import Meeting, glimpse
@@ -163,51 +163,49 @@ def _make(wish: Wish, place: Path) -> Survey:
         ),
     )
     write_names(place, table, made[0].rows, wish.listing.origin)
-    # Written last: where it is, all else is complete.
-    write_atomic(place / "survey.npz", lambda path: _save(path, made[0]))
+    _save(place, made[0])
     forget(chunks)
-    return made[0]
+    return _load(place) or made[0]  # mapped, so that what was made leaves memory
 
 
 def _pixels(place: Path) -> Path:
     return place / "pixels.bin"
 
 
-def _save(path: Path, found: Survey) -> None:
+def _save(place: Path, found: Survey) -> None:
     words = {
         "classes": found.classes,
         "skipped": [asdict(item) for item in found.skipped],
         "fingerprint": found.fingerprint,
         "image_size": found.image_size,
         "depth": asdict(found.depth) if found.depth else None,
+        "labelled": found.labels is not None,
     }
-    with path.open("wb") as file:
-        np.savez(
-            file,
-            words=np.array(json.dumps(words)),
-            rows=found.rows,
-            sizes=found.sizes,
-            labels=np.empty(0, np.int64) if found.labels is None else found.labels,
-        )
+    write_array(place / "rows.npy", found.rows)
+    write_array(place / "sizes.npy", found.sizes)
+    if found.labels is not None:
+        write_array(place / "labels.npy", found.labels)
+    # Written last: where it is, all else is complete.
+    write_text(place / "survey.json", json.dumps(words))
 
 
 def _load(place: Path) -> Survey | None:
+    """Maps what was found: memory does not grow with the images, and processes share it."""
     try:
-        with (place / "survey.npz").open("rb") as opened, np.load(opened) as file:
-            words = json.loads(str(file["words"]))
-            size = tuple(words["image_size"]) if words["image_size"] else None
-            found = Survey(
-                rows=file["rows"],
-                sizes=file["sizes"],
-                labels=file["labels"] if file["labels"].size else None,
-                classes=tuple(words["classes"]),
-                skipped=tuple(Skipped(**item) for item in words["skipped"]),
-                fingerprint=words["fingerprint"],
-                image_size=(size[0], size[1]) if size else None,
-                depth=Depth(**words["depth"]) if words["depth"] else None,
-            )
+        words = json.loads((place / "survey.json").read_text(encoding="utf-8"))
+        size = tuple(words["image_size"]) if words["image_size"] else None
+        found = Survey(
+            rows=mapped(place / "rows.npy"),
+            sizes=mapped(place / "sizes.npy"),
+            labels=mapped(place / "labels.npy") if words["labelled"] else None,
+            classes=tuple(words["classes"]),
+            skipped=tuple(Skipped(**item) for item in words["skipped"]),
+            fingerprint=words["fingerprint"],
+            image_size=(size[0], size[1]) if size else None,
+            depth=Depth(**words["depth"]) if words["depth"] else None,
+        )
         expected = len(found.rows) * 3 * size[0] * size[1] if size else 0
-        whole = _pixels(place).stat().st_size == expected
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        whole = _pixels(place).stat().st_size == expected and len(found.sizes) == len(found.rows)
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None  # not there yet, or damaged
     return found if whole else None

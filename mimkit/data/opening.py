@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from mimkit.data.cache import Wish, met, split_folder, surveyed
 from mimkit.data.cache import folder as cache_folder
@@ -231,7 +232,7 @@ def _read(
         key=found.key,
         rows=survey.rows,
         objects=objects,
-        shards=_ends(wish.table().select(survey.rows)) if pixels is None else (),
+        shards=_ends(wish.table(), survey.rows) if pixels is None else (),
     )
 
 
@@ -265,8 +266,8 @@ def _meet(
     )
 
 
-def _ends(table: Table) -> tuple[int, ...]:
-    ends = table.ends()
+def _ends(table: Table, used: NDArray[np.int64] | None = None) -> tuple[int, ...]:
+    ends = table.ends(used)
     return () if ends is None else tuple(ends.tolist())
 
 

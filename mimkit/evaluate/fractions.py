@@ -1,7 +1,7 @@
 """Which images give their labels: a function of labels, fraction and seed, the same for all."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from typing import Final
@@ -19,6 +19,8 @@ from mimkit.evaluate.cells import Cell
 
 # Streams of the counter generator; those of augmentation are small numbers.
 _LABELS, _DEVELOPMENT = 1001, 1002
+_NONE: Final = -1
+"""The label of an image that has none."""
 _SHOWN: Final = 10
 """So many classes are named where many have the same gap."""
 
@@ -67,6 +69,31 @@ def development_split(labels: Tensor, subset: Tensor, seed: int) -> tuple[Tensor
         )
     development = _first_of_each_class(classes, shared, 0.1, seed, _DEVELOPMENT)
     return subset[~torch.isin(subset, development)], development
+
+
+def held_back(train: Source) -> tuple[Source, Source]:
+    """Splits the labels of a training split in two: nine in ten to learn from, one to judge by.
+
+    Both are the same images; each label stands in one of them alone. So nothing is copied, and a
+    label that is held back can neither be learned from nor judged by twice.
+
+    Raises: RecipeError if no class has two labelled images; DataError if no image has a label.
+    """
+    if train.labels is None or not bool((train.labels >= 0).any()):
+        raise DataError(
+            f"data.judge: 'development' holds labels back, but the training images of "
+            f"'{train.name}' ({train.origin}) have none. Name labels with data.labels or "
+            "data.labelled."
+        )
+    labels = train.labels
+    _, development = development_split(labels, torch.nonzero(labels >= 0)[:, 0], 0)
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[development] = True
+    rest, judged = labels.where(~held, _NONE), labels.where(held, _NONE)
+    return (
+        replace(train, labels=rest, fingerprint=f"{train.fingerprint}-rest"),
+        replace(train, labels=judged, split="test", fingerprint=f"{train.fingerprint}-held"),
+    )
 
 
 def stratified_limit(labels: Tensor, num_images: int | None) -> Tensor:

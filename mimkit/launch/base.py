@@ -18,15 +18,19 @@ class Needs:
     """What a process needs.
 
     >>> Needs(gpus=2)
-    Needs(gpus=2, gpu_bytes=0)
+    Needs(gpus=2, gpu_bytes=0, shares=1)
 
     Args:
         gpus: how many, where it is to run on some.
         gpu_bytes: of memory on each of them; 0 if nothing tells.
+        shares: into how many equal parts its work can be cut. The same command may be started
+            several times at once, with the variables that torchrun sets, if their number divides
+            this.
     """
 
     gpus: int = 1
     gpu_bytes: int = 0
+    shares: int = 1
 
 
 @dataclass(frozen=True)

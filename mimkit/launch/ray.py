@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import subprocess
 import uuid
@@ -16,8 +17,11 @@ from mimkit.errors import RecipeError
 from mimkit.launch.base import Ended, Launcher, Task
 
 _NAMESPACE: Final = "mimkit"
-_OPTIONS: Final = ("address", "cpus", "gpus")
+_OPTIONS: Final = ("address", "cpus", "gpus", "workers")
 _CALLS_AT_ONCE: Final = 8
+_CALLS_OF_WORKERS_AT_ONCE: Final = 32
+_HEAD: Final = {"node:__internal_head__": 0.001}
+"""What Ray gives the machine that a cluster cannot lose."""
 _ITS_OWN: Final = ("RAY_", "CUDA_VISIBLE_DEVICES")
 """Beginnings of variables that Ray sets for each process where it runs."""
 
@@ -25,16 +29,21 @@ _ITS_OWN: Final = ("RAY_", "CUDA_VISIBLE_DEVICES")
 class RayLauncher(Launcher):
     """Gives processes to a Ray cluster, each to a machine with room for it (the extra ``ray``).
 
+    With ``workers`` a task is several processes instead, wherever there is room for them; then
+    Ray Train starts all of them again when a machine is lost, and they go on from their last
+    checkpoint, as many as there is room for, if not fewer than the least.
+
     All machines must see the same disk under the same path, with mimkit installed alike. A process
     belongs to a detached actor, which outlives its caller and is found again by its name; with a
     machine its processes are lost, and the caller starts them again elsewhere, from their last
     checkpoint. A cluster that Ray starts for this call alone ends with it.
 
     Args:
-        folder: for the launcher's own files; there are none.
+        folder: for the launcher's own files, those of Ray Train.
         options: ``address`` of a cluster, else that of ``RAY_ADDRESS`` or one that runs on this
             machine, else a new one of this machine alone; ``cpus`` of a process, 1 if not given;
-            ``gpus`` of a process, if not given as many as it needs where the cluster has any.
+            ``gpus`` of a process, if not given as many as it needs where the cluster has any;
+            ``workers``, how many processes a task is, "4" or from least to most, "1-4".
 
     Raises: RecipeError if Ray is missing, an option is unknown, or no cluster answers.
     """
@@ -48,6 +57,13 @@ class RayLauncher(Launcher):
                 raise RecipeError(f"--launcher ray: option must be one of {known}, but is '{key}'.")
         self.cpus = _number(options, "cpus", 1)
         self.gpus = _number(options, "gpus", None)
+        self.workers = _workers(options)
+        if self.workers is not None and self.gpus not in (None, 0, 1):
+            raise RecipeError(
+                "--launcher ray: gpus must be 0 or 1 beside workers, each of which is one process, "
+                f"but is '{options['gpus']}'."
+            )
+        self.folder = folder.resolve()
         try:
             # Before the import: Ray reads it there, and reports to nobody.
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -57,6 +73,14 @@ class RayLauncher(Launcher):
                 "--launcher ray: needs Ray, which is not installed. "
                 "Install it with: pip install 'mimkit[ray]'"
             ) from error
+        if self.workers is not None:
+            try:
+                import mimkit.launch.ray_train  # noqa: F401, PLC0415 -- imports an extra
+            except ImportError as error:
+                raise RecipeError(
+                    f"--launcher ray: workers need Ray Train, which is not whole ({error}). "
+                    "Install it with: pip install 'mimkit[ray]'"
+                ) from error
         address = options.get("address")
         if not ray.is_initialized():
             try:
@@ -77,18 +101,25 @@ class RayLauncher(Launcher):
         task.log.parent.mkdir(parents=True, exist_ok=True)
         job = f"mimkit-{uuid.uuid4().hex}"
         has_gpus = self.ray.cluster_resources().get("GPU", 0) > 0
-        gpus = self.gpus if self.gpus is not None else task.needs.gpus * has_gpus
+        wanted = task.needs.gpus if self.workers is None else 1
+        gpus = self.gpus if self.gpus is not None else wanted * has_gpus
         shared = {k: v for k, v in os.environ.items() if not k.startswith(_ITS_OWN)}
-        actor = self.ray.remote(_Process).options(
-            name=job,
-            namespace=_NAMESPACE,
-            lifetime="detached",
-            num_cpus=self.cpus,
-            num_gpus=gpus,
-            max_concurrency=_CALLS_AT_ONCE,
-        )
         here = replace(task, log=task.log.resolve(), environment={**shared, **task.environment})
-        self._hold(job, actor.remote(here, str(Path.cwd())))
+        known = {"name": job, "namespace": _NAMESPACE, "lifetime": "detached"}
+        if self.workers is None:
+            actor = self.ray.remote(_Process).options(
+                **known, num_cpus=self.cpus, num_gpus=gpus, max_concurrency=_CALLS_AT_ONCE
+            )
+            self._hold(job, actor.remote(here, str(Path.cwd())))
+        else:
+            from mimkit.launch.ray_train import Group  # noqa: PLC0415 -- imports an extra
+
+            actor = self.ray.remote(Group).options(
+                **known, num_cpus=0, resources=_HEAD, max_concurrency=_CALLS_OF_WORKERS_AT_ONCE
+            )
+            each = {"CPU": self.cpus, "GPU": gpus}
+            files = str(self.folder)
+            self._hold(job, actor.remote(here, str(Path.cwd()), self.workers, each, files))
         return job
 
     def poll(self, job: str) -> Ended | None:
@@ -99,7 +130,7 @@ class RayLauncher(Launcher):
         if not done:
             return None
         try:
-            code: int = self.ray.get(self.ends[job])
+            ended: Ended = self.ray.get(self.ends[job])
         except self.ray.exceptions.ActorUnavailableError:
             # Cut off, for now: whether it is lost with its machine is told later.
             self.ends[job] = self.actors[job].wait.remote()
@@ -108,7 +139,7 @@ class RayLauncher(Launcher):
             # With the machine, or as Ray could not make it: like a process that was killed.
             return Ended(-signal.SIGKILL, f"Ray: {str(error).splitlines()[0]}")
         self.ray.kill(self.actors[job])
-        return Ended(code)
+        return ended
 
     def cancel(self, job: str) -> None:
         """See `Launcher.cancel`. What has not begun leaves the queue of the cluster."""
@@ -146,9 +177,9 @@ class _Process:
                 env={**os.environ, **task.environment},
             )
 
-    def wait(self) -> int:
-        """Returns the exit code, once there is one."""
-        return self.process.wait()
+    def wait(self) -> Ended:
+        """Returns how the process ended, once it has."""
+        return Ended(self.process.wait())
 
     def stop(self) -> None:
         """Asks the process to write a checkpoint and leave."""
@@ -165,3 +196,18 @@ def _number(options: Mapping[str, str], key: str, default: float | None) -> floa
             f"--launcher ray: {key} must be a number, such as {key}=2, but is '{options[key]}'."
         )
     return found
+
+
+def _workers(options: Mapping[str, str]) -> tuple[int, int] | None:
+    """Reads least and most number of workers; None if nothing is said of them."""
+    said = options.get("workers")
+    if said is None:
+        return None
+    found = re.fullmatch(r"(\d+)(?:-(\d+))?", said)
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= least <= most:
+        raise RecipeError(
+            "--launcher ray: workers must be a number above 0, or from the least to the most, such "
+            f"as workers=4 or workers=1-4, but is '{said}'."
+        )
+    return least, most

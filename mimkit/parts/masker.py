@@ -1,6 +1,8 @@
 """Maskers: what is hidden."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,11 +29,26 @@ class Masker(Part):
         ragged: True if counts differ between images, so that padding occurs.
         num_targets: M, or None if it varies from batch to batch.
         hides: True if its masks let hidden patches enter the encoder as mask tokens.
+        tunable: options of the constructor that are worth a search, such as ``mask_ratio``, each
+            with the least and the largest value to try; where both are int, so is the value.
     """
 
     ragged: bool = False
     num_targets: int | None = None
     hides: bool = False
+    tunable: ClassVar[Mapping[str, tuple[float, float]]] = {}
+
+    @classmethod
+    def tuned(cls, options: Mapping[str, Any], values: Mapping[str, float]) -> Mapping[str, Any]:
+        """Gives the options with which values of ``tunable`` are tried; by default just these.
+
+        Override it where an option excludes another one.
+
+        Args:
+            options: of a recipe, all of the constructor's.
+            values: by names of ``tunable``.
+        """
+        return {**options, **values}
 
     @abstractmethod
     def sample(self, batch_size: int, generator: torch.Generator) -> Mask:

@@ -79,10 +79,10 @@ def _held(folder: RunFolder) -> Recipe:
 
 
 def _is_in_the_way(folder: RunFolder) -> bool:
-    return folder.holds_work and not _was_stopped(folder)
+    return folder.holds_work and not was_stopped(folder)
 
 
-def _was_stopped(folder: RunFolder) -> bool:
+def was_stopped(folder: RunFolder) -> bool:
     """Whether the loss or its gradient was not finite in so many steps that the run stopped."""
     ledger = folder.read_ledger()
     last = [item["step"] for item in ledger.get("skipped_steps", ())][-PATIENCE:]

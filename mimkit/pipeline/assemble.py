@@ -62,6 +62,11 @@ def assemble(
     if announce:
         for line in described(train, test, *(labelled or ())):
             console.print(line)
+        if recipe.data.judge == "development":
+            console.print(
+                "evaluations judge by labels of one training image in ten, which are held back "
+                "(data.judge)"
+            )
     for table in recipe.evaluate:
         if table.cls.needs_labels:
             labels_in(*(labelled or (train, test)), table.name)

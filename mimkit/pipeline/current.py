@@ -15,6 +15,7 @@ from mimkit.data.pixels.views import render
 from mimkit.data.source import Source
 from mimkit.errors import TrainingError, in_one_line, memory_is_full
 from mimkit.evaluate.base import Evaluator, Result, Subject, silent
+from mimkit.evaluate.fractions import held_back
 from mimkit.evaluate.images import evenly_spaced
 from mimkit.folder import RunFolder
 from mimkit.parts.records import Batch
@@ -213,8 +214,11 @@ def subject(current: Run, number: int) -> Subject:
     """What evaluator ``number`` of the recipe gets to judge: labelled images if it needs them."""
     recipe, view = current.recipe, current.parts.views[0]
     train, test = current.train, current.test
-    if current.labelled is not None and recipe.evaluate[number].cls.needs_truth():
+    judge = recipe.evaluate[number].cls
+    if current.labelled is not None and judge.needs_truth():
         train, test = current.labelled
+    if recipe.data.judge == "development" and judge.needs_labels:
+        train, test = held_back(train)
 
     def fresh(seed: int) -> Pretrainer:
         again = recipe.model_copy(update={"seed": seed})

@@ -56,15 +56,18 @@ PositiveRange = tuple[Positive, Positive]
 class DataSection(Strict):
     """``[data]``: which images, and how they are cut into patches."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"judge"})
+
     name: str = Field(
         min_length=1,
-        description="a registered name, a folder, parquet files, or a Hugging Face id",
+        description="a registered name, a folder of images or tar shards, parquet files, a Hugging "
+        "Face id, or an address of shards or parquet: s3://, gs://, hf://datasets/, https://",
     )
     path: str | None = Field(None, description="where to look for the data first (--data)")
     labelled: Annotated[str, Field(min_length=1)] | None = Field(
         None,
-        description="labelled images for the evaluations, as name but not looked for in path, if "
-        "those to pre-train on have no labels",
+        description="labelled images for the evaluations, whatever name may be but not looked for "
+        "in path, if those to pre-train on have no labels",
     )
     labels: Annotated[str, Field(min_length=1)] | None = Field(
         None, description="a table of files and labels (CSV, TSV, JSON lines, parquet) (--labels)"
@@ -107,6 +110,12 @@ class DataSection(Strict):
     )
     num_test_images: Count | None = Field(
         None, description="use so many test images, all classes alike (shapes: draw so many)"
+    )
+    judge: Literal["test", "development"] = Field(
+        "test",
+        description="whose labels evaluations judge by: those of the test split; or, so that "
+        "something may be chosen, those of one training image in ten, which are then not learned "
+        "from",
     )
     survey: bool = Field(
         True,

@@ -12,7 +12,8 @@ from rich.text import Text
 
 from mimkit import words
 from mimkit.console import headed
-from mimkit.report.findings import Interval, Study, Verdicts
+from mimkit.report import tuned
+from mimkit.report.findings import Interval, Study, Tuning, Verdicts
 from mimkit.report.tables import own_rows, shared_rows
 
 STARTS: Final = {
@@ -81,6 +82,11 @@ def tell(console: Console, study: Study) -> None:
         console.print(study.answer)
     if found := lines(study):
         console.print(_table(found))
+    if study.tuning is not None:
+        console.print()
+        console.print(_trials(study.tuning))
+        for sentence in tuned.explained(study.tuning):
+            console.print(sentence)
 
 
 def lines(study: Study) -> list[Line]:
@@ -119,6 +125,19 @@ def difference(found: Interval, metric: str) -> str:
         return words.signed(found.mean, metric)
     ends = ", ".join(words.signed(end, metric) for end in (found.low, found.high))
     return f"{words.signed(found.mean, metric)} [{ends}]"
+
+
+def _trials(tuning: Tuning) -> Table:
+    found = Table(box=box.SIMPLE, pad_edge=False, show_edge=False)
+    found.add_column("")
+    for name in tuned.columns(tuning):
+        found.add_column(name, justify="right")
+    told = ""
+    for line in tuned.lines(tuning):
+        name = "" if line.method == told else line.method
+        found.add_row(*map(Text, (name, *line.cells)))
+        told = line.method
+    return found
 
 
 def _table(lines: Sequence[Line]) -> Table:

@@ -232,6 +232,50 @@ class Arm:
 
 
 @dataclass(frozen=True)
+class Tried:
+    """One trial of a method, before its runs.
+
+    Args:
+        method: label of the method.
+        number: of the trial, from 1; the first is the recipe as it is.
+        factor: of the recipe's learning rate.
+        lr: that rate.
+        options: of the masker, by name.
+        score: on images whose labels were held back; None where training diverged.
+        chosen: its setting is that of the runs.
+    """
+
+    method: str
+    number: int
+    factor: float
+    lr: float
+    options: Mapping[str, float]
+    score: float | None
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What each method tried, and what was chosen by that.
+
+    Args:
+        evaluator: by which.
+        metric: of it.
+        protocol: of that number.
+        num_images: that judged, each a training image whose label was held back.
+        num_trials: of each method.
+        tried: all trials, method by method.
+    """
+
+    evaluator: str
+    metric: str
+    protocol: Mapping[str, Plain]
+    num_images: int
+    num_trials: int
+    tried: tuple[Tried, ...]
+
+
+@dataclass(frozen=True)
 class Study:
     """All that is known of runs that are judged together, for tables and pages.
 
@@ -252,6 +296,7 @@ class Study:
         mimkit: version that made it.
         is_run: it is a single run, in whose folder it lies.
         judgements: of a run, what was judged later on other data.
+        tuning: what was tried before the runs; None where nothing was.
     """
 
     title: str
@@ -270,6 +315,7 @@ class Study:
     mimkit: str = ""
     is_run: bool = False
     judgements: tuple["Study", ...] = ()
+    tuning: Tuning | None = None
 
     @property
     def labels(self) -> list[str]:

@@ -16,6 +16,7 @@ from mimkit import words
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.folder import RunFolder
+from mimkit.report import tuned
 from mimkit.report.answer import tally
 from mimkit.report.cards import cards
 from mimkit.report.costs import cost_of, quantities
@@ -29,7 +30,7 @@ from mimkit.report.entries import (
     protocols,
     scale,
 )
-from mimkit.report.findings import Arm, Interval, Outcome, Row, Study
+from mimkit.report.findings import Arm, Interval, Outcome, Row, Study, Tuning
 from mimkit.report.judged import NAMES, draw_judged
 from mimkit.report.layers import layers
 from mimkit.report.looks import Look, looks
@@ -120,10 +121,19 @@ def _of_methods(study: Study, shown: Sequence[Entry], logs: Logs) -> dict[str, A
         "undone": undone,
         "refused": _refused(study, undone),
         "costs": costs,
+        "tuned": study.tuning and _tuned(study.tuning),
         "quantities": quantities(study.arms, [*costs.values()]),
         "cost_charts": cost_charts(shown, costs, styles),
         "training": training_charts(logs, batch_sizes),
         "progress": progress_charts(logs, batch_sizes, styles),
+    }
+
+
+def _tuned(tuning: Tuning) -> dict[str, Any]:
+    return {
+        "columns": tuned.columns(tuning),
+        "lines": list(tuned.lines(tuning)),
+        "explained": tuned.explained(tuning),
     }
 
 

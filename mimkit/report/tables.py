@@ -13,7 +13,8 @@ import mimkit
 from mimkit import words
 from mimkit.files import write_json as write_json_file
 from mimkit.files import write_text
-from mimkit.report.findings import Interval, Pair, Row, Study, Verdicts
+from mimkit.report import tuned
+from mimkit.report.findings import Interval, Pair, Row, Study, Tuning, Verdicts
 from mimkit.report.wording import STARTS, called, is_layer, worded
 
 MARKS: Final = {"up": " ▲", "down": " ▼", "none": ""}
@@ -61,7 +62,7 @@ def markdown(study: Study) -> str:
         [f"**{line.title}**" if line.heads else line.title, *line.cells, line.ranking]
         for line in lines(study)
     ]
-    rows.insert(1, ["---", *("---:" for _ in labels), "---"])
+    alignment = ["---", *("---:" for _ in labels), "---"]
     undone = [
         f"{one.cell}: {one.reason or 'has not finished'}"
         for one in study.outcomes
@@ -71,14 +72,29 @@ def markdown(study: Study) -> str:
     parts = [
         f"# {study.title} on {study.dataset}",
         study.answer,
-        "\n".join(f"| {' | '.join(map(_markdown_cell, row))} |" for row in rows),
+        _markdown_table(rows, alignment),
         EXPLAINED,
+        *(_tuned(study.tuning) if study.tuning else ()),
         "\n".join(f"- {_one_line(text)}" for text in (*undone, *refused)),
         f"{len(study.seeds)} seeds; {study.budget} for each method and seed; "
         f"mimkit {study.mimkit}. To repeat it:",
         f"    {study.command}",
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def _tuned(tuning: Tuning) -> tuple[str, str]:
+    heads = ["method", *tuned.columns(tuning)]
+    rows = [heads, *([line.method, *line.cells] for line in tuned.lines(tuning))]
+    alignment = ["---", *("---:" for _ in heads[1:])]
+    return _markdown_table(rows, alignment), " ".join(tuned.explained(tuning))
+
+
+def _markdown_table(rows: Sequence[Sequence[str]], alignment: Sequence[str]) -> str:
+    head, *others = rows
+    return "\n".join(
+        f"| {' | '.join(map(_markdown_cell, row))} |" for row in (head, alignment, *others)
+    )
 
 
 def write_csv(study: Study, path: Path) -> None:
@@ -137,6 +153,7 @@ def write_json(study: Study, plan: Mapping[str, Any], path: Path) -> None:
         ],
         "rows": [_tree(found) for found in study.verdicts],
         "refused": study.refused,
+        **({"tuning": asdict(study.tuning)} if study.tuning else {}),
     }
     write_json_file(path, tree)
 

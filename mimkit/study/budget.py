@@ -55,8 +55,13 @@ def parse_within(text: str | None, preset: str | None) -> float | None:
         ) from error
 
 
-def describe(budget: Budget) -> str:
-    """Says a budget in words."""
+def describe(budget: Budget, tune: int = 0) -> str:
+    """Says a budget in words, and how much of it goes into trials, a tenth in each."""
+    trials = f" ({tune} tenths of it in trials)" if tune else ""
+    return f"{_described(budget)}{trials}"
+
+
+def _described(budget: Budget) -> str:
     amount = f"{budget.amount:,.0f}" if budget.amount < 1e15 else f"{budget.amount:.3g}"
     return {
         "steps": f"{amount} optimizer steps",

@@ -14,6 +14,7 @@ from mimkit.study.matrix import TRAINED, Sizes, evaluations, shorten
 from mimkit.study.methods import Found, fitted_batch, load_for, schedule
 from mimkit.study.question import Question
 from mimkit.study.records import Budget, Method, Trial
+from mimkit.study.stage import TENTHS
 
 _TRIAL_STEPS: Final = 100
 """Steps of a recipe that is only measured, not run."""
@@ -31,8 +32,14 @@ class Draft:
     notes: tuple[str, ...]
 
 
-def draft_method(found: Found, question: Question, budget: Budget, gauge: Gauge) -> Draft:
-    """Lays the budget over a recipe; for time and FLOPs it must be measured first."""
+def draft_method(
+    found: Found, question: Question, budget: Budget, gauge: Gauge, tenths: int = TENTHS
+) -> Draft:
+    """Lays the budget, or some tenths of it, over a recipe.
+
+    For time and FLOPs it must be measured first. What its targets need is paid once, before the
+    rest is shared out.
+    """
     data = found.recipe.data
     training = open_source(data, "train")
     labelled, _ = open_labelled(data) or (training, None)
@@ -41,18 +48,19 @@ def draft_method(found: Found, question: Question, budget: Budget, gauge: Gauge)
         train = {"total_steps": _TRIAL_STEPS, "warmup_steps": 0}
         first = load_for(found, question.recipes, {"train": train, "evaluate": []})
         trial, _ = gauge.measure(first, found.label)
-    images = images_of(budget, found.recipe.train.batch_size, trial)
+    images = images_of(budget, found.recipe.train.batch_size, trial) * tenths / TENTHS
     smaller: dict[str, Any] = {}
     notes = list(found.notes)
     if budget.unit != "steps":
         smaller, said = fitted_batch(found.recipe, images, len(training))
         notes += said
     batch_size = smaller.get("batch_size", found.recipe.train.batch_size)
-    total_steps = int(budget.amount) if budget.unit == "steps" else int(images / batch_size)
+    total_steps = int(images / batch_size)
     if total_steps < 1:
         prepared = f" and {_prepared(budget, trial)} go to its targets" if trial else ""
+        part = "" if tenths == TENTHS else f"{tenths} tenths of "
         raise RecipeError(
-            f"--budget: {describe(budget)} must be enough for one step of {found.label}, but "
+            f"--budget: {part}{describe(budget)} must be enough for one step of {found.label}, but "
             f"{batch_size} images are one step{prepared}. Give more."
         )
     train = {**smaller, **schedule(found.recipe, total_steps, len(training))}

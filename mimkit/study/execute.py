@@ -25,7 +25,6 @@ from mimkit.study.folder import (
 )
 from mimkit.study.records import Method, Plan
 from mimkit.study.watch import watched
-from mimkit.train.distributed import torchrun
 
 
 def execute(
@@ -82,17 +81,20 @@ class _CellWork(Work):
         self.run_folder = run_folder(cell, folder)
         self.total_steps = method.total_steps
         failure = failure_file(cell, folder)
-        recipe = tomllib.loads(recipe_path(folder, method.label).read_text("utf-8"))
-        processes: int = recipe["train"].get("processes", 1)
+        train = tomllib.loads(recipe_path(folder, method.label).read_text("utf-8"))["train"]
+        accumulate = train.get("accumulate", "auto")
+        pieces: int = 1 if accumulate == "auto" else accumulate
         _, *arguments = cell_command(cell, folder, device)
         if track:  # no part of what a run is
             arguments += ["--track", ",".join(track)]
         task = Task(
-            torchrun(processes, arguments)
-            if processes > 1
-            else [sys.executable, "-m", "mimkit", *arguments],
+            [sys.executable, "-m", "mimkit", *arguments],  # which starts further processes itself
             log_file(cell, folder),
-            Needs(processes, process_bytes(method.trial.peak_memory_bytes)),
+            Needs(
+                train.get("processes", 1),
+                process_bytes(method.trial.peak_memory_bytes),
+                method.batch_size // pieces,
+            ),
             {"MIMKIT_ERROR_FILE": str(failure.resolve())},
         )
         super().__init__(

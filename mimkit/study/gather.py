@@ -54,7 +54,7 @@ def study_of(
     refused: Sequence[str] = (),
 ) -> Study:
     """Joins what was planned and what was found."""
-    budget = describe(plan.budget)
+    budget = describe(plan.budget, plan.tune)
     amount = plan.budget.amount
     return Study(
         title=", ".join(method.label for method in plan.methods),

@@ -93,7 +93,39 @@ class Thorough:
         return [do(method) for method in methods]
 
 
-class Rehearsed:
+class Pooled:
+    """Measures in processes that are kept ready, several at once.
+
+    Args:
+        pool: of processes, that measure.
+    """
+
+    def __init__(self, pool: Executor) -> None:
+        self.pool = pool
+
+    def ask(self, label: str, do: Callable[..., One], *arguments: Any) -> One:
+        """Calls a function in another process.
+
+        Raises: RecipeError that names the method, whatever it raises.
+        """
+        try:
+            return self.pool.submit(do, *arguments).result()
+        except MimkitError as error:
+            raise RecipeError(f"compare, method '{label}': {error}") from error
+        except BrokenProcessPool as error:
+            raise RecipeError(f"compare, method '{label}': its trial was killed.") from error
+        except Exception as error:  # of a plugin
+            raise RecipeError(
+                f"compare, method '{label}': its trial failed: {in_one_line(error)}"
+            ) from error
+
+    def map(self, do: Callable[[One], Other], methods: Iterable[One]) -> list[Other]:
+        """All at once; of processes there are as many as of runs."""
+        with ThreadPoolExecutor(max_workers=os.cpu_count()) as waiting:
+            return list(waiting.map(do, methods))
+
+
+class Rehearsed(Pooled):
     """Measures without preparing anything and without leaving anything, several at once.
 
     Args:
@@ -103,42 +135,32 @@ class Rehearsed:
     """
 
     def __init__(self, pool: Executor, device: str | None, jobs: int) -> None:
-        self.pool = pool
+        super().__init__(pool)
         self.device = device
         self.jobs = jobs
 
     def measure(self, recipe: Recipe, label: str) -> tuple[Trial, dict[str, Any]]:
         """Measures a recipe in another process."""
-        try:
-            found = self.pool.submit(_rehearse, recipe, self.device, threads(self.jobs)).result()
-        except MimkitError as error:
-            raise RecipeError(f"compare, method '{label}': {error}") from error
-        except BrokenProcessPool as error:
-            raise RecipeError(f"compare, method '{label}': its trial was killed.") from error
-        except Exception as error:  # of a plugin
-            raise RecipeError(
-                f"compare, method '{label}': its trial failed: {in_one_line(error)}"
-            ) from error
+        found = self.ask(label, _rehearse, recipe, self.device, threads(self.jobs))
         return Trial(**found.pop("trial")), found
-
-    def map(self, do: Callable[[One], Other], methods: Iterable[One]) -> list[Other]:
-        """All at once; of processes there are as many as of runs."""
-        with ThreadPoolExecutor(max_workers=os.cpu_count()) as waiting:
-            return list(waiting.map(do, methods))
 
 
 @contextmanager
 def rehearsing(device: str | None, jobs: int) -> Iterator[Rehearsed]:
     """Keeps processes ready that measure, until leaving."""
+    with measurers(_at_once(device, jobs)) as pool:
+        yield Rehearsed(pool, device, jobs)
+
+
+@contextmanager
+def measurers(number: int) -> Iterator[Executor]:
+    """Keeps so many processes ready that have imported everything, until leaving."""
     serve()
     context = multiprocessing.get_context(START)
     # Else they would import, and so run, the script from which all this was called.
     nobody = patch.dict(sys.modules, {"__main__": ModuleType("__main__")})
-    with (
-        nobody,
-        ProcessPoolExecutor(_at_once(device, jobs), context, max_tasks_per_child=1) as pool,
-    ):
-        yield Rehearsed(pool, device, jobs)
+    with nobody, ProcessPoolExecutor(number, context, max_tasks_per_child=1) as pool:
+        yield pool
 
 
 def _at_once(device: str | None, jobs: int) -> int:

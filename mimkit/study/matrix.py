@@ -22,6 +22,7 @@ _DENSE_BATCH: Final = 16
 _DENSE_WIDTH: Final = 64
 """Of the detector's maps: a quarter of the papers', since networks and budgets here are small."""
 _LEAST_STEPS: Final = 50
+_MOST_TEST_IMAGES: Final = 10_000
 _LACKS_LABELS: Final = (
     "needs labels, but the data set has none. Name a labelled folder, or a table of files and "
     "labels, with --labels."
@@ -42,6 +43,7 @@ class Sizes:
         test_images: images that are judged.
         steps: of one training.
         dense: evaluations that masks and objects of the images allow.
+        choosing: they only tell which of several recipes is better: nothing is judged beside that.
     """
 
     fractions: tuple[float, ...]
@@ -49,6 +51,7 @@ class Sizes:
     test_images: int
     steps: int
     dense: tuple[str, ...] = ()
+    choosing: bool = False
 
 
 def choose_sizes(images: float, labelled: Source | None) -> Sizes:
@@ -67,7 +70,7 @@ def choose_sizes(images: float, labelled: Source | None) -> Sizes:
     return Sizes(
         fractions,
         train_images=_between(2_000, images / 4, 100_000),
-        test_images=_between(1_000, images / 10, 10_000),
+        test_images=_between(1_000, images / 10, _MOST_TEST_IMAGES),
         steps=_between(_LEAST_STEPS, images / 500, 10_000),
         dense=() if labelled is None else _dense(labelled),
     )
@@ -79,6 +82,27 @@ def _dense(labelled: Source) -> tuple[str, ...]:
         "detection": labelled.objects is not None,
     }
     return tuple(name for name in DENSE if there[name])
+
+
+def for_trials(sizes: Sizes) -> Sizes:
+    """Judges by as many images as a comparison ever does, since a choice by few is one by luck."""
+    return replace(sizes, test_images=_MOST_TEST_IMAGES, choosing=True)
+
+
+def chosen_by(names: Sequence[str] | None, sizes: Sizes) -> str:
+    """Names the evaluation by which settings are chosen: the first that reads labels.
+
+    Raises: RecipeError if there is none, or the data have no labels.
+    """
+    if not sizes.fractions:
+        raise RecipeError(f"--tune: {_LACKS_LABELS}")
+    asked = [name for name in names or LABELLED if name in LABELLED]
+    if not asked:
+        raise RecipeError(
+            f"--tune: settings are chosen by labels, so that --evaluate must name one of "
+            f"{', '.join(LABELLED)}, but names {', '.join(names or ())}. Add knn, the cheapest."
+        )
+    return asked[0]
 
 
 def shorten(sizes: Sizes, share: float) -> Sizes:
@@ -116,7 +140,8 @@ def evaluations(
     chosen = names or (LABELLED if sizes.fractions else (*UNLABELLED, *sizes.dense))
     tables = sized(sizes, has_cls=has_cls)
     heldout = {"part": "heldout", "every_steps": max(1, total_steps // 5), "num_images": 1_000}
-    return [heldout, *({"part": name, **tables[name]} for name in chosen)]
+    beside = [] if sizes.choosing else [heldout]
+    return [*beside, *({"part": name, **tables[name]} for name in chosen)]
 
 
 def sized(sizes: Sizes, *, has_cls: bool) -> dict[str, dict[str, Any]]:
@@ -150,6 +175,7 @@ def sized(sizes: Sizes, *, has_cls: bool) -> dict[str, dict[str, Any]]:
             "warmup_steps": sizes.steps // 10,
             "weight_decay": 0.05,
             "num_test_images": sizes.test_images,
+            **({"baseline": False} if sizes.choosing else {}),
         },
         "segmentation": {
             # On small patches UPerNet works on maps of single pixels, which a CPU is slow at.

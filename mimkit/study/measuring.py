@@ -8,7 +8,7 @@ plan alone nothing is prepared: `Target.rehearse` tells what it would cost.
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -68,7 +68,6 @@ def measure(
             rehearse(current)
         else:
             prepare(current, settle(recipe, console.print))
-        train = current.recipe.train
         steps, image = _steps(current)
         encode_seconds, has_cls = _encode(current, image)
         prepared = current.prepared.values()
@@ -89,22 +88,41 @@ def measure(
             if rehearsed
             else {},
         )
-        evaluate_seconds: dict[str, float] = {}
-        for number, evaluator in enumerate(current.evaluators):
-            work = evaluator.work(subject(current, number))
-            once = work.encoded * encode_seconds + work.trained * trial.train_seconds + work.seconds
-            looks = (
-                (train.total_steps or 0) // evaluator.every_steps if evaluator.every_steps else 0
-            )
-            name = current.recipe.evaluate[number].name
-            evaluate_seconds[name] = evaluate_seconds.get(name, 0.0) + once * (1 + looks)
         return {
             "trial": asdict(trial),
             "has_cls": has_cls,
-            "evaluate_seconds": evaluate_seconds,
-            # Two checkpoints of weights and AdamW's two moments, and the encoder once more.
-            "disk_bytes": 4 * (6 * trial.parameters["trainable"] + trial.parameters["encoder"]),
+            "evaluate_seconds": evaluation_seconds(current, encode_seconds, trial.train_seconds),
+            "disk_bytes": disk_bytes(trial.parameters),
         }
+
+
+def evaluation_seconds(
+    current: Run, encode_seconds: float, train_seconds: float
+) -> dict[str, float]:
+    """Estimates what the evaluations of a run take, by evaluator.
+
+    Args:
+        current: the run.
+        encode_seconds: of one image through the frozen encoder.
+        train_seconds: of one image through fine-tuning.
+    """
+    found: dict[str, float] = {}
+    steps = current.recipe.train.total_steps or 0
+    for number, evaluator in enumerate(current.evaluators):
+        work = evaluator.work(subject(current, number))
+        once = work.encoded * encode_seconds + work.trained * train_seconds + work.seconds
+        looks = steps // evaluator.every_steps if evaluator.every_steps else 0
+        name = current.recipe.evaluate[number].name
+        found[name] = found.get(name, 0.0) + once * (1 + looks)
+    return found
+
+
+def disk_bytes(parameters: Mapping[str, int]) -> int:
+    """Estimates what a run folder takes: two checkpoints, and the encoder once more.
+
+    Each checkpoint holds the weights and AdamW's two moments.
+    """
+    return 4 * (6 * parameters["trainable"] + parameters["encoder"])
 
 
 def read_trial(file: Path) -> tuple[Trial, dict[str, Any]]:

@@ -4,7 +4,7 @@ import hashlib
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import torch
@@ -228,10 +228,37 @@ def schedule(recipe: Recipe, total_steps: int, num_images: int) -> dict[str, Any
 
 def load_for(found: Found, asked: Asked, tables: Mapping[str, Any]) -> Recipe:
     """Loads the recipe of a method with more tables laid over it."""
-    merged = {**found.tables, **tables}
-    if "data" in found.tables:
-        merged["data"] = {**found.tables["data"], **tables.get("data", {})}
-    return _load(found.source, asked, merged)
+    return _load(found.source, asked, _merged(found.tables, tables))
+
+
+def lay_over(
+    found: Found,
+    asked: Asked,
+    tables: Mapping[str, Any],
+    *,
+    label: str | None = None,
+    reference: str | None = None,
+    notes: Sequence[str] = (),
+) -> Found:
+    """The same method with more tables laid over its recipe, and perhaps another name."""
+    return replace(
+        found,
+        label=label or found.label,
+        reference=reference or found.reference,
+        recipe=load_for(found, asked, tables),
+        tables=_merged(found.tables, tables),
+        notes=(*found.notes, *notes),
+    )
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Lays tables over others, key by key; what is no table is replaced."""
+    both = {
+        name: {**below[name], **table}
+        for name, table in above.items()
+        if isinstance(table, dict) and name in below
+    }
+    return {**below, **above, **both}
 
 
 def _load(source: str, asked: Asked, tables: Mapping[str, Any]) -> Recipe:

@@ -1,7 +1,7 @@
 """What the runs of a plan will take."""
 
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from rich import box
@@ -12,6 +12,7 @@ from mimkit.memory import machine_bytes
 from mimkit.report.findings import Cell
 from mimkit.study.budget import describe
 from mimkit.study.records import Method, Plan, Trial
+from mimkit.study.tuning import Setting
 
 
 def table(plan: Plan, jobs: int, finished: Collection[Cell] = ()) -> Table:
@@ -25,8 +26,8 @@ def table(plan: Plan, jobs: int, finished: Collection[Cell] = ()) -> Table:
     found = Table(
         "",
         *(method.label for method in plan.methods),
-        title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget)} for each method "
-        f"and seed",
+        title=f"{len(plan.cells)} runs on {plan.dataset}: {describe(plan.budget, plan.tune)} for "
+        "each method and seed",
         title_justify="left",
         caption_justify="left",
         box=box.SIMPLE_HEAD,
@@ -54,6 +55,50 @@ def table(plan: Plan, jobs: int, finished: Collection[Cell] = ()) -> Table:
     found.caption = f"{words.about(left)} with --jobs {jobs}, {disk} of disk"
     if finished:
         found.caption += f"; {len(finished)} of {len(plan.cells)} runs are finished already"
+    return found
+
+
+def trials_table(
+    plan: Plan,
+    planned: Sequence[tuple[str, Setting, Method]],
+    jobs: int,
+    finished: Collection[Cell] = (),
+) -> Table:
+    """Lays the trials of a comparison out for people.
+
+    Args:
+        plan: of the trials.
+        planned: each with the label of its method and what it tries.
+        jobs: trials at once.
+        finished: those that need not be made again.
+    """
+    options = dict.fromkeys(name for _, setting, _ in planned for name in setting.options)
+    found = Table(
+        *("", "trial", "learning rate", *options, "steps", "pre-train", "judge"),
+        title=f"{len(planned)} trials first: a tenth of {describe(plan.budget)} for each",
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+    )
+    for column in found.columns[1:]:
+        column.justify = "right"
+    for label, setting, method in planned:
+        found.add_row(
+            label if setting.number == 1 else "",
+            str(setting.number),
+            f"x {setting.factor:g}",
+            *(
+                f"{setting.options[name]:g}" if name in setting.options else words.MISSING
+                for name in options
+            ),
+            f"{method.total_steps:,}",
+            words.duration(method.pretrain_seconds),
+            words.duration(method.evaluate_seconds),
+        )
+    left = seconds_of(plan, jobs, finished=finished)
+    found.caption = f"{words.about(left)} with --jobs {jobs}"
+    if finished:
+        found.caption += f"; {len(finished)} of {len(planned)} trials are finished already"
     return found
 
 

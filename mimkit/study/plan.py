@@ -18,7 +18,7 @@ from mimkit.recipe.schema import Recipe, resolved
 from mimkit.study.draft import Draft, Settled, draft_method, recipe_of, settle_method, trimmed
 from mimkit.study.folder import recipe_path
 from mimkit.study.gauge import Gauge
-from mimkit.study.matrix import Sizes, choose_sizes
+from mimkit.study.matrix import Sizes, choose_sizes, for_trials
 from mimkit.study.methods import Found, find_methods
 from mimkit.study.question import Question
 from mimkit.study.records import Budget, Method, Plan, Trial
@@ -33,14 +33,23 @@ from mimkit.study.refusals import (
     refuse_unfit,
     refuse_unlike,
 )
+from mimkit.study.stage import WHOLE, Stage
 
 PLAN: Final = "plan.json"
+TRIAL_SEED: Final = 1_000_000
+"""Of all trials: a seed that no run of a comparison has, so that nothing is chosen by its luck."""
 _RENDERING: Final = {"image_size", "patch_size", "mean", "std", "interpolation"}
 """Keys of a recipe's data that change nothing of which images there are."""
 
 
 def make_plan(
-    question: Question, folder: Path, console: Console, gauge: Gauge, *, keep: bool = True
+    question: Question,
+    folder: Path,
+    console: Console,
+    gauge: Gauge,
+    stage: Stage = WHOLE,
+    *,
+    keep: bool = True,
 ) -> Plan:
     """Plans a comparison, or goes on with the plan that lies in the folder.
 
@@ -52,6 +61,7 @@ def make_plan(
         folder: of the comparison.
         console: where to talk.
         gauge: measures the methods.
+        stage: what of the comparison is planned.
         keep: whether the plan is written into the folder, with its recipes.
 
     Raises: MimkitError if a recipe cannot be found or run, if the budget does not do, or if the
@@ -62,8 +72,10 @@ def make_plan(
         is_of_other_version(earlier, folder) or is_another(earlier, question, folder)
     ):
         earlier = None
-    found = {one.reference: one for one in find_methods(question.methods, question.recipes)}
-    _announce(tuple(found.values()), console)
+    methods = stage.found or find_methods(question.methods, question.recipes)
+    found = {one.reference: one for one in methods}
+    if stage.found is None:  # else that was said before
+        announce(methods, console)
     data = all_data(found.values())
     if earlier is not None and is_on_other_data(data, folder):
         earlier = None
@@ -75,8 +87,10 @@ def make_plan(
     if keep:  # else nothing takes so long that a refusal would come late
         refuse_unfit(tuple(found.values()), question, earlier, folder)
     budget = earlier.budget if earlier else question.budget or least_budget(tuple(found.values()))
-    drafts = gauge.map(lambda one: draft_method(one, question, budget, gauge), found.values())
-    sizes = _sizes(earlier, drafts)
+    drafts = gauge.map(
+        lambda one: draft_method(one, question, budget, gauge, stage.tenths), found.values()
+    )
+    sizes = _sizes(earlier, drafts, stage)
     settled: Sequence[Settled] = gauge.map(
         lambda draft: settle_method(draft, sizes, question, gauge), drafts
     )
@@ -87,7 +101,9 @@ def make_plan(
         command=question.command,
         dataset=earlier.dataset if earlier else drafts[0].found.recipe.data.name,
         budget=budget,
-        seeds=tuple(range(max(question.seeds, len(earlier.seeds) if earlier else 0))),
+        seeds=(TRIAL_SEED,)
+        if stage.trials
+        else tuple(range(max(question.seeds, len(earlier.seeds) if earlier else 0))),
         methods=tuple(known.values()),
         mimkit=mimkit.__version__,
         notes=(
@@ -145,20 +161,22 @@ def read_plan(folder: Path) -> Plan | None:
 def _plain(sizes: Sizes) -> dict[str, Any]:
     """What a plan keeps of them."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
-    if not sizes.dense:
-        del plain["dense"]
+    for name in ("dense", "choosing"):  # newer than plans that people keep
+        if not plain[name]:
+            del plain[name]
     return plain
 
 
-def _sizes(earlier: Plan | None, drafts: Sequence[Draft]) -> Sizes:
+def _sizes(earlier: Plan | None, drafts: Sequence[Draft], stage: Stage) -> Sizes:
     """Sizes the evaluations once for all methods, after the one that sees the fewest images."""
     if earlier is not None:
         return kept_sizes(earlier)
     images = [draft.total_steps * draft.batch_size for draft in drafts]
-    return choose_sizes(min(images), drafts[0].labelled)
+    sizes = choose_sizes(min(images), drafts[0].labelled)
+    return for_trials(sizes) if stage.trials else sizes
 
 
-def _announce(found: Sequence[Found], console: Console) -> None:
+def announce(found: Sequence[Found], console: Console) -> None:
     """Says once what the methods are run on, though each opens it anew."""
     lines: dict[str, None] = {}
     data_of = [one.recipe.data for one in found]

@@ -41,6 +41,7 @@ class Question:
         command: what was typed.
         within: seconds that all of it may take, from which preset and budget follow; None where
             those are given.
+        tune: trials of each method, each with a tenth of the budget, before its runs.
     """
 
     methods: tuple[str, ...]
@@ -52,9 +53,12 @@ class Question:
     jobs: int
     command: str
     within: float | None = None
+    tune: int = 0
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""
         said = asdict(replace(self, methods=(), seeds=0, jobs=0, command=""))
         plain: dict[str, Any] = json.loads(json.dumps(said))
+        if not self.tune:
+            del plain["tune"]  # as earlier plans have it
         return plain

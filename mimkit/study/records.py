@@ -135,6 +135,11 @@ class Plan:
     sizes: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def tune(self) -> int:
+        """Trials of each method before its runs."""
+        return int(self.asked.get("tune", 0))
+
+    @property
     def cells(self) -> tuple[Cell, ...]:
         """All runs, seed by seed: whatever is finished early is paired."""
         return tuple(Cell(m.label, seed) for seed in self.seeds for m in self.methods)

@@ -34,7 +34,7 @@ def refuse_unlike(found: Sequence[Found]) -> None:
 
     Raises: RecipeError if they are not judged on the same images.
     """
-    sources = [_labelled(one) for one in found]
+    sources = [labelled_of(one) for one in found]
     for one, labelled in zip(found, sources, strict=True):
         if labelled.fingerprint != sources[0].fingerprint:
             raise RecipeError(
@@ -52,7 +52,7 @@ def refuse_unfit(
     Raises: RecipeError if a method cannot be run.
     """
     for one in found:
-        labelled = _labelled(one)
+        labelled = labelled_of(one)
         sizes = kept_sizes(earlier) if earlier else choose_sizes(len(labelled), labelled)
         tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=_STEPS)
         train = {"total_steps": _STEPS, "warmup_steps": 0}
@@ -88,14 +88,14 @@ def is_another(earlier: Plan, question: Question, folder: Path) -> bool:
     if asked["budget"] is None:
         asked["budget"] = earlier.asked["budget"]
     was, now = _words(earlier.asked), _words(asked)
-    differ = [name for name in was if was[name] != now.get(name)]
+    differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
     if not differ:
         return False
     if not holds_work(folder):
         return True
     raise DataError(
         f"{folder}: this folder holds another comparison (its "
-        f"{', '.join(f'{name} {was[name]}' for name in differ)}; asked for: "
+        f"{', '.join(f'{name} {was.get(name)}' for name in differ)}; asked for: "
         f"{', '.join(f'{name} {now.get(name)}' for name in differ)}). Choose another folder with "
         "--out."
     )
@@ -174,7 +174,8 @@ def kept_sizes(plan: Plan) -> Sizes:
     return Sizes(**{**kept, **{k: tuple(v) for k, v in kept.items() if isinstance(v, list)}})
 
 
-def _labelled(found: Found) -> Source:
+def labelled_of(found: Found) -> Source:
+    """Opens the training split whose labels, masks or objects a method is judged with."""
     data = found.recipe.data
     labelled, _ = open_labelled(data) or (open_source(data, "train"), None)
     return labelled

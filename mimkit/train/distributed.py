@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mimkit.errors import RecipeError, TrainingError, in_one_line
+from mimkit.errors import ProcessLostError, RecipeError, TrainingError, in_one_line
 from mimkit.train.restarts import fresh_part, has_held_store, held_store
 
 T = TypeVar("T")
@@ -161,7 +161,7 @@ def join(device: str | None) -> Iterator[World]:
     except (RuntimeError, OSError) as error:
         if not _tells_of_others(error):
             raise
-        raise TrainingError(
+        raise ProcessLostError(
             "another process of this run has ended, and with it all do: what it said, or what "
             "torchrun says of it below, tells why. The same command goes on from the last "
             f"checkpoint. ({in_one_line(error)})"

@@ -4,6 +4,7 @@ On a CPU time and memory grow with the images of a step; on a GPU they do not, s
 batches are tried (`mimkit.train.trial`).
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -24,7 +25,8 @@ MOST_IMAGES: Final = 32
 """A step of so many tells what a larger one takes."""
 _LONG: Final = 0.5
 """Seconds of a step after which no larger one is tried."""
-_GROWTH: Final = 4
+_GROWTH: Final = 2, 4
+"""By how much the next step is larger, at least and at most."""
 
 
 def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -> StepTrial:
@@ -65,7 +67,9 @@ def glance(loop: Loop, watch: Stopwatch, batch: Batch, *, load_seconds: float) -
     flops_per_image, saved_per_image = counted[0] / number, saved / number
     took = {number: step() - fixed()}
     while took[number] < _LONG and number < most:
-        number = min(_GROWTH * number, most)
+        least, greatest = (growth * number for growth in _GROWTH)
+        enough = math.ceil(number * _LONG / max(took[number], 1e-6))
+        number = min(max(least, min(enough, greatest)), most)
         step()  # the first of a size is slower
         took[number] = step() - fixed()
     share = loop.train.batch_size // loop.train.processes

@@ -19,7 +19,8 @@ from typing import Final
 
 from filelock import FileLock
 
-from mimkit.data.intake.urls import ShardFile, again, answering, download
+from mimkit.data.intake.answering import answering
+from mimkit.data.intake.urls import ShardFile, again, download
 from mimkit.errors import DataError
 from mimkit.files import make_folder, write_atomic, writing
 

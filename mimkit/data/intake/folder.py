@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.intake.beside import annotation_files
-from mimkit.data.intake.kept import keep, kept
+from mimkit.data.intake.kept import keep, kept, kept_rows
 from mimkit.data.intake.kinds import advice, census, reason
 from mimkit.data.intake.layout import Layout, arrange
 from mimkit.data.intake.pairs import PairedMasks, Pairs, pair, unused
@@ -101,7 +101,8 @@ class FolderListing:
             assert found is not None
         paths = Paths(self.root, place)
         masks = PairedMasks(paths, self.pairs) if self.pairs else None
-        return Table(paths, np.arange(len(paths)), *found, masks)
+        rows = kept_rows(place, lambda: np.arange(len(paths)))
+        return Table(paths, rows, *found, masks)
 
     def _files(self) -> Iterator[str]:
         for place in self.part.places:

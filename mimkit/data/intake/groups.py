@@ -47,11 +47,17 @@ def split_groups(
     return trains, tests, [f"{note} (a pattern in data.name chooses files)"], skipped
 
 
-def rows_of_share(count: int, split: Split) -> NDArray[np.int64]:
+def rows_of_share(count: int, split: Split | None) -> NDArray[np.int64]:
     """Chooses rows where no files are those of a test part: one of ten is held out, by number.
+
+    Args:
+        count: of how many.
+        split: for which; None where files are those of a test part, so that all rows are meant.
 
     Shape: (n,) int64, ascending.
     """
+    if split is None:
+        return np.arange(count)
     shuffled = np.argsort(uniform(0, _HOLD_OUT_STREAM, np.arange(count), 1)[:, 0], kind="stable")
     test = held_out(count)
     return np.sort(shuffled[:test] if split == "test" else shuffled[test:])

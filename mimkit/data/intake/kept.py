@@ -1,6 +1,7 @@
-"""Labels of a table, kept in the cache so that they are worked out only once."""
+"""Rows and labels of a table, kept in the cache: worked out once, and mapped by all processes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,29 @@ def kept(place: Path) -> Labels | None:
     """Reads what was kept; None if nothing was, or it is damaged."""
     try:
         classes = tuple(json.loads((place / "classes.json").read_text(encoding="utf-8")))
-        labels: NDArray[np.int64] = np.load(place / "labels.npy")
+        labels: NDArray[np.int64] = mapped(place / "labels.npy")
     except (OSError, EOFError, ValueError):
         return None
     return (labels if len(labels) else None), classes
+
+
+def kept_rows(place: Path, make: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Maps the rows that were kept in a folder of the cache, making them where there are none."""
+    path = place / "rows.npy"
+    try:
+        return mapped(path)
+    except (OSError, EOFError, ValueError):
+        write_array(path, make())
+        return mapped(path)
+
+
+def mapped(path: Path) -> NDArray[Any]:
+    """Maps an array of a file; memory is copied where it is written to, so the file stays.
+
+    Raises: OSError if it is not there; EOFError, ValueError if it is damaged.
+    """
+    array: NDArray[Any] = np.load(path, mmap_mode="c")
+    return array
 
 
 def write_array(path: Path, array: NDArray[Any]) -> None:

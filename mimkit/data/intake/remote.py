@@ -13,7 +13,7 @@ from mimkit.data.intake.rows import RowListing, list_rows
 from mimkit.data.intake.shard_listing import CLASSES, MASK_CLASSES, ShardListing, list_shards
 from mimkit.data.intake.table import Skipped
 from mimkit.data.intake.tars import TAR_KINDS, is_tar
-from mimkit.data.intake.urls import ShardFile, find, local_file, read_text
+from mimkit.data.intake.urls import ShardFile, find, local_file, nearest_there, read_text
 from mimkit.data.registered import Split
 from mimkit.errors import DataError
 
@@ -44,8 +44,8 @@ def open_url(
         return {**listings, "train": replace(train, skipped=(*train.skipped, *missing))}
     raise DataError(
         f"{key}: '{url}' must be a folder, a file or a pattern (train-{{000..099}}.tar) of tar "
-        "shards or of parquet files, but there are none. Images in files of their own are packed "
-        "where they lie: mimkit pack FOLDER --out SHARDS"
+        f"shards or of parquet files, but there are none. {nearest_there(url)} Images in files of "
+        "their own are packed where they lie: mimkit pack FOLDER --out SHARDS"
     )
 
 

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from mimkit.data.intake.answering import answering
 from mimkit.data.intake.copies import Copies, fetch
 from mimkit.data.intake.records import Records, copy_column_of
 from mimkit.data.intake.rows import Store
 from mimkit.data.intake.shard_sets import copies_in
-from mimkit.data.intake.urls import ShardFile, again, answering, arrow_file_system
+from mimkit.data.intake.urls import ShardFile, again, arrow_file_system
 from mimkit.files import write_json
 
 if TYPE_CHECKING:

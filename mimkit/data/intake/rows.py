@@ -17,7 +17,7 @@ from mimkit.data.intake.boxes import shows_objects
 from mimkit.data.intake.columns import Asked, Columns, codes_in, features_of, find_columns
 from mimkit.data.intake.folder import HELD_OUT
 from mimkit.data.intake.groups import rows_of_share, split_groups
-from mimkit.data.intake.kept import keep, kept
+from mimkit.data.intake.kept import keep, kept, kept_rows
 from mimkit.data.intake.labels import Codes, unite
 from mimkit.data.intake.parquet import check_whole
 from mimkit.data.intake.records import Records, copy_column
@@ -144,15 +144,16 @@ class RowListing:
         with reading_rows(self.store):
             records = self.store.records(self.columns.image, cache)
             place = cache / "tables" / self.stamp
+            rows = kept_rows(place, lambda: rows_of_share(len(records), self.share))
             if (found := kept(place)) is None:
-                keep(place, *self._labels())
+                labels, classes = self._labels()
+                keep(place, None if labels is None else labels[rows], classes)
                 found = kept(place)
                 assert found is not None
             masks = None
             if self.columns.mask is not None:
                 masks = self.store.records(self.columns.mask, cache)
-            table = Table(records, np.arange(len(records)), *found, masks, records.shards)
-        return table if self.share is None else table.select(rows_of_share(len(table), self.share))
+            return Table(records, rows, *found, masks, records.shards)
 
     def _labels(self) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
         label = self.columns.label

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from mimkit.data.intake.columns import Asked
 from mimkit.data.intake.folder import HELD_OUT
 from mimkit.data.intake.groups import rows_of_share, split_groups
-from mimkit.data.intake.kept import keep, kept
+from mimkit.data.intake.kept import keep, kept, kept_rows
 from mimkit.data.intake.labels import Codes, NoClassesError, codes_of, unite
 from mimkit.data.intake.shard_names import gaps, grouped_shards
 from mimkit.data.intake.shard_sets import Found, Summary, copies_in
@@ -26,7 +26,7 @@ from mimkit.data.intake.urls import ShardFile
 from mimkit.data.registered import Split
 from mimkit.errors import DataError, nearest
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Rises when what is kept changes, so that old files are no longer found."""
 CLASSES: Final = "classes.txt"
 """Beside shards: the name of each class that labels number, one a line."""
@@ -72,16 +72,18 @@ class ShardListing:
     def read(self, cache: Path) -> Table:
         """Maps where images lie, and numbers the labels."""
         place = cache / "tables" / self.stamp
-        files, copies = self.found.files, copies_in(cache)
-        if (found := kept(place)) is None:
-            write_shards(files, list(self.found.indices(cache)), place, copies)
-            keep(place, *self._labels(cache))
+        shards = Shards(self.found.files, place, copies_in(cache))
+        found = kept(place)
+        if found is None:
+            write_shards(self.found.indices(cache), place)
+        rows = kept_rows(place, lambda: rows_of_share(len(shards), self.share))
+        if found is None:
+            labels, classes = self._labels(cache)
+            keep(place, None if labels is None else labels[rows], classes)
             found = kept(place)
             assert found is not None
-        shards = Shards(files, place, copies)
         masks = ShardMasks(shards, self.found.digest) if self.masks else None
-        table = Table(shards, np.arange(len(shards)), *found, masks, shards.ends)
-        return table if self.share is None else table.select(rows_of_share(len(table), self.share))
+        return Table(shards, rows, *found, masks, shards.ends)
 
     def _labels(self, cache: Path) -> tuple[NDArray[np.int64] | None, tuple[str, ...]]:
         if self.label is None:

@@ -22,7 +22,7 @@ from mimkit.data.intake.tars import ShardIndex, index_tar, load_index, save_inde
 from mimkit.data.intake.urls import ShardFile
 from mimkit.files import write_json
 
-_FORMAT: Final = 1
+_FORMAT: Final = 2
 """Rises when what is kept changes, so that old files are no longer found."""
 _AT_ONCE: Final = 8
 _MANY: Final = 32

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import functools
 import os
+import shutil
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 import numpy as np
@@ -122,33 +125,41 @@ class ShardMasks:
         return spans
 
 
-def write_shards(
-    files: Sequence[ShardFile], indices: Sequence[ShardIndex], place: Path, copies: Copies
-) -> Shards:
-    """Writes where images lie to a folder of the cache.
+def write_shards(indices: Iterable[ShardIndex], place: Path) -> None:
+    """Writes where images lie to a folder of the cache, shard by shard as they come.
 
     Args:
-        files: the shards.
-        indices: of each.
+        indices: of each shard.
         place: the folder.
-        copies: as of `Shards`.
     """
-    lengths = np.fromiter(map(len, indices), np.int64, len(indices))
-    sizes: list[NDArray[np.int64]] = []
+    place.mkdir(parents=True, exist_ok=True)
+    counts: list[int] = []
+    with TemporaryDirectory(dir=place) as unfinished, contextlib.ExitStack() as stack:
+        paths = {name: Path(unfinished, name) for name in ("names", "ends", "masks", "spans")}
+        files = {name: stack.enter_context(path.open("wb")) for name, path in paths.items()}
+        end = 0
+        for index in indices:
+            encoded = [name.encode() for name in index.names]
+            ends = end + np.cumsum(np.fromiter(map(len, encoded), np.int64, len(encoded)))
+            end = int(ends[-1]) if len(ends) else end
+            counts.append(len(index))
+            files["names"].write(b"".join(encoded))
+            for name, array in (("ends", ends), ("masks", index.masks), ("spans", index.spans)):
+                files[name].write(np.ascontiguousarray(array, np.int64).data)
+        stack.close()
+        write_atomic(place / "names.bin", lambda to: shutil.move(paths["names"], to))
+        for name, shape in (("ends", ()), ("masks", (2,)), ("spans", (2,))):
+            finish = partial(_write_int64, paths[name], (sum(counts), *shape))
+            write_atomic(place / f"{name}.npy", finish)
+    write_array(place / "shards.npy", np.cumsum(counts))
 
-    def write_names(to: Path) -> None:
-        with to.open("wb") as file:
-            for index in indices:
-                encoded = [name.encode() for name in index.names]
-                sizes.append(np.fromiter(map(len, encoded), np.int64, len(encoded)))
-                file.write(b"".join(encoded))
 
-    write_atomic(place / "names.bin", write_names)
-    write_array(place / "ends.npy", np.cumsum(np.concatenate(sizes)))
-    write_array(place / "masks.npy", np.concatenate([index.masks for index in indices]))
-    write_array(place / "spans.npy", np.concatenate([index.spans for index in indices]))
-    write_array(place / "shards.npy", np.cumsum(lengths))
-    return Shards(tuple(files), place, copies)
+def _write_int64(content: Path, shape: tuple[int, ...], to: Path) -> None:
+    """Writes an array as numpy does, from its bytes in a file."""
+    header = {"descr": np.dtype(np.int64).str, "fortran_order": False, "shape": shape}
+    with content.open("rb") as source, to.open("wb") as target:
+        np.lib.format.write_array_header_1_0(target, header)
+        shutil.copyfileobj(source, target)
 
 
 def local_path(file: ShardFile, copies: Copies) -> Path:

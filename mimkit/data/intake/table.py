@@ -95,14 +95,18 @@ class Table:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, rows=self.rows[rows], labels=labels)
 
-    def ends(self) -> NDArray[np.int64] | None:
+    def ends(self, used: NDArray[np.int64] | None = None) -> NDArray[np.int64] | None:
         """Tells where shards end among the rows, which must ascend; None if there are no shards.
 
         Shape: (S,) int64, ascending, the last of which is the number of rows.
+
+        Args:
+            used: (n,) int64, ascending: which rows alone are counted; None: all.
         """
         if self.shards is None:
             return None
-        ends = np.unique(np.searchsorted(self.rows, self.shards))
+        ends = np.searchsorted(self.rows, self.shards)
+        ends = np.unique(ends if used is None else np.searchsorted(used, ends))
         return ends[ends > 0].astype(np.int64)
 
     def limited(self, count: int | None, key: str) -> Table:

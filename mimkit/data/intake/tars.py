@@ -138,7 +138,8 @@ def save_index(path: Path, index: ShardIndex) -> None:
 
     def write(temporary: Path) -> None:
         with temporary.open("wb") as file:
-            np.savez(file, words=np.array(json.dumps(words)), spans=index.spans, masks=index.masks)
+            text = np.frombuffer(json.dumps(words).encode(), np.uint8)
+            np.savez(file, words=text, spans=index.spans, masks=index.masks)
 
     write_atomic(path, write)
 
@@ -147,7 +148,7 @@ def load_index(path: Path) -> ShardIndex | None:
     """Reads an index; None if there is none, or it is damaged."""
     try:
         with path.open("rb") as opened, np.load(opened) as file:
-            names, labels, known, problem = json.loads(str(file["words"]))
+            names, labels, known, problem = json.loads(file["words"].tobytes())
             of = {name: tuple(values) for name, values in labels.items()}
             return ShardIndex(tuple(names), file["spans"], file["masks"], of, tuple(known), problem)
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):

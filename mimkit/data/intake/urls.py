@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+from mimkit.data.intake.answering import answering, is_forbidden, is_missing
 from mimkit.data.intake.table import Skipped
-from mimkit.errors import DataError, in_one_line, nearest
+from mimkit.errors import DataError, nearest
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -24,6 +25,7 @@ _MAGIC: Final = re.compile(r"[*?\[]")
 _MOST: Final = 1_000_000
 """A pattern stands for no more files."""
 _AT_ONCE: Final = 16
+_SHOWN: Final = 5
 _TRIES: Final = 5
 _FIRST_WAIT_SECONDS: Final = 0.5
 _VERSIONS: Final = (
@@ -138,7 +140,7 @@ def download(file: ShardFile, to: Path) -> None:
 
 
 def read_text(url: str) -> str | None:
-    """Reads a small file, here or elsewhere; None if there is none.
+    """Reads a small file that may lie beside others, here or elsewhere; None if there is none.
 
     Raises: DataError if it cannot be read.
     """
@@ -149,8 +151,11 @@ def read_text(url: str) -> str | None:
         try:
             content: bytes = again(lambda: fs.cat_file(path))
             return content.decode("utf-8-sig")
-        except FileNotFoundError:
-            return None
+        except Exception as error:
+            # Who may not list a bucket is not told that a file is missing, but that it is not his.
+            if is_missing(error) or is_forbidden(error):
+                return None
+            raise
 
 
 def arrow_file_system(url: str) -> tuple[Any, str]:
@@ -176,38 +181,9 @@ def again(do: Callable[[], _T]) -> _T:
     raise AssertionError  # the last attempt raises
 
 
-@contextmanager
-def answering(url: str) -> Iterator[None]:
-    """Says in words what a server or its client has against reading.
-
-    Raises: DataError instead of anything raised inside.
-    """
-    try:
-        yield
-    except DataError:
-        raise
-    except ImportError as error:
-        raise DataError(
-            f"{url}: must be read through a package that is not installed ({error.name or error}): "
-            "pip install 'mimkit[remote]'. For Google Cloud also: pip install gcsfs."
-        ) from error
-    except FileNotFoundError as error:
-        raise DataError(
-            f"{url}: must be a file, a folder or a pattern of files, but is not there. To see "
-            "what is: fsspec.filesystem(PROTOCOL).ls(PATH) in Python."
-        ) from error
-    except Exception as error:  # each file system raises what its client raises
-        raise DataError(
-            f"{url}: cannot be read: {in_one_line(error)}. Are credentials and address right? "
-            "What was fetched is kept: to go on, repeat the command."
-        ) from error
-
-
 def _may_go_by(error: BaseException) -> bool:
-    never = (FileNotFoundError, PermissionError, ImportError, DataError, NotImplementedError)
-    # Clients say by name what they lack, and share no base.
-    lacking = "Credentials" in type(error).__name__
-    return isinstance(error, Exception) and not isinstance(error, never) and not lacking
+    never = (FileNotFoundError, ImportError, DataError, NotImplementedError)
+    return isinstance(error, Exception) and not isinstance(error, never) and not is_forbidden(error)
 
 
 def _file_system(url: str) -> tuple[AbstractFileSystem, str]:
@@ -235,10 +211,41 @@ def _full(url: str) -> str:
 
 def _one(url: str) -> ShardFile | None:
     fs, path = _file_system(url)
-    try:
-        return _shard(fs, path, again(lambda: fs.info(path)))
-    except FileNotFoundError:
-        return None
+
+    def look() -> ShardFile | None:
+        try:
+            return _shard(fs, path, fs.info(path))
+        except FileNotFoundError as error:
+            if is_missing(error):
+                return None
+            raise error.__cause__ or error from None
+
+    return again(look)
+
+
+def nearest_there(url: str) -> str:
+    """Says what there is of an address at which no file was found, in one sentence.
+
+    Raises: DataError if that cannot be listed.
+    """
+    with answering(url):
+        fs, path = _file_system(braces(url)[0] if "{" in url else url)
+        names = path.strip("/").split("/")
+        if "http" in fs.protocol or not names[0]:
+            return "The server has no such file."
+        for depth in range(len(names), 0, -1):
+            parent = "/".join(names[:depth])
+            try:
+                found = again(partial(fs.ls, parent, detail=False))
+            except FileNotFoundError:
+                continue
+            inside = [str(each).rstrip("/").rpartition("/")[2] for each in found]
+            if not inside and depth > 1:
+                continue
+            next_ = names[depth] if depth < len(names) else ""
+            held = ", ".join(inside[:_SHOWN]) + ", ..." * (len(inside) > _SHOWN) or "nothing"
+            return f"{fs.unstrip_protocol(parent)} holds {held}.{nearest(next_, inside)}"
+        return f"Not even {fs.unstrip_protocol(names[0])} is there."
 
 
 def _shard(fs: AbstractFileSystem, path: str, info: dict[str, Any]) -> ShardFile:

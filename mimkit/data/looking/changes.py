@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from mimkit.data.intake.table import Table
 from mimkit.data.looking.chunks import DIGEST_BYTES
-from mimkit.files import write_bytes
+from mimkit.files import write_atomic
 
 _SHOWN: Final = 3
 
@@ -41,9 +41,13 @@ class Changes:
 def write_names(place: Path, table: Table, rows: Iterable[int], origin: str) -> None:
     """Writes down what the images of a split are called, below the folder where they lie."""
     root = os.path.abspath(origin) + os.sep
-    names = [table.where(int(row)).removeprefix(root) for row in rows]
-    content = "\0".join(names).encode("utf-8", errors="backslashreplace")
-    write_bytes(_names(place), content)
+
+    def write(to: Path) -> None:
+        with to.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+            for number, row in enumerate(rows):  # one by one: together they would fill memory
+                file.write("\0" * (number > 0) + table.where(int(row)).removeprefix(root))
+
+    write_atomic(_names(place), write)
 
 
 def changes(before: Path, now: Path) -> Changes | None:

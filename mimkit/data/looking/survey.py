@@ -145,7 +145,7 @@ def survey(table: Table, chunks: Path, pixels: Path, digests: Path) -> Survey:
     )
 
 
-class _Work(Dataset[str | int]):
+class _Work(Dataset[int | Exception]):
     """The chunks of a table; each is looked at once, in whichever process, and kept in a file."""
 
     def __init__(self, table: Table, folder: Path, *, whole: bool) -> None:
@@ -163,14 +163,16 @@ class _Work(Dataset[str | int]):
         rows = self.rows(number)
         return self.folder / f"{rows.start}-{rows.stop}.npz"
 
-    def __getitem__(self, number: int) -> str | int:
-        """Looks at a chunk; gives the number of its images, or why it cannot be kept."""
+    def __getitem__(self, number: int) -> int | Exception:
+        """Looks at a chunk; gives the number of its images, or why it has none, or is not kept."""
         try:
             if not self.file(number).exists():  # by a process that does the same
                 save_chunk(self.file(number), self.look(number))
-        except (OSError, DataError) as error:
-            # Handed over, because a loader process that raises adds its traceback to the message.
-            return str(error)
+        # Handed over, because a loader process that raises adds its traceback to the message.
+        except DataError as error:  # of a bucket, say, which is no fault of the cache
+            return error
+        except OSError as error:
+            return OSError(str(error))
         return len(self.rows(number))
 
     def look(self, number: int) -> Chunk:
@@ -199,8 +201,8 @@ class _Work(Dataset[str | int]):
         task = f"looking at {total:,} images (once)"
         with Pace(task, total, done, make_console(stderr=True), hint=_HINT) as pace:
             for count in loader:
-                if isinstance(count, str):
-                    raise OSError(count)
+                if isinstance(count, Exception):
+                    raise count
                 pace.advance(count)
 
 

@@ -65,6 +65,12 @@ class BlockMasker(Masker):
     """
 
     miniature: ClassVar[Mapping[str, Any]] = {"mask_ratio": 0.4}
+    tunable: ClassVar[Mapping[str, tuple[float, float]]] = {"mask_ratio": (0.15, 0.75)}
+
+    @classmethod
+    def tuned(cls, options: Mapping[str, Any], values: Mapping[str, float]) -> Mapping[str, Any]:
+        """Takes the ratio in the place of a number of patches, and rectangles that follow it."""
+        return {**options, "num_targets": None, **values}
 
     def __init__(
         self,
