@@ -159,6 +159,7 @@ def test_a_graph_of_torch_answers_batches_of_any_size(tmp_path, grid, batch_size
 
 
 def test_onnx_runtime_answers_batches_of_any_size(run, tmp_path):
+    pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     exported(run, "onnx", tmp_path / "out.onnx")
     session = onnxruntime.InferenceSession(
@@ -191,6 +192,8 @@ def test_a_graph_refuses_images_of_another_size(run, tmp_path):
 
 @pytest.mark.parametrize("format_", ALL)
 def test_the_lines_that_are_printed_load_it(run, format_):
+    if format_ == "onnx":
+        pytest.importorskip("onnxscript")
     said = exported(run, format_, None)
     lines = [line.strip() for line in said.splitlines() if line.startswith("  ")]
     given = {"image": images()}
