@@ -65,6 +65,7 @@ class Question:
         bare = replace(self, methods=(), against=(), start_from=(), seeds=0, jobs=0, command="")
         said = asdict(bare)
         plain: dict[str, Any] = json.loads(json.dumps(said))
-        if not self.tune:
-            del plain["tune"]  # as earlier plans have it
+        for name in ("against", "start_from", "tune"):  # newer than plans that people keep
+            if not plain[name]:
+                del plain[name]
         return plain
