@@ -116,7 +116,8 @@ def compare(
 
     Args:
         methods: m of a recipe m_DATASET, or a recipe.
-        dataset: a registered name, a folder, a Hugging Face id, an address; None: each recipe's own.
+        dataset: a registered name, a folder, a Hugging Face id, an address; None: each recipe's
+            own.
         labels: labelled images, or a table of files and labels, where the data have none.
         budget: ``"steps=400"``, ``"images=20k"``, ``"time=30m"`` or ``"flops=1e17"`` for each run;
             None: the fewest images of these recipes.
