@@ -311,8 +311,9 @@ def test_every_name_for_plugin_authors_is_in_the_reference():
 
 
 def quoted_messages():
-    """First cells of the tables of troubleshooting.md."""
-    return re.findall(r"^\| `([^`]+)` \|", text("troubleshooting.md"), re.MULTILINE)
+    """First cells of the tables of messages."""
+    tables = text("troubleshooting.md") + text("channels.md").partition("## What is refused")[2]
+    return re.findall(r"^\| `([^`]+)` \|", tables, re.MULTILINE)
 
 
 @functools.cache

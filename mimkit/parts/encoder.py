@@ -182,6 +182,18 @@ class Encoder(Part, Module):
             "evaluations of whole images, or give it Encoder.dense."
         )
 
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Brings weights of such an encoder on another grid to this one's; by default as they are.
+
+        What belongs to the grid, such as learned positions, is resampled; what is made anew, such
+        as fixed ones, is left out. What then has another shape is refused by who asked.
+
+        Args:
+            tensors: under the names of this encoder's state dict, which may lack some.
+            grid: that they were trained for.
+        """
+        return tensors
+
     def timm_model(self) -> TimmModel:
         """Says which model of timm computes the same features, and with which weights.
 

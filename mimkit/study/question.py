@@ -12,7 +12,8 @@ class Asked:
     """What the command line says of the recipes.
 
     Args:
-        dataset: registered name, folder, parquet files or Hugging Face id; None: each recipe's own.
+        dataset: registered name, folder, parquet files, Hugging Face id or address; None: each
+            recipe's own.
         preset: of every recipe, or None.
         overrides: ``a.b=VALUE`` settings for every recipe.
         data_path: where to look for the data first.
@@ -42,6 +43,8 @@ class Question:
         within: seconds that all of it may take, from which preset and budget follow; None where
             those are given.
         tune: trials of each method, each with a tenth of the budget, before its runs.
+        against: weights from elsewhere that are judged beside the methods.
+        start_from: weights from elsewhere with which each method is run once more.
     """
 
     methods: tuple[str, ...]
@@ -54,10 +57,13 @@ class Question:
     command: str
     within: float | None = None
     tune: int = 0
+    against: tuple[str, ...] = ()
+    start_from: tuple[str, ...] = ()
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""
-        said = asdict(replace(self, methods=(), seeds=0, jobs=0, command=""))
+        bare = replace(self, methods=(), against=(), start_from=(), seeds=0, jobs=0, command="")
+        said = asdict(bare)
         plain: dict[str, Any] = json.loads(json.dumps(said))
         if not self.tune:
             del plain["tune"]  # as earlier plans have it

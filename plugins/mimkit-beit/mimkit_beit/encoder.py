@@ -36,7 +36,7 @@ from mimkit import (
     patch_attention,
     take,
 )
-from mimkit_beit.backbone import PooledBEiT, to_grid
+from mimkit_beit.backbone import PooledBEiT, resampled, to_grid
 from mimkit_beit.block import Block
 from mimkit_beit.positions import absolute_at, relative_at
 
@@ -238,6 +238,10 @@ class BEiTViT(Encoder):
         kept = {name: tensor for name, tensor in moved.items() if name in own}
         vit.load_state_dict(own | kept, assign=True)
         return vit.to(weight.device)
+
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Resamples all learned positions, added ones and tables."""
+        return resampled(tensors, grid, self.grid)
 
     def timm_model(self) -> TimmModel:
         """Says how timm's ``Beit`` gives the same tokens, and the kept classifier's scores."""

@@ -169,6 +169,10 @@ class CAEViT(Encoder):
         norm, vit.norm = vit.norm, nn.Identity()
         return vit, norm
 
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Leaves the fixed positions out, which are this encoder's own."""
+        return {name: tensor for name, tensor in tensors.items() if name != "pos_embed"}
+
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens.
 
