@@ -142,7 +142,8 @@ def compare(
 
     Args:
         methods: m of a recipe m_DATASET, or a recipe.
-        dataset: a registered name, a folder, a Hugging Face id, an address; None: the recipes'.
+        dataset: a registered name, a folder, a Hugging Face id, an address; None: each recipe's
+            own.
         labels: labelled images, or a table of files and labels, where the data have none.
         against: run folders, files or ``"timm:ID"``: weights that are judged too.
         start_from: likewise; each method is run once more, beginning with them.

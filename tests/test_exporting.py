@@ -246,13 +246,14 @@ def odd_run(folder, monkeypatch):
 @pytest.mark.parametrize("format_", ["timm", "transformers"])
 def test_an_encoder_that_timm_has_not_is_told_what_it_may_be(tmp_path, monkeypatch, format_):
     run = odd_run(tmp_path / "run", monkeypatch)
+    out = tmp_path / f"out{exporter(format_).suffix}"
     with pytest.raises(RecipeError) as told:
-        exported(run, format_, tmp_path / "out")
+        exported(run, format_, out)
     assert str(told.value) == (
         f"encoder 'odd' cannot be exported as {format_}: Odd is none of timm's models. "
         "Choose --format onnx or safetensors or torch-export."
     )
-    assert not (tmp_path / "out").exists()
+    assert not out.exists()
 
 
 def test_what_cannot_be_traced_is_told_and_leaves_nothing(tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """What goes to the Hub: the folder, its card, and what is said where the Hub does not take it."""
 
 import json
+import re
 import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -155,8 +156,9 @@ def test_intervals_stand_in_the_card_where_there_are_seeds(run, tmp_path):
     push(run, None, tmp_path / "hub")
     _, body = card_of(tmp_path / "hub")
     (row,) = [line for line in body.splitlines() if line.startswith("| k-NN accuracy")]
-    assert "n = 3 seeds" in row
-    assert " to " in row
+    cells = [cell.strip() for cell in row.strip("|").split("|")]
+    assert re.fullmatch(r".+: 95.% interval \S+ to \S+, n = 3 seeds", cells[5])
+    assert cells[4].endswith(" points")
 
 
 def test_a_card_names_no_folder_of_the_machine(run, tmp_path):

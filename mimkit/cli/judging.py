@@ -23,7 +23,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="D",
-            help="A registered name, a folder, a Hugging Face id or an address (s3://, ...); "
+            help="A registered name, a folder, a Hugging Face id, an address (s3://, ...); "
             "default: the run's own.",
         ),
     ] = None,

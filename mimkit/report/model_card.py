@@ -156,11 +156,11 @@ def _rows(entry: Entry, label: str) -> Iterator[list[str]]:
     gains = [gain for gain in entry.found.gains if gain.first == label]
     for gain in gains:
         start = gain.second.removeprefix(f"{label} ")
-        difference = (
-            f"{points(gain.difference.mean, row.metric)} ({sure(gain.difference, row.metric)})"
-        )
-        baseline = entry.found.means[label, start]
-        yield [*line, baseline_of(gain), _mean(baseline, row.metric), difference, gain.verdict]
+        baseline = _mean(entry.found.means[label, start], row.metric)
+        difference = points(gain.difference.mean, row.metric)
+        surely = sure(gain.difference, row.metric)
+        told = surely if gain.difference.low is None else f"{gain.verdict}: {surely}"
+        yield [*line, baseline_of(gain), baseline, difference, told]
     if not gains:
         yield [*line, "", "", "", ""]
 

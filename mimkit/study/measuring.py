@@ -71,7 +71,7 @@ def measure(
             rehearse(current)
         else:
             prepare(current, settle(recipe, console.print))
-        trains = current.recipe.train.total_steps
+        trains = current.recipe.train.total_steps != 0
         steps, image = _steps(current) if trains else _no_steps(current)
         encode_seconds, has_cls = _encode(current, image)
         prepared = current.prepared.values()

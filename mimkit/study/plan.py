@@ -19,7 +19,7 @@ from mimkit.study.draft import Draft, Settled, draft_method, recipe_of, settle_m
 from mimkit.study.folder import recipe_path
 from mimkit.study.gauge import Gauge
 from mimkit.study.matrix import Sizes, choose_sizes, for_trials
-from mimkit.study.methods import Found
+from mimkit.study.methods import Found, find_methods
 from mimkit.study.question import Question
 from mimkit.study.records import Budget, Method, Plan, Trial
 from mimkit.study.refusals import (
@@ -33,7 +33,7 @@ from mimkit.study.refusals import (
     refuse_unfit,
     refuse_unlike,
 )
-from mimkit.study.rivals import find_all
+from mimkit.study.rivals import with_weights
 from mimkit.study.stage import WHOLE, Stage
 
 PLAN: Final = "plan.json"
@@ -73,7 +73,9 @@ def make_plan(
         is_of_other_version(earlier, folder) or is_another(earlier, question, folder)
     ):
         earlier = None
-    methods = stage.found or find_all(question, console.print)
+    methods = stage.found or find_methods(question.methods, question.recipes)
+    if not stage.trials:
+        methods = with_weights(methods, question, console.print)
     found = {one.reference: one for one in methods}
     if stage.found is None:  # else that was said before
         announce(methods, console)

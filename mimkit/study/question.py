@@ -42,9 +42,9 @@ class Question:
         command: what was typed.
         within: seconds that all of it may take, from which preset and budget follow; None where
             those are given.
-        tune: trials of each method, each with a tenth of the budget, before its runs.
         against: weights from elsewhere that are judged beside the methods.
         start_from: weights from elsewhere with which each method is run once more.
+        tune: trials of each method, each with a tenth of the budget, before its runs.
     """
 
     methods: tuple[str, ...]
@@ -56,16 +56,15 @@ class Question:
     jobs: int
     command: str
     within: float | None = None
-    tune: int = 0
     against: tuple[str, ...] = ()
     start_from: tuple[str, ...] = ()
+    tune: int = 0
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""
-        bare = replace(self, methods=(), against=(), start_from=(), seeds=0, jobs=0, command="")
-        said = asdict(bare)
+        said = asdict(replace(self, methods=(), seeds=0, jobs=0, command=""))
         plain: dict[str, Any] = json.loads(json.dumps(said))
-        for name in ("against", "start_from", "tune"):  # newer than plans that people keep
-            if not plain[name]:
-                del plain[name]
+        del plain["against"], plain["start_from"]  # added like methods
+        if not self.tune:
+            del plain["tune"]  # as earlier plans have it
         return plain

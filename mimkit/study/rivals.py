@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -15,7 +14,7 @@ from mimkit.pipeline.start.weights import Weights, find_weights
 from mimkit.recipe import registry
 from mimkit.recipe.build import build
 from mimkit.recipe.schema import Recipe, load
-from mimkit.study.methods import Found, find_methods, load_for
+from mimkit.study.methods import Found, lay_over
 from mimkit.study.question import Asked, Question
 
 _OF_THE_ENCODER: Final = ("image_size", "patch_size", "mean", "std", "interpolation")
@@ -24,14 +23,20 @@ _NORMAL: Final = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
 _LONGEST: Final = 60
 
 
-def find_all(question: Question, say: Callable[[str], None]) -> tuple[Found, ...]:
-    """Finds what is compared: methods, the same from other weights, and those weights themselves.
+def with_weights(
+    methods: Sequence[Found], question: Question, say: Callable[[str], None]
+) -> tuple[Found, ...]:
+    """Adds what begins with weights from elsewhere, and those weights themselves.
 
     Public weights that cannot be had now are left out, and said.
 
-    Raises: MimkitError if a method or weights cannot be used.
+    Args:
+        methods: as they are run, with the settings that were chosen for them.
+        question: names the weights.
+        say: receives a line of text for people.
+
+    Raises: MimkitError if weights cannot be used, or are named twice.
     """
-    methods = find_methods(question.methods, question.recipes)
     found = list(methods)
     for source in question.start_from:
         found += _had(partial(_continued, methods, source, question.recipes, say), say)
@@ -72,16 +77,17 @@ def _continued(
         except MimkitError as error:
             refusals[method.label] = str(error)
             continue
-        train = {"start_from": source, "start_sha256": weights.sha256}
         label = f"{method.label}-from-{_called(source)}"
-        one = replace(
+        train = {"start_from": source, "start_sha256": weights.sha256}
+        one = lay_over(
             method,
+            asked,
+            {"name": label, "train": train},
             label=label,
             reference=f"{method.reference} from {source}",
-            tables={**method.tables, "name": label, "train": train},
-            notes=(*method.notes, f"begins with {_told(weights)}"),
+            notes=(f"begins with {_told(weights)}",),
         )
-        found.append(replace(one, recipe=load_for(one, asked, {})))
+        found.append(one)
     if not found:
         raise RecipeError(
             f"compare, --from: no method can begin so. {next(iter(refusals.values()))}"

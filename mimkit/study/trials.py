@@ -23,13 +23,12 @@ from mimkit.study.folder import is_finished
 from mimkit.study.gather import gather
 from mimkit.study.gauge import Gauge
 from mimkit.study.matrix import choose_sizes, chosen_by
-from mimkit.study.methods import Found
+from mimkit.study.methods import Found, find_methods
 from mimkit.study.outlook import trials_table
 from mimkit.study.plan import announce, make_plan
 from mimkit.study.question import Question
 from mimkit.study.records import Method, Plan
 from mimkit.study.refusals import labelled_of, refuse_unfit, refuse_unlike
-from mimkit.study.rivals import find_all
 from mimkit.study.stage import TENTHS, Stage
 from mimkit.study.tuning import Setting, refuse_number, settings, trial_of, tuned
 
@@ -43,7 +42,6 @@ class Trials:
     Args:
         question: of the comparison.
         found: its methods, as their recipes are.
-        rivals: weights from elsewhere, which try nothing.
         settings: what each tries, by its label.
         plan: of the trials, which are methods of their own there.
         folder: of the trials.
@@ -51,7 +49,6 @@ class Trials:
 
     question: Question
     found: tuple[Found, ...]
-    rivals: tuple[Found, ...]
     settings: Mapping[str, Sequence[Setting]]
     plan: Plan
     folder: Path
@@ -87,16 +84,14 @@ def plan_trials(
     """
     refuse_number(question)
     asked = question.recipes
-    everything = find_all(question, console.print)
-    announce(everything, console)
-    refuse_unlike(everything)
-    found = tuple(one for one in everything if not one.is_rival)
-    rivals = tuple(one for one in everything if one.is_rival)
+    found = find_methods(question.methods, asked)
+    announce(found, console)
+    refuse_unlike(found)
     labelled = labelled_of(found[0])
     by = chosen_by(question.evaluate, choose_sizes(len(labelled), labelled))
     held_back(labelled)  # refuses too few labels
     if keep:
-        refuse_unfit(everything, question, None, folder)
+        refuse_unfit(found, question, None, folder)
     tried = {one.label: settings(one, asked, question.tune) for one in found}
     stage = Stage(
         tuple(trial_of(one, asked, setting) for one in found for setting in tried[one.label]),
@@ -112,7 +107,7 @@ def plan_trials(
         stage,
         keep=keep,
     )
-    return Trials(question, found, rivals, tried, plan, within)
+    return Trials(question, found, tried, plan, within)
 
 
 def tell_trials(trials: Trials, console: Console) -> None:
@@ -144,7 +139,7 @@ def runs_after(trials: Trials) -> Stage:
         setting = trials.settings[one.label][best.number - 1]
         return tuned(one, trials.question.recipes, setting, num_trials)
 
-    return Stage((*map(after, trials.found), *trials.rivals), tenths=TENTHS - num_trials)
+    return Stage(tuple(map(after, trials.found)), tenths=TENTHS - num_trials)
 
 
 def choose(trials: Trials) -> None:
