@@ -105,7 +105,7 @@ def test_the_commands_and_options_are_these():
     # An option more or less is a decision: change this list, the docs and the changelog.
     listed = mimkit("--help").output
     commands = ["list", "check", "run", "demo", "bench", "compare"]
-    commands += ["evaluate", "import", "export", "pack", "plugin"]
+    commands += ["evaluate", "import", "export", "push", "pack", "plugin"]
     assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == commands
     for command, options in {
         "list": ["--schema"],
@@ -129,6 +129,7 @@ def test_the_commands_and_options_are_these():
         ],
         "import": ["--out", "--recipe", "--preset", "--set", "--data"],
         "export": ["--format", "--out"],
+        "push": ["--to", "--out", "--license", "--private"],
         "pack": ["--out", "--data", "--labels", "--shard"],
     }.items():
         shown = mimkit(command, "--help").output

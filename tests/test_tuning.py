@@ -24,6 +24,7 @@ from mimkit.recipe.schema import load
 from mimkit.report import tuned as told
 from mimkit.study.budget import parse_budget
 from mimkit.study.execute import execute
+from mimkit.study.matrix import choose_sizes, evaluations, for_trials
 from mimkit.study.methods import find_methods
 from mimkit.study.plan import TRIAL_SEED, make_plan
 from mimkit.study.question import Asked, Question
@@ -284,6 +285,18 @@ def test_trials_are_judged_by_labels_that_are_held_back_and_by_nothing_else(reci
 
 def runs_in(folder):
     return list((folder / "tuning/runs").glob("*/*"))
+
+
+def test_fine_tuning_in_a_trial_trains_no_baseline_and_judges_as_many_images_as_ever():
+    sizes = for_trials(choose_sizes(2_000, None))
+    (table,) = evaluations(
+        ("finetune",), replace(sizes, fractions=(0.1,)), has_cls=False, total_steps=50
+    )
+    assert (table["part"], table["baseline"], table["num_test_images"]) == (
+        "finetune",
+        False,
+        10_000,
+    )
 
 
 # --- what is chosen -------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ as if a signal had ended it, and who called starts another, which goes on."""
 _SECONDS_FOR_ROOM: Final = 20
 """After which Ray Train counts anew what room there is: it may have counted a machine just lost."""
 _ASK_EVERY_SECONDS: Final = 1.0
-_SILENT_SECONDS: Final = 10.0
+_SILENT_SECONDS: Final = 30.0
 """After which no process of a run is taken to be at work."""
 
 

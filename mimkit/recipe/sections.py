@@ -1,5 +1,6 @@
 """The tables of a recipe that belong to no part: ``[data]``, ``[augment]``, ``[train]``."""
 
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from annotated_types import Interval
@@ -48,15 +49,15 @@ def _pair(value: object) -> tuple[int, int]:
 
 
 Side = Annotated[int, Interval(ge=1, le=_LARGEST_SIDE)]
-Channels = tuple[float, float, float]
-PositiveChannels = tuple[Positive, Positive, Positive]
+ByChannel = tuple[float, ...]
+PositiveByChannel = tuple[Positive, ...]
 PositiveRange = tuple[Positive, Positive]
 
 
 class DataSection(Strict):
     """``[data]``: which images, and how they are cut into patches."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"judge"})
+    later: ClassVar[frozenset[str]] = frozenset({"channels", "judge", "range"})
 
     name: str = Field(
         min_length=1,
@@ -102,8 +103,23 @@ class DataSection(Strict):
     patch_size: Side = Field(
         description="side of a patch in pixels; must divide the image's height and width"
     )
-    mean: Channels | None = Field(None, description="mean to subtract; default: the data set's")
-    std: PositiveChannels | None = Field(None, description="divisor; default: the data set's")
+    channels: Annotated[int, Interval(ge=1, le=1_024)] = Field(
+        3,
+        description="of an image: 3 for RGB and 1 for grey, into which any 8-bit image is "
+        "converted; others as they are stored",
+    )
+    range: Literal["measured", "type"] | tuple[float, float] = Field(
+        "measured",
+        description="stored values that become black and white: [LOW, HIGH]; 'measured': of images "
+        "of more than 8 bits the least and greatest, of others 0 and 255; 'type': what their type "
+        "can hold, in 8 bits",
+    )
+    mean: ByChannel | None = Field(
+        None, description="mean to subtract, by channel; default: the data set's, or measured"
+    )
+    std: PositiveByChannel | None = Field(
+        None, description="divisor, by channel; default: the data set's, or measured"
+    )
     interpolation: Interpolation = Field("bicubic", description="how images are resized")
     num_images: Count | None = Field(
         None, description="use so many training images, all classes alike (shapes: draw so many)"
@@ -128,6 +144,26 @@ class DataSection(Strict):
         description="loader processes of each training process; default: 0 for sets on the device, "
         "else its share of the cores, less one, up to 16",
     )
+
+    @field_validator("range")
+    @classmethod
+    def _ascends(cls, bounds: str | tuple[float, float]) -> str | tuple[float, float]:
+        if not isinstance(bounds, str) and bounds[0] >= bounds[1]:
+            raise ValueError(f"must ascend, but is {list(bounds)}")
+        return bounds
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_each_channel(
+        cls, values: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        channels = info.data.get("channels")
+        if values is not None and channels is not None and len(values) != channels:
+            raise ValueError(
+                f"must hold a number for each of the {channels} channels (data.channels), but "
+                f"holds {len(values)}"
+            )
+        return values
 
     @field_validator("patch_size")
     @classmethod
@@ -178,7 +214,9 @@ class AugmentSection(Strict):
 class TrainSection(Strict):
     """``[train]``: budget, optimizer, schedule, intervals."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"parallel"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"parallel", "start_from", "start_sha256", "start_parts", "extended"}
+    )
 
     total_steps: AnyCount | None = Field(
         None, description="optimizer steps of the run; 0 only evaluates"
@@ -230,6 +268,23 @@ class TrainSection(Strict):
         description="torch.compile the step; 'auto' does on a GPU where a trial works and is "
         "faster; 'on' insists",
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="weights to begin with: a run folder, a file, timm:ID or timm:MODEL=FILE "
+        "(--from); default: random ones",
+    )
+    start_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="checksum that the file of start_from must have; written by each run"
+    )
+    start_parts: tuple[Literal["encoder", "head", "targets", "optimizer"], ...] = Field(
+        ("encoder",),
+        description="what is taken from start_from: 'encoder', 'head', 'targets', 'optimizer'",
+    )
+    extended: tuple[Count, ...] = Field(
+        (),
+        description="steps at which the run had ended before it was extended (--extend); at each "
+        "the learning rate warms up again",
+    )
 
     @field_validator("total_epochs")
     @classmethod
@@ -249,6 +304,14 @@ class TrainSection(Strict):
         if warmup_epochs is not None and info.data.get("warmup_steps") is not None:
             raise ValueError("only one of warmup_steps and warmup_epochs may be given")
         return warmup_epochs
+
+    @field_validator("extended")
+    @classmethod
+    def _ascends(cls, extended: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        ends = [*extended, info.data.get("total_steps") or 0]
+        if extended and any(a >= b for a, b in pairwise(ends)):
+            raise ValueError(f"must ascend to below total_steps ({ends[-1]}), but is {ends[:-1]}")
+        return extended
 
     @field_validator("accumulate")
     @classmethod

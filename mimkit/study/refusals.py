@@ -54,8 +54,9 @@ def refuse_unfit(
     for one in found:
         labelled = labelled_of(one)
         sizes = kept_sizes(earlier) if earlier else choose_sizes(len(labelled), labelled)
-        tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=_STEPS)
-        train = {"total_steps": _STEPS, "warmup_steps": 0}
+        steps = 0 if one.is_rival else _STEPS
+        tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=steps)
+        train = {"total_steps": steps, "warmup_steps": 0}
         recipe = load_for(one, question.recipes, {"train": train, "evaluate": tables})
         world = World(0, 1, torch.device("cpu"))  # its processes are those of the recipe
         try:
