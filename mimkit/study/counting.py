@@ -211,4 +211,8 @@ def _train(current: Run, image: Tensor) -> float:
     with torch.random.fork_rng(devices=[]), Repeated():
         backbone = current.pretrainer.encoder.backbone().train()
     few = image[: fewest(backbone, len(image))]
-    return count_flops(lambda: backbone(few).square().mean().backward()) / len(few)
+
+    def passes() -> None:
+        torch.autograd.backward(backbone(few).square().mean())
+
+    return count_flops(passes) / len(few)
