@@ -142,7 +142,8 @@ def compare(
 
     Args:
         methods: m of a recipe m_DATASET, or a recipe.
-        dataset: a registered name, a folder, a Hugging Face id; None: each recipe's own.
+        dataset: a registered name, a folder, a Hugging Face id, an address; None: each recipe's
+            own.
         labels: labelled images, or a table of files and labels, where the data have none.
         against: run folders, files or ``"timm:ID"``: weights that are judged too.
         start_from: likewise; each method is run once more, beginning with them.
@@ -227,7 +228,7 @@ def evaluate(
 
     Args:
         runs: a run folder, one that was imported, a folder with such below it; or several.
-        dataset: a registered name, a folder, a Hugging Face id; None: each run's own.
+        dataset: a registered name, a folder, a Hugging Face id, an address; None: each run's own.
         labels: labelled images, or a table of files and labels, where the data have none.
         evaluate: names of evaluators, each with the options that the recipe gives it, of several
             runs where all give the same, else those of a comparison, else its defaults; None: all

@@ -25,6 +25,7 @@ from mimkit import (
     Preparation,
     RecipeError,
     Tokens,
+    View,
     Width,
     sincos,
 )
@@ -116,6 +117,24 @@ class Square(Good):
     def sample(self, batch_size, generator):
         assert self.grid.rows == self.grid.cols
         return super().sample(batch_size, generator)
+
+
+@breaks("works_with_other_channels", "encoders")
+class Colourful(ViT):
+    miniature: ClassVar = {"embed_dim": 16, "depth": 1, "num_heads": 2}
+
+    def __init__(
+        self, geometry, *, embed_dim: int = 192, depth: int = 12, num_heads: int = 3
+    ) -> None:
+        rgb = Geometry(geometry.grid)
+        super().__init__(rgb, embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+
+
+@breaks("works_with_other_channels", "targets")
+class RgbView(Pixels):
+    def __init__(self, geometry, *, normalize: bool = True) -> None:
+        super().__init__(geometry, normalize=normalize)
+        self.views = (View("small", (8, 8)),)
 
 
 @breaks("works_on_one_image", "maskers")

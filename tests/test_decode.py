@@ -170,7 +170,7 @@ def test_damage_of_any_kind_gives_an_image_or_a_reason(kind):
         if chance.random() < 0.3:
             del damaged[chance.randrange(len(damaged)) :]
         try:
-            assert decode(bytes(damaged)).mode == "RGB"
+            assert np.asarray(decode(bytes(damaged))).shape[2] == 3
         except UnreadableError:
             refused += 1
     assert refused

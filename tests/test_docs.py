@@ -25,7 +25,16 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 OURS = {"mimkit", *(folder.name for folder in (ROOT / "plugins").iterdir())}
-PARTS = ("maskers", "encoders", "targets", "heads", "losses", "evaluators", "importers")
+PARTS = (
+    "maskers",
+    "encoders",
+    "targets",
+    "heads",
+    "losses",
+    "evaluators",
+    "importers",
+    "exporters",
+)
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^(```.*?^```$)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
@@ -302,8 +311,9 @@ def test_every_name_for_plugin_authors_is_in_the_reference():
 
 
 def quoted_messages():
-    """First cells of the tables of troubleshooting.md."""
-    return re.findall(r"^\| `([^`]+)` \|", text("troubleshooting.md"), re.MULTILINE)
+    """First cells of the tables of messages."""
+    tables = text("troubleshooting.md") + text("channels.md").partition("## What is refused")[2]
+    return re.findall(r"^\| `([^`]+)` \|", tables, re.MULTILINE)
 
 
 @functools.cache

@@ -85,6 +85,31 @@ def test_the_run_holds_the_files_weights_and_says_what_is_new(plain, weights, ti
     assert f"mimkit run {tmp_path / 'run'}" in said
 
 
+@pytest.mark.parametrize("channels", [1, 6])
+def test_weights_for_rgb_give_the_same_for_images_whose_channels_are_alike(
+    plain, weights, tiny, tmp_path, channels
+):
+    theirs = import_here(weights, tmp_path / "rgb", tiny)
+    assert "summed" not in theirs
+    settings = ["data.channels=1"] if channels == 1 else ["data.channels=6", 'data.name="six"']
+    said = import_here(weights, tmp_path / "run", tiny, *settings)
+    how = {1: "summed for 1 channel", 6: "repeated for 6 channels and scaled by 3/6"}[channels]
+    assert f"patch_embed.proj.weight: its weights for red, green and blue are {how}" in said
+    rgb, other = load_encoder(tmp_path / "rgb"), load_encoder(tmp_path / "run")
+    grey = torch.randn(2, 1, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = rgb.features(grey.expand(-1, 3, -1, -1)).patches
+    found = other.features(grey.expand(-1, channels, -1, -1)).patches
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_a_file_of_other_channels_than_the_recipe_is_refused(plain, weights, tiny, tmp_path):
+    tensors = load_file(weights)
+    tensors["patch_embed.proj.weight"] = torch.zeros(16, 2, 4, 4)
+    save_file(tensors, weights)
+    with pytest.raises(DataError, match=r"proj\.weight has shape .* instead of \(16, 5, 4, 4\)"):
+        import_here(weights, tmp_path / "run", tiny, "data.channels=5", 'data.name="five"')
+
+
 def test_it_goes_on_from_these_weights(plain, weights, tiny, tmp_path):
     import_here(weights, tmp_path / "run", tiny, "train.lr=1e-30", "train.weight_decay=0.0")
     folder = tmp_path / "run"

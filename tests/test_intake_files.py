@@ -181,7 +181,7 @@ def write_five_bands(path):
         ("a.heic", write_heic, "a HEIC photograph; convert it to JPEG"),
         ("a.tif", write_five_bands, r"5 bands"),
         ("a.7z", lambda path: path.write_bytes(b"7z\xbc\xaf\x27\x1c" + b"\0" * 50), "unpack it"),
-        ("a.npy", lambda path: np.save(path, np.zeros((2, 8, 8, 3))), "an array of numpy"),
+        ("a.npy", lambda path: np.save(path, np.zeros((2, 8, 8, 3))), "one array of numpy"),
         ("a.h5", lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 50), "an HDF5"),
         ("a.pkl", lambda path: path.write_bytes(b"\x80\x04N."), "pickled Python"),
         ("a.json", lambda path: path.write_text("{}"), "JSON; a table"),

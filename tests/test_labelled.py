@@ -94,7 +94,9 @@ def test_evaluators_that_need_labels_get_the_labelled_images(tiny, tmp_path, unl
 
 def test_no_image_is_both_labelled_and_judged(tiny, unlabelled, labelled):
     train, test = open_labelled(recipe(tiny, unlabelled, labelled=labelled).data)
-    contents = [{each.image(k).tobytes() for k in range(len(each))} for each in (train, test)]
+    contents = [
+        {np.asarray(each.image(k)).tobytes() for k in range(len(each))} for each in (train, test)
+    ]
     assert (len(contents[0]), len(contents[1])) == (54, 6)
     assert not contents[0] & contents[1]
 

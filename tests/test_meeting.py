@@ -87,11 +87,11 @@ def test_nothing_is_decoded_before_training_but_the_held_out_images(tmp_path, mo
     looked = []
     whole = survey.look_at
 
-    def watch(table, rows, *, whole_):
+    def watch(table, rows, task):
         looked.append(len(table))
-        return whole(table, rows, whole=whole_)
+        return whole(table, rows, task)
 
-    monkeypatch.setattr(survey, "look_at", lambda t, r, whole: watch(t, r, whole_=whole))
+    monkeypatch.setattr(survey, "look_at", watch)
     train, test = open_sources(data(tmp_path))
     assert looked == [12]
     assert train.sizes is None
@@ -134,7 +134,7 @@ def test_the_next_of_its_class_that_can_be_read_stands_in_its_place(tmp_path):
     left = Image.open(tmp_path / "set" / "train" / "blue" / "9.png").convert("RGB")
     index = torch.tensor([k for k in range(12) if source.labels[k] == 0])
     assert [tuple(size) for size in source.extent(index).tolist()] == [left.size[::-1]] * 4
-    assert all(source.image(int(k)).tobytes() == left.tobytes() for k in index)
+    assert all(np.asarray(source.image(int(k))).tobytes() == left.tobytes() for k in index)
     reasons = {item.path.rpartition("/")[2]: item.reason for item in source.unread()}
     assert reasons.keys() == {"0.png", "3.png", "6.png"}
     assert all(reason.startswith("cannot be decoded") for reason in reasons.values())
@@ -145,14 +145,14 @@ def test_without_labels_it_is_the_next_of_all(tmp_path):
     for number in range(10):
         write(tmp_path / "set" / f"{number}.png", number)
     source = open_source(section(tmp_path), "train")
-    order = [source.image(k).tobytes() for k in range(9)]
+    order = [np.asarray(source.image(k)).tobytes() for k in range(9)]
     path = next(
         path for path in (tmp_path / "set").iterdir()
         if Image.open(path).convert("RGB").tobytes() == order[8]
     )  # fmt: skip
     path.write_bytes(b"broken")
     after = open_source(section(tmp_path), "train")
-    assert [after.image(k).tobytes() for k in range(9)] == [*order[:8], order[0]]
+    assert [np.asarray(after.image(k)).tobytes() for k in range(9)] == [*order[:8], order[0]]
 
 
 def test_where_none_of_a_class_can_be_read_the_run_ends_and_says_so(tmp_path):
@@ -164,7 +164,7 @@ def test_where_none_of_a_class_can_be_read_the_run_ends_and_says_so(tmp_path):
 
 def test_a_disk_that_fails_for_a_moment_writes_no_image_off(tmp_path, monkeypatch):
     source = open_source(data(tmp_path), "train")
-    monkeypatch.setattr(meeting, "measure", lambda _: (_ for _ in ()).throw(OSError(5, "I/O")))
+    monkeypatch.setattr(meeting, "look", lambda *_: (_ for _ in ()).throw(OSError(5, "I/O")))
     with pytest.raises(DataError, match="Repeat the command"):
         source.image(5)
     monkeypatch.undo()
@@ -177,7 +177,7 @@ def test_what_was_met_is_known_to_the_next_run_but_not_after_a_change(tmp_path, 
     source = open_source(described, "train")
     source.extent(torch.arange(12))
     with monkeypatch.context() as patch:
-        patch.setattr(meeting, "measure", lambda _: pytest.fail("looked again"))
+        patch.setattr(meeting, "look", lambda *_: pytest.fail("looked again"))
         again = open_source(described, "train")
         again.extent(torch.tensor([k for k in range(12) if source.labels[k] != 2]))
     assert again.fingerprint == source.fingerprint

@@ -66,11 +66,11 @@ class TestGoingOn:
         monkeypatch.setenv("MIMKIT_CACHE", str(tmp_path / "again"))
         looked = []
 
-        def stopping(table, rows, *, whole):
+        def stopping(table, rows, task):
             if len(looked) == 4:
                 raise KeyboardInterrupt
             looked.append(rows)
-            return chunks.look_at(table, rows, whole=whole)
+            return chunks.look_at(table, rows, task)
 
         monkeypatch.setattr(survey, "look_at", stopping)
         with pytest.raises(KeyboardInterrupt):
@@ -80,9 +80,9 @@ class TestGoingOn:
         kept[1].write_bytes(kept[1].read_bytes()[:99])  # a crash of the machine
         again = []
 
-        def counting(table, rows, *, whole):
+        def counting(table, rows, task):
             again.append(rows)
-            return chunks.look_at(table, rows, whole=whole)
+            return chunks.look_at(table, rows, task)
 
         monkeypatch.setattr(survey, "look_at", counting)
         found = open_source(data, "train")
@@ -173,23 +173,23 @@ class TestDepth:
     @pytest.mark.parametrize(("bits", "levels"), [(10, 5), (12, 17)])
     def test_few_levels_are_told(self, tmp_path, bits, levels):
         values = np.arange(2**bits, dtype=np.uint16).reshape(32, -1)
-        source = open_source(section(deep(tmp_path / "set", values)), "train")
+        source = open_source(section(deep(tmp_path / "set", values), range="type"), "train")
         grey = {int(each) for each in np.unique(np.asarray(source.image(0)))}
         assert len(grey) == levels  # what comes out of Pillow is what is told
         assert (
             f"11 images in 16 bits use only values up to {2**bits - 1:,}: as 65,535 is white, at "
             f"most {levels} of 256 levels are left"
         ) in source.describe()
-        assert open_source(section(tmp_path / "set"), "train").note == source.note
+        assert open_source(section(tmp_path / "set", range="type"), "train").note == source.note
 
     def test_what_is_clipped_is_told(self, tmp_path):
         values = np.array([[-7, 70_000] * 8] * 8, dtype=np.int32)
-        source = open_source(section(deep(tmp_path / "set", values)), "train")
+        source = open_source(section(deep(tmp_path / "set", values), range="type"), "train")
         assert "11 images hold values from -7 to 70,000" in source.note
         assert sorted(np.unique(np.asarray(source.image(0)))) == [0, 255]
 
     @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
     def test_a_full_range_is_no_news(self, tmp_path, kind):
         values = np.linspace(0, np.iinfo(kind).max, 64).astype(kind).reshape(8, 8)
-        source = open_source(section(deep(tmp_path / "set", values)), "train")
+        source = open_source(section(deep(tmp_path / "set", values), range="type"), "train")
         assert "bits" not in source.note

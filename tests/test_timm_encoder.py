@@ -141,8 +141,8 @@ def test_a_run_trains_it_and_is_exported_for_timm(name, tiny, tmp_path, monkeypa
     )
     export_run(run, "timm", Path("out.safetensors"), Console(quiet=True))
     about = json.loads(Path("out.json").read_text())
-    assert about["model"] == "timm:create_model"
-    model = timm.create_model(**about["options"]).eval()
+    assert about["model"] == name
+    model = timm.create_model(about["model"], **about["options"]).eval()
     model.load_state_dict(load_file("out.safetensors"), strict=True)
     image = images(Grid(4, 4, 4))
     encoder = mimkit.load_encoder(run).encoder

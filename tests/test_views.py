@@ -10,6 +10,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms.v2 import functional as tv
 
 from mimkit.data.pixels.augment import Augment, Draws, draw
+from mimkit.data.pixels.raster import Raster
 from mimkit.data.pixels.views import finish, render
 from mimkit.data.source import Source
 from mimkit.parts.records import View
@@ -21,7 +22,7 @@ def source_of(images, resident):
     """A source of (3, H, W) uint8 tensors, held as pixels or as images that a reader gives."""
 
     def read(index, shrink=1):
-        return Image.fromarray(images[index].permute(1, 2, 0).numpy())
+        return Raster.of(images[index].permute(1, 2, 0).numpy())
 
     return Source(
         name="made",

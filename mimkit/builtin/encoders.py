@@ -241,7 +241,7 @@ class ViT(Encoder):
             for k, v in self.state_dict().items()
             if k != "mask_token"
         }
-        return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+        return TimmModel("vit_base_patch16_224", options, tensors)
 
     def _copy(self, grid: Grid | None) -> "ViT":
         vit = copy.deepcopy(self)

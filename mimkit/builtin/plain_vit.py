@@ -98,8 +98,9 @@ def import_vit(tensors: Mapping[str, Tensor], file: Path) -> Imported:
         "class_token": "cls_token" in encoder,
         "layer_scale": _LAYER_SCALE if "blocks.0.ls1.gamma" in encoder else None,
     }
+    channels = encoder[_PROJECTION].shape[1]
     what = f"a plain vision transformer of {options['depth']} blocks"
-    require_fit(encoder, ViT, Geometry(grid), options, what=what, file=file)
+    require_fit(encoder, ViT, Geometry(grid, channels), options, what=what, file=file)
     notes.append(
         f"the file does not say the number of heads: {options['num_heads']} is taken, "
         f"{width // options['num_heads']} channels each; else --set encoder.num_heads=N"
@@ -107,7 +108,11 @@ def import_vit(tensors: Mapping[str, Tensor], file: Path) -> Imported:
     if left_out:
         notes.append(f"left out, as nothing here uses it: {listed(left_out)}")
     settings = {
-        "data": {"image_size": grid.image_size, "patch_size": grid.patch_size},
+        "data": {
+            "image_size": grid.image_size,
+            "patch_size": grid.patch_size,
+            **({} if channels == 3 else {"channels": channels}),
+        },
         "encoder": {"part": "vit", **options},
     }
     return Imported(settings, encoder, notes=tuple(notes))

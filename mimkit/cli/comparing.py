@@ -137,9 +137,9 @@ def compare(
         jobs=jobs or default_jobs(device),
         command=command,
         within=parse_within(within, preset),
+        tune=tune,
         against=tuple(against or ()),
         start_from=tuple(start or ()),
-        tune=tune,
     )
     if fleet is not None:
         foretell(question, fleet)

@@ -4,7 +4,8 @@ import inspect
 import random
 import re
 import tomllib
-from typing import Any
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -21,9 +22,13 @@ from mimkit.conformance.checks import (
 )
 from mimkit.conformance.specimen import OBLONG, Specimen, same
 from mimkit.errors import MimkitError, RecipeError
+from mimkit.parts.target import Target
 from mimkit.recipe.options import options, schema, with_none
 from mimkit.recipe.problems import written
 from mimkit.recipe.registry import KINDS
+
+_CHANNELS: Final = (1, 5)
+"""Besides three, which all other checks use."""
 
 
 @check(*KINDS, gate=True)
@@ -141,6 +146,30 @@ def works_on_oblong_grids(specimen: Specimen) -> None:
     except RecipeError as error:
         raise NotApplicableError(f"refuses a grid of 3 x 5: {error}") from error
     specimen.outcome(part, OBLONG)
+
+
+@check(*PARTS)
+def works_with_other_channels(specimen: Specimen) -> None:
+    """Grey images, or those of more than three channels, fail."""
+    for channels in _CHANNELS:
+        other = replace(specimen, channels=channels)
+        try:
+            part = other.make()
+        except RecipeError as error:
+            raise NotApplicableError(f"refuses {channels} channels: {error}") from error
+        for view in part.views if isinstance(part, Target) else ():
+            require(
+                len(view.mean) == len(view.std) == channels,
+                f"its view '{view.name}' has {len(view.mean)} means for {channels} channels",
+                "Give a view's mean and std one number for each of geometry.channels.",
+            )
+        try:
+            other.outcome(part)
+        except RuntimeError as error:
+            raise FailedError(
+                f"with images of {channels} channels it fails: {error}",
+                "Take the number of channels from geometry.channels, or refuse it by RecipeError.",
+            ) from error
 
 
 @check(*PARTS)

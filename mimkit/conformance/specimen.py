@@ -37,10 +37,12 @@ class Specimen:
     Args:
         entry: what is registered.
         workdir: where targets keep what they prepare.
+        channels: of the images.
     """
 
     entry: Entry
     workdir: Path
+    channels: int = 3
 
     @cached_property
     def cls(self) -> Any:
@@ -80,7 +82,7 @@ class Specimen:
 
     def prepare(self, target: Target, grid: Grid = SQUARE) -> Preparation | None:
         """Does what must be done before training, on a few images."""
-        pictures = _Pictures(grid)
+        pictures = _Pictures(grid, self.channels)
         cpu = torch.device("cpu")
         return target.prepare(pictures, self.workdir, device=cpu, say=lambda _: None)
 
@@ -101,12 +103,12 @@ class Specimen:
         Raises: RecipeError if a head accepts no width and predictions.
         """
         if self.kind in ("maskers", "encoders"):
-            return Geometry(grid)
+            return Geometry(grid, self.channels)
         if self.kind == "targets":
-            return Geometry(grid, embed_dim=_DIMS[0])
+            return Geometry(grid, self.channels, embed_dim=_DIMS[0])
         if self.kind == "losses":
             width = self.loss_width(self.loss_kind)
-            return Geometry(grid, embed_dim=_DIMS[0], outputs={"a": width})
+            return Geometry(grid, self.channels, _DIMS[0], {"a": width})
         return dataclasses.replace(self.head_geometry, grid=grid)
 
     @cached_property
@@ -119,7 +121,7 @@ class Specimen:
         for dim in _DIMS:
             both = {"a_class": Width("class", 7), "a_vector": Width("vector", 5)}
             for outputs in (both, {"a_vector": Width("vector", dim)}):
-                geometry = Geometry(SQUARE, embed_dim=dim, outputs=outputs)
+                geometry = Geometry(SQUARE, self.channels, dim, outputs)
                 try:
                     with torch.random.fork_rng(devices=[]):
                         self.cls(geometry, **self.options)
@@ -144,13 +146,12 @@ class Specimen:
         """A small encoder, which takes any mask, for what needs one."""
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(1)
-            return ViT(
-                Geometry(grid), embed_dim=_DIMS[0], depth=1, num_heads=3, mask_token=True
-            ).eval()
+            geometry = Geometry(grid, self.channels)
+            return ViT(geometry, embed_dim=_DIMS[0], depth=1, num_heads=3, mask_token=True).eval()
 
     def image(self, grid: Grid = SQUARE, *, size: int = 2, seed: int = 0) -> Tensor:
-        """Noise, (B, 3, H, W)."""
-        return torch.randn(size, 3, *grid.image_size, generator=_generator(seed))
+        """Noise, (B, C, H, W)."""
+        return torch.randn(size, self.channels, *grid.image_size, generator=_generator(seed))
 
     def mask(
         self, grid: Grid = SQUARE, *, size: int = 2, hides: bool, ragged: bool = False
@@ -169,7 +170,9 @@ class Specimen:
         size = mask.context.shape[0]
         views = {"image": self.image(mask.grid, size=size, seed=seed)}
         for view in target.views:
-            noise = torch.rand(size, 3, *view.image_size, generator=_generator(seed + 1))
+            noise = torch.rand(
+                size, self.channels, *view.image_size, generator=_generator(seed + 1)
+            )
             views[view.name] = noise
         return Batch(views, mask, None, torch.arange(size))
 
@@ -257,16 +260,19 @@ class _Pictures:
     """A few drawn images, as a target's ``prepare`` gets them."""
 
     grid: Grid
+    channels: int
     num_images: int = 16
 
     @cached_property
     def fingerprint(self) -> str:
-        return f"conformance {self.grid} {self.num_images}"
+        return f"conformance {self.grid} {self.channels} {self.num_images}"
 
     def __len__(self) -> int:
         return self.num_images
 
     def view(self, index: Tensor, view: View) -> Tensor:
-        noise = torch.rand(self.num_images, 3, *view.image_size, generator=_generator(5))
+        noise = torch.rand(
+            self.num_images, self.channels, *view.image_size, generator=_generator(5)
+        )
         mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (view.mean, view.std))
         return (noise[index] - mean) / std

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +15,10 @@ from torch import Tensor
 from mimkit.data.intake.kept import mapped, write_array
 from mimkit.data.intake.table import Listing, Skipped, Table
 from mimkit.data.looking.changes import write_names
-from mimkit.data.looking.meeting import Meeting, glimpse
+from mimkit.data.looking.meeting import glance, glimpse
+from mimkit.data.looking.stored import Stored
 from mimkit.data.looking.survey import Depth, Survey, forget, survey
+from mimkit.data.pixels.form import Form
 from mimkit.errors import DataError
 from mimkit.files import write_atomic, write_text
 
@@ -43,16 +45,18 @@ class Wish:
         listing: the split as found on disk.
         limit: how many images of it, or None for all.
         limit_key: of the recipe, which gives the limit.
+        form: what they are made into.
     """
 
     listing: Listing
     limit: int | None
     limit_key: str
+    form: Form
 
     @property
     def key(self) -> str:
         """Changes with the files, their sizes and times of change, and what is wanted of them."""
-        words = f"{_FORMAT}\0{self.limit}\0{self.listing.stamp}"
+        words = f"{_FORMAT}\0{self.limit}\0{self.listing.stamp}{self.form.key}"
         return hashlib.sha256(words.encode()).hexdigest()[:32]
 
     def table(self) -> Table:
@@ -74,16 +78,26 @@ class Surveyed:
     key: str
     survey: Survey
 
+    @property
+    def stored(self) -> Stored | None:
+        """What values images store; None if nobody needs to know."""
+        return self.survey.stored
+
     def pixels(self) -> Tensor | None:
-        """Maps the decoded pixels of small images, (N, 3, H, W) uint8, without reading them.
+        """Maps the decoded pixels of small images, without reading them.
 
         Memory is copied where it is written to, so the file never changes.
+
+        Shape: (N, C, H, W) uint8, or float32 as they are stored.
         """
         if self.survey.image_size is None:
             return None
-        shape = (len(self.survey.rows), 3, *self.survey.image_size)
-        file = _pixels(split_folder(self.key))
-        return torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
+        shape = (len(self.survey.rows), self.wish.form.channels, *self.survey.image_size)
+        file, kind = _pixels(split_folder(self.key)), _TYPES[self.survey.deep]
+        return torch.from_numpy(np.memmap(file, kind, "c", shape=shape))
+
+
+_TYPES: Final = {False: np.uint8, True: np.float32}
 
 
 def surveyed(wish: Wish) -> Surveyed:
@@ -96,7 +110,9 @@ def surveyed(wish: Wish) -> Surveyed:
     """
     key = wish.key
     place = split_folder(key)
-    return Surveyed(wish, key, _cached(place, _load, lambda: _make(wish, place)))
+    return Surveyed(
+        wish, key, _cached(place, lambda at: _load(at, wish.form), lambda: _make(wish, place))
+    )
 
 
 @dataclass(frozen=True)
@@ -104,16 +120,20 @@ class Met:
     """A split whose images are looked at one by one, when each is first met.
 
     Args:
+        wish: which images.
         table: its images.
         key: its name in the cache.
         fingerprint: of names, labels and a sample of the files.
-        reader: looks at them.
+        stored: what values they store, by a sample; None if nobody needs to know.
+        sizes: the file for what is found when they are met.
     """
 
+    wish: Wish
     table: Table
     key: str
     fingerprint: str
-    reader: Meeting
+    stored: Stored | None
+    sizes: Path
 
 
 def met(wish: Wish) -> Met:
@@ -122,7 +142,7 @@ def met(wish: Wish) -> Met:
     Raises: DataError if the cache cannot be written.
     """
     key = f"{wish.key}-met"
-    table = wish.table()
+    table, place = wish.table(), split_folder(key)
 
     def load(place: Path) -> str | None:
         file = place / "fingerprint"
@@ -134,9 +154,18 @@ def met(wish: Wish) -> Met:
         write_text(place / "fingerprint", found)
         return found
 
-    place = split_folder(key)
+    def load_stored(place: Path) -> tuple[Stored | None] | None:
+        file = place / "stored.json"
+        return (_stored(json.loads(file.read_text("utf-8"))),) if file.is_file() else None
+
+    def make_stored() -> tuple[Stored | None]:
+        found = glance(table, wish.form)
+        write_text(place / "stored.json", json.dumps(asdict(found) if found else None))
+        return (found,)
+
     fingerprint = _cached(place, load, make)
-    return Met(table, key, fingerprint, Meeting.made(table, place / "sizes.bin"))
+    (stored,) = _cached(place, load_stored, make_stored)
+    return Met(wish, table, key, fingerprint, stored, place / "sizes.bin")
 
 
 def _cached(place: Path, load: Callable[[Path], _T | None], make: Callable[[], _T]) -> _T:
@@ -159,13 +188,14 @@ def _make(wish: Wish, place: Path) -> Survey:
     write_atomic(
         place / "digests.bin",
         lambda digests: write_atomic(
-            _pixels(place), lambda pixels: made.append(survey(table, chunks, pixels, digests))
+            _pixels(place),
+            lambda pixels: made.append(survey(table, wish.form, chunks, pixels, digests)),
         ),
     )
     write_names(place, table, made[0].rows, wish.listing.origin)
     _save(place, made[0])
     forget(chunks)
-    return _load(place) or made[0]  # mapped, so that what was made leaves memory
+    return _load(place, wish.form) or made[0]  # mapped, so that what was made leaves memory
 
 
 def _pixels(place: Path) -> Path:
@@ -179,6 +209,8 @@ def _save(place: Path, found: Survey) -> None:
         "fingerprint": found.fingerprint,
         "image_size": found.image_size,
         "depth": asdict(found.depth) if found.depth else None,
+        "deep": found.deep,
+        "stored": asdict(found.stored) if found.stored else None,
         "labelled": found.labels is not None,
     }
     write_array(place / "rows.npy", found.rows)
@@ -189,10 +221,18 @@ def _save(place: Path, found: Survey) -> None:
     write_text(place / "survey.json", json.dumps(words))
 
 
-def _load(place: Path) -> Survey | None:
+def _stored(words: dict[str, Any] | None) -> Stored | None:
+    if words is None:
+        return None
+    return Stored(**{**words, "mean": tuple(words["mean"]), "std": tuple(words["std"])})
+
+
+def _load(place: Path, form: Form) -> Survey | None:
     """Maps what was found: memory does not grow with the images, and processes share it."""
     try:
         words = json.loads((place / "survey.json").read_text(encoding="utf-8"))
+        if words["depth"] and "deep" not in words:
+            return None  # looked at before more than 8 bits were kept
         size = tuple(words["image_size"]) if words["image_size"] else None
         found = Survey(
             rows=mapped(place / "rows.npy"),
@@ -203,8 +243,11 @@ def _load(place: Path) -> Survey | None:
             fingerprint=words["fingerprint"],
             image_size=(size[0], size[1]) if size else None,
             depth=Depth(**words["depth"]) if words["depth"] else None,
+            deep=words.get("deep", False),
+            stored=_stored(words.get("stored")),
         )
-        expected = len(found.rows) * 3 * size[0] * size[1] if size else 0
+        value = np.dtype(_TYPES[found.deep]).itemsize * form.channels
+        expected = len(found.rows) * value * size[0] * size[1] if size else 0
         whole = _pixels(place).stat().st_size == expected and len(found.sizes) == len(found.rows)
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None  # not there yet, or damaged

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
@@ -11,26 +10,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mimkit.data.cache import Wish, met, split_folder, surveyed
+from mimkit.data.cache import Met, Surveyed, Wish, met, split_folder, surveyed
 from mimkit.data.cache import folder as cache_folder
-from mimkit.data.drawing import split as numbers_of
+from mimkit.data.drawn_source import draw_source
 from mimkit.data.intake.locate import Wanted, locate, registered
 from mimkit.data.intake.table import Listing, Table
-from mimkit.data.looking.survey import RESIDENT_SIZE
-from mimkit.data.pixels.readers import Files, Pictures
-from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD, DataSet, Split
+from mimkit.data.looking.meeting import Meeting
+from mimkit.data.looking.stored import Stored
+from mimkit.data.pixels.raster import scaled
+from mimkit.data.pixels.readers import Files
+from mimkit.data.registered import DataSet, Split
 from mimkit.data.source import Source
-from mimkit.data.truth.drawn import DrawnMasks
-from mimkit.data.truth.drawn_objects import DrawnObjects
 from mimkit.data.truth.found import Annotations, told_of
 from mimkit.data.truth.look import survey_masks
 from mimkit.data.truth.masks import Looked, numbered
+from mimkit.data.values import Values, form_of
 from mimkit.errors import DataError
 from mimkit.recipe.sections import DataSection
 
 SPLITS: Final[tuple[Split, Split]] = ("train", "test")
-DRAWN: Final = {"train": 10_000, "test": 2_000}
-"""How many pictures of the embedded set there are where the recipe does not say."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def open_source(section: DataSection, split: Split) -> Source:
 
     Raises: DataError if the data cannot be found or used.
     """
-    return _open(section, (split,), _listings(section, "data.name"))[0]
+    return _Opening(section, _listings(section, "data.name")).splits((split,))[0]
 
 
 def open_sources(section: DataSection, found: Found | None = None) -> tuple[Source, Source]:
@@ -79,7 +77,7 @@ def open_sources(section: DataSection, found: Found | None = None) -> tuple[Sour
     Raises: DataError as `open_source`.
     """
     listings = found.images if found else _listings(section, "data.name")
-    train, test = _open(section, SPLITS, listings)
+    train, test = _Opening(section, listings).splits(SPLITS)
     return train, test
 
 
@@ -95,7 +93,9 @@ def open_labelled(section: DataSection, found: Found | None = None) -> tuple[Sou
     if labelled is None:
         return None
     listings = found.labelled if found else _listings(labelled, "data.labelled")
-    train, test = _open(labelled, SPLITS, listings)
+    images = found.images if found else _listings(section, "data.name")
+    # What is black and white in the images to pre-train on is so here.
+    train, test = _Opening(labelled, listings, _Opening(section, images)).splits(SPLITS)
     for source in (train, test):
         known = source.masks is not None or source.objects is not None
         if not known and (source.labels is None or not bool((source.labels >= 0).any())):
@@ -144,33 +144,84 @@ def _listings(section: DataSection, key: str) -> Mapping[Split, Listing] | None:
     return locate(wanted)
 
 
-def _open(
-    section: DataSection, splits: Sequence[Split], listings: Mapping[Split, Listing] | None
-) -> list[Source]:
-    dataset = registered(section.name)
-    looked: dict[Split, Looked] = {}
-    limits = {"train": section.num_images, "test": section.num_test_images}
-    # What says what images show speaks of the labelled set, if there is one.
-    asked = section.objects if section.labelled is None else None
-    annotations = Annotations(asked, listings or {}, cache_folder())
-    keys = {"train": "data.num_images", "test": "data.num_test_images"}
-    opened = []
-    for split in splits:
-        if listings is None:
+@dataclass(frozen=True)
+class _Opening:
+    """Opens splits of one data set.
+
+    Args:
+        section: of the recipe.
+        listings: of its splits; None: it is drawn.
+        lead: of the images to pre-train on, if these are others.
+    """
+
+    section: DataSection
+    listings: Mapping[Split, Listing] | None
+    lead: _Opening | None = None
+
+    def splits(self, wanted: Sequence[Split]) -> list[Source]:
+        """Opens some splits."""
+        section, dataset = self.section, registered(self.section.name)
+        if self.listings is None:
             assert dataset is not None
-            source = _draw(section, dataset, split, limits[split] or DRAWN[split])
+            limits = {"train": section.num_images, "test": section.num_test_images}
+            opened = [draw_source(section, dataset, split, limits[split]) for split in wanted]
         else:
-            wish = Wish(listings[split], limits[split], keys[split])
-            # Held-out images are judged one by one: none may stand in for another.
-            read = _read if section.survey or split == "test" else _meet
-            source = read(section, dataset, split, wish, annotations)
-            if wish.listing.masks:
-                looked[split] = _look_at_masks(source, wish)
-        opened.append(source)
-    if looked:
-        names = next(listings[split].mask_names for split in looked) if listings else None
-        opened = _with_masks(opened, looked, section, dataset, names)
-    return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in opened]
+            opened = self._found(self.listings, wanted, dataset)
+        return [replace(s, mean=section.mean or s.mean, std=section.std or s.std) for s in opened]
+
+    def stored(self) -> Stored | None:
+        """Tells what values training images store; None if nobody needs to know."""
+        if self.listings is None:
+            return None
+        own = _look(self.section, "train", self.listings["train"]).stored
+        led = self.lead.stored() if self.lead is not None and own is not None else None
+        return led if led is not None and own is not None and led.deep is own.deep else own
+
+    def _found(
+        self, listings: Mapping[Split, Listing], wanted: Sequence[Split], dataset: DataSet | None
+    ) -> list[Source]:
+        # What says what images show speaks of the labelled set, if there is one.
+        asked = self.section.objects if self.section.labelled is None else None
+        annotations = Annotations(asked, listings, cache_folder())
+        looked: dict[Split, Looked] = {}
+        opened: list[Source] = []
+        deep: list[bool] = []
+        for split in wanted:
+            found = _look(self.section, split, listings[split])
+            stored = None if found.stored is None else self.stored()
+            deep.append(found.stored is not None and found.stored.deep)
+            if stored is not None and stored.deep is not deep[-1]:
+                deep.append(stored.deep)
+            values = Values.of(form_of(self.section), dataset, stored)
+            if isinstance(found, Surveyed):
+                source = _read(self.section, split, found, values)
+            else:
+                source = _meet(self.section, split, found, values)
+            opened.append(_annotated(source, found.wish, values.note, annotations))
+            if found.wish.listing.masks:
+                looked[split] = _look_at_masks(opened[-1], found.wish)
+        if len(set(deep)) > 1:
+            raise DataError(
+                f"{self.section.name}: both splits must be stored in 8 bits, or both in more, but "
+                "one is in more. Say which values are black and white with data.range = [LOW, "
+                "HIGH], or data.range = 'type' for what each type can hold."
+            )
+        if looked:
+            names = next(listings[split].mask_names for split in looked)
+            opened = _with_masks(opened, looked, self.section, dataset, names)
+        return opened
+
+
+def _look(section: DataSection, split: Split, listing: Listing) -> Surveyed | Met:
+    """Looks at the images of a split, unless that was done before.
+
+    Held-out images are judged one by one: none may stand in for another.
+    """
+    limit, key = section.num_images, "data.num_images"
+    if split == "test":
+        limit, key = section.num_test_images, "data.num_test_images"
+    wish = Wish(listing, limit, key, form_of(section))
+    return surveyed(wish) if section.survey or split == "test" else met(wish)
 
 
 def _look_at_masks(source: Source, wish: Wish) -> Looked:
@@ -203,101 +254,64 @@ def _with_masks(
     return [replace(source, masks=masks.get(source.split)) for source in opened]
 
 
-def _read(
-    section: DataSection,
-    dataset: DataSet | None,
-    split: Split,
-    wish: Wish,
-    annotations: Annotations,
-) -> Source:
-    found = surveyed(wish)
-    survey, pixels = found.survey, found.pixels()
-    objects = annotations.of(split, wish, survey.rows, survey.sizes)
-    depth = survey.depth.note if survey.depth else ""
-    notes = [wish.listing.note, depth, annotations.notes.get(split, "")]
+def _read(section: DataSection, split: Split, found: Surveyed, values: Values) -> Source:
+    survey, pixels, wish = found.survey, found.pixels(), found.wish
+    if pixels is not None and values.scale is not None:
+        pixels = torch.from_numpy(scaled(pixels.numpy(), values.scale))
+    files = Files(wish.table(), survey.rows, survey.sizes, values.form, values.scale)
     return Source(
         name=section.name,
         split=split,
         origin=wish.listing.origin,
         classes=survey.classes,
         labels=None if survey.labels is None else torch.from_numpy(survey.labels),
-        mean=dataset.mean if dataset else IMAGENET_MEAN,
-        std=dataset.std if dataset else IMAGENET_STD,
-        fingerprint=survey.fingerprint,
+        mean=values.mean,
+        std=values.std,
+        fingerprint=values.fingerprint(survey.fingerprint),
         sizes=torch.from_numpy(survey.sizes),
-        skipped=annotations.unused(wish.listing.skipped) + survey.skipped + told_of(objects),
-        note="; ".join(note for note in notes if note),
+        skipped=survey.skipped,
+        note=survey.depth.note if survey.depth else "",
         pixels=pixels,
-        reader=Files(wish.table(), survey.rows, survey.sizes) if pixels is None else None,
+        reader=files if pixels is None else None,
         key=found.key,
+        scale=values.scale,
         rows=survey.rows,
-        objects=objects,
         shards=_ends(wish.table(), survey.rows) if pixels is None else (),
     )
 
 
-def _meet(
-    section: DataSection,
-    dataset: DataSet | None,
-    split: Split,
-    wish: Wish,
-    annotations: Annotations,
-) -> Source:
-    found = met(wish)
+def _meet(section: DataSection, split: Split, found: Met, values: Values) -> Source:
     labels = found.table.labels
-    objects = annotations.of(split, wish)
-    notes = [wish.listing.note, annotations.notes.get(split, "")]
     return Source(
         name=section.name,
         split=split,
-        origin=wish.listing.origin,
+        origin=found.wish.listing.origin,
         classes=found.table.classes,
         labels=None if labels is None else torch.from_numpy(labels),
-        mean=dataset.mean if dataset else IMAGENET_MEAN,
-        std=dataset.std if dataset else IMAGENET_STD,
-        fingerprint=found.fingerprint,
+        mean=values.mean,
+        std=values.std,
+        fingerprint=values.fingerprint(found.fingerprint),
         sizes=None,
-        skipped=annotations.unused(wish.listing.skipped) + told_of(objects),
-        note="; ".join(note for note in notes if note),
-        reader=found.reader,
+        reader=Meeting.made(found.table, found.sizes, values.form, values.scale),
         key=found.key,
-        objects=objects,
+        scale=values.scale,
         shards=_ends(found.table),
+    )
+
+
+def _annotated(source: Source, wish: Wish, note: str, annotations: Annotations) -> Source:
+    """Adds what images show, and what is to be said of the split."""
+    sizes = None if source.sizes is None else source.sizes.numpy()
+    objects = annotations.of(source.split, wish, source.rows, sizes)
+    notes = [wish.listing.note, note, source.note, annotations.notes.get(source.split, "")]
+    return replace(
+        source,
+        objects=objects,
+        skipped=annotations.unused(wish.listing.skipped) + source.skipped + told_of(objects),
+        note="; ".join(note for note in notes if note),
     )
 
 
 def _ends(table: Table, used: NDArray[np.int64] | None = None) -> tuple[int, ...]:
     ends = table.ends(used)
     return () if ends is None else tuple(ends.tolist())
-
-
-def _draw(section: DataSection, dataset: DataSet, split: Split, count: int) -> Source:
-    drawing = dataset.drawing
-    assert drawing is not None
-    image_size = max(section.image_size)
-    if image_size < drawing.min_image_size:
-        raise DataError(
-            f"data.image_size: must be at least {drawing.min_image_size} for '{dataset.name}', but "
-            f"is {image_size}."
-        )
-    numbers = numbers_of(split, count)
-    resident = image_size <= RESIDENT_SIZE
-    # Labels do not depend on the size, so large pictures are drawn small to learn them.
-    drawn_size = image_size if resident else drawing.min_image_size
-    images, labels = drawing.draw(numbers, image_size=drawn_size)
-    fingerprint = hashlib.sha256(f"{image_size}\0".encode() + images.tobytes() + labels.tobytes())
-    return Source(
-        name=section.name,
-        split=split,
-        origin="drawn",
-        classes=drawing.classes,
-        labels=torch.from_numpy(labels),
-        mean=dataset.mean,
-        std=dataset.std,
-        fingerprint=fingerprint.hexdigest(),
-        sizes=torch.full((count, 2), image_size, dtype=torch.int32),
-        pixels=torch.from_numpy(images) if resident else None,
-        reader=None if resident else Pictures(drawing, numbers, image_size),
-        masks=DrawnMasks(drawing, numbers, image_size) if drawing.annotate else None,
-        objects=DrawnObjects(drawing, numbers, image_size) if drawing.annotate else None,
-    )

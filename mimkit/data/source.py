@@ -9,11 +9,11 @@ from typing import Final, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from mimkit.data.intake.table import Skipped
 from mimkit.data.pixels.augment import Augment
+from mimkit.data.pixels.raster import Raster, Scale
 from mimkit.data.pixels.readers import MeetingReader, Reader
 from mimkit.data.pixels.views import render
 from mimkit.data.registered import Split
@@ -40,12 +40,14 @@ class Source:
         sizes: (N, 2) int32, heights and widths; None if images are looked at when they are met.
         skipped: what is not used, and why.
         note: what readers of results must know of how the split came about, or nothing.
-        pixels: (N, 3, H, W) uint8 if all images have one size of at most 64 pixels, else None.
+        pixels: (N, C, H, W) uint8, or float32 in [0, 1], if all images have one size of at most 64
+            pixels, else None.
         reader: decodes one image; None where there are pixels.
         key: of what is cached of it; "" where nothing is.
         rows: (N,) int64, which rows of its table the images are; None if they are all.
         masks: the class of every pixel; None if that is not known.
         objects: what the images show, and where; None if that is not known.
+        scale: the stored values that became 0 and 1; None: images are in 8 bits.
         shards: where each file ends in which images lie one after the other; () if each image is
             within reach alike, as decoded ones are.
     """
@@ -67,6 +69,7 @@ class Source:
     rows: NDArray[np.int64] | None = None
     masks: Masks | None = None
     objects: Objects | None = None
+    scale: Scale | None = None
     shards: tuple[int, ...] = ()
 
     def __len__(self) -> int:
@@ -89,13 +92,15 @@ class Source:
     def _meeting(self) -> MeetingReader:
         return cast(MeetingReader, self.reader)
 
-    def image(self, index: int, shrink: int = 1) -> Image.Image:
-        """Returns an image in RGB, at its full size, or up to ``shrink`` times smaller.
+    def image(self, index: int, shrink: int = 1) -> Raster:
+        """Returns an image, in 8 bits or float32 in [0, 1].
+
+        At its full size, or up to ``shrink`` times smaller.
 
         Raises: DataError if its file can no longer be read.
         """
         if self.pixels is not None:
-            return Image.fromarray(self.pixels[index].permute(1, 2, 0).cpu().numpy())
+            return Raster.of(self.pixels[index].permute(1, 2, 0).cpu().numpy())
         assert self.reader is not None
         return self.reader(index, shrink)
 

@@ -34,6 +34,12 @@ _STANDARD: Final = Augment(crop="resized", crop_scale=(0.5, 1.0))
 _PROTOCOL: Final = {"total_steps", "batch_size", "optimizer", "warmup_steps", "weight_decay"}
 
 
+_RGB_ALONE: Final = (
+    "evaluator 'finetune', rand_augment: knows 8-bit RGB images alone, but {}. Leave it out: "
+    "--set evaluate.N.rand_augment=none, N being its place among the evaluators, from 0"
+)
+
+
 class FineTune(Evaluator):
     """Accuracy after training the whole network on a fraction of the labels.
 
@@ -139,6 +145,8 @@ class FineTune(Evaluator):
         self.augmentation = augmentation
         self.mixup = mixup
         self.cutmix = cutmix
+        if rand_augment is not None and geometry.channels != 3:
+            raise RecipeError(_RGB_ALONE.format(f"data.channels is {geometry.channels}"))
         self.rand_augment = None if rand_augment is None else RandAugment(rand_augment)
         self.random_erasing = random_erasing
         self.grid = None if image_size is None else _grid_of(image_size, geometry.grid, network)
@@ -174,6 +182,8 @@ class FineTune(Evaluator):
 
         Raises: DataError, RecipeError.
         """
+        if self.rand_augment is not None and subject.train.scale is not None:
+            raise RecipeError(_RGB_ALONE.format("they are in float32 (data.range)"))
         self.subsets(subject).check(subject, _NAME)
         self._measures_norms(subject)
 

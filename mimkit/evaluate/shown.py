@@ -64,6 +64,19 @@ class Shown:
         write_atomic(path, lambda temporary: image.save(temporary, "PNG"))
 
 
+def visible(image: Tensor) -> Tensor:
+    """Makes any image one to look at: its first three channels, or the first alone in grey.
+
+    >>> visible(torch.ones(6, 1, 1))[:, 0, 0]
+    tensor([255, 255, 255], dtype=torch.uint8)
+
+    Shape: image (C, H, W) uint8, or float32 in [0, 1]; (3, H, W) uint8.
+    """
+    if image.dtype != torch.uint8:
+        image = (image.clamp(0, 1) * 255).round().to(torch.uint8)
+    return image[:3] if image.shape[0] >= 3 else image[:1].expand(3, -1, -1)
+
+
 def painted(image: Tensor, classes: Tensor) -> Tensor:
     """Paints the class of every pixel over an image; what is not judged is grey.
 

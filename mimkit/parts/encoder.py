@@ -20,12 +20,14 @@ from mimkit.parts.records import Grid, Tokens
 class TimmModel:
     """A model of timm with the weights of an encoder.
 
-    >>> TimmModel("timm.models.vision_transformer:VisionTransformer", {"depth": 12}, {}).options
-    {'depth': 12}
+    >>> TimmModel("vit_base_patch16_224", {"depth": 6}, {}).options
+    {'depth': 6}
 
     Args:
-        model: ``"module:class"`` within timm, or what makes one.
-        options: keyword arguments of that, plain data.
+        model: a name of ``timm.create_model``, of the same class; what else it implies is given in
+            ``options``. A class alone, ``"module:class"``, can be exported as a state dict, but
+            nothing that timm loads by name.
+        options: keyword arguments of it, plain data.
         tensors: its state dict, which fits with ``strict=True``.
     """
 
@@ -197,6 +199,4 @@ class Encoder(Part, Module):
 
         Raises: RecipeError if timm has no such model, which is the default.
         """
-        raise RecipeError(
-            f"{type(self).__name__} is none of timm's models. Export it with --format safetensors."
-        )
+        raise RecipeError(f"{type(self).__name__} is none of timm's models.")

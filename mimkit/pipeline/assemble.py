@@ -63,13 +63,7 @@ def assemble(
     if world.leads:
         world.wait()
     if announce:
-        for line in described(train, test, *(labelled or ())):
-            console.print(line)
-        if recipe.data.judge == "development":
-            console.print(
-                "evaluations judge by labels of one training image in ten, which are held back "
-                "(data.judge)"
-            )
+        _announce(recipe, console, train, test, *(labelled or ()))
     _refuse_untold(recipe, *(labelled or (train, test)))
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
@@ -155,6 +149,16 @@ def rehearse(current: Run) -> None:
         if done is not None:
             current.prepared[name] = done
     current.pretrainer.to(device)
+
+
+def _announce(recipe: Recipe, console: Console, *sources: Source) -> None:
+    for line in described(*sources):
+        console.print(line)
+    if recipe.data.judge == "development":
+        console.print(
+            "evaluations judge by labels of one training image in ten, which are held back "
+            "(data.judge)"
+        )
 
 
 def _refuse_uneven(train: TrainSection, world: World) -> None:

@@ -1,19 +1,22 @@
 """Another project's checkpoint as a run of mimkit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 from rich.console import Console
 from torch import Tensor, nn
 
 from mimkit.console import headed
 from mimkit.data.intake.locate import registered
+from mimkit.data.pixels.form import RGB
 from mimkit.data.registered import IMAGENET_MEAN, IMAGENET_STD
 from mimkit.errors import DataError
 from mimkit.files import write_text
 from mimkit.folder import RunFolder
 from mimkit.ownership import refuse_foreign
+from mimkit.parts.channels import adapt_channels
 from mimkit.parts.fitting import misfits
 from mimkit.parts.importer import Imported, Importer
 from mimkit.parts.state_dicts import listed
@@ -22,11 +25,15 @@ from mimkit.recipe.problems import written
 from mimkit.recipe.registry import Entry, entries, find
 from mimkit.recipe.registry import load as load_entry
 from mimkit.recipe.schema import Recipe, load, resolved
+from mimkit.recipe.sections import DataSection
 from mimkit.train import checkpoint
 from mimkit.train.encoder_file import save_encoder
 from mimkit.train.optim import make_optimizer
 from mimkit.train.progress import Progress
 from mimkit.train.step import Pretrainer
+
+_OF_FILES: Final = ("image_size", "patch_size", "channels")
+"""What files tell of ``[data]``, which a recipe must not contradict."""
 
 
 def import_run(
@@ -62,22 +69,28 @@ def import_run(
         raise DataError(f"{file}: must be a checkpoint file, but there is none.")
     found = _read(reader, entry, file)
     # What is open in it is settled when it runs: reading a file needs neither data nor network.
-    chosen = load(
-        recipe or reader.recipe,
-        preset=preset,
-        fixed=found.settings,
-        overrides=overrides,
-        data_path=data_path,
+    chosen = _choose(
+        found.settings,
+        partial(
+            load,
+            recipe or reader.recipe,
+            preset=preset,
+            overrides=overrides,
+            data_path=data_path,
+        ),
     )
-    dataset = registered(chosen.data.name)
-    parts = build(
-        chosen,
-        mean=chosen.data.mean or (dataset.mean if dataset else IMAGENET_MEAN),
-        std=chosen.data.std or (dataset.std if dataset else IMAGENET_STD),
-    )
+    mean, std = _statistics(chosen.data)
+    parts = build(chosen, mean=mean, std=std)
     contradictions = _contradictions(found, chosen)
-    notes = [*found.notes, *_fill(parts.encoder, found.encoder, "encoder", file, contradictions)]
-    notes += _fill(parts.head, found.head, "head", file, contradictions)
+    tensors, adapted = adapt_channels(
+        found.encoder, parts.encoder.state_dict(), chosen.data.channels
+    )
+    notes = [*found.notes, *adapted]
+    notes += _fill(parts.encoder, tensors, "encoder", file, contradictions)
+    head = found.head
+    if adapted and misfits(head, parts.head.state_dict()):
+        head = {}  # it predicts what the file's images had three of
+    notes += _fill(parts.head, head, "head", file, contradictions)
     with RunFolder(out, writable=True, say=console.print) as folder:
         _refuse_held(folder)
         folder.clear()
@@ -92,6 +105,25 @@ def import_run(
     console.print(headed("run", out), soft_wrap=True)
     console.print(f"To go on: mimkit run {out}", soft_wrap=True)
     console.print(f"To judge it as it is: mimkit evaluate {out}", soft_wrap=True)
+
+
+def _choose(settings: Mapping[str, Any], choose: Callable[..., Recipe]) -> Recipe:
+    """Loads the recipe; where its images have other channels, the file's mean is not theirs."""
+    data = {k: v for k, v in settings.get("data", {}).items() if k not in ("mean", "std")}
+    chosen = choose(fixed={**settings, "data": data})
+    return choose(fixed=settings) if chosen.data.channels == RGB else chosen
+
+
+def _statistics(data: DataSection) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Says what is known of mean and deviation before the data are opened.
+
+    Of other images than RGB that is nothing: they are measured when they first are.
+    """
+    dataset = registered(data.name)
+    mean, std = (dataset.mean, dataset.std) if dataset else (IMAGENET_MEAN, IMAGENET_STD)
+    if data.channels != RGB:
+        mean = std = (0.5,) * data.channels
+    return data.mean or mean, data.std or std
 
 
 def _refuse_held(folder: RunFolder) -> None:
@@ -132,7 +164,7 @@ def _reads(other: Entry, entry: Entry, file: Path) -> bool:
 def _contradictions(found: Imported, recipe: Recipe) -> list[str]:
     """Says which keys of the recipe differ from what the file says, and how to mend each."""
     chosen: dict[str, Mapping[str, Any]] = {
-        "data": {name: getattr(recipe.data, name) for name in ("image_size", "patch_size")},
+        "data": {name: getattr(recipe.data, name) for name in _OF_FILES},
         "encoder": {"part": recipe.encoder.name, **recipe.encoder.options},
         "head": {"part": recipe.head.name, **recipe.head.options},
     }

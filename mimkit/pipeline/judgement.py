@@ -27,7 +27,7 @@ class Wish:
     """How a finished run is to be judged; None and () mean as its recipe says.
 
     Args:
-        dataset: a registered name, a folder, a Hugging Face id.
+        dataset: a registered name, a folder, a Hugging Face id, an address.
         labels: labelled images for the evaluations, or a table of files and labels.
         data_path: where to look for the data first.
         evaluate: ``[[evaluate]]`` tables.

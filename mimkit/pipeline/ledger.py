@@ -119,6 +119,7 @@ def _dataset(training: Source, test: Source) -> dict[str, object]:
         "fingerprint": training.fingerprint,
         "train_images": len(training),
         "test_images": len(test),
+        **({} if training.scale is None else {"range": training.scale}),
         "skipped": [asdict(item) for source in (training, test) for item in source.unread()],
         **_masks(training, test),
         "notes": [source.note for source in (training, test) if source.note],

@@ -195,9 +195,8 @@ def finish(current: Run, trial: StepTrial | None, progress: Progress) -> None:
     """Keeps the encoder, evaluates, draws, reports."""
     recipe, folder = current.recipe, current.folder
     view = current.parts.views[0]
-    save_encoder(
-        folder.path, current.pretrainer.encoder, recipe.encoder, current.parts.geometry, view
-    )
+    encoder, geometry = current.pretrainer.encoder, current.parts.geometry
+    save_encoder(folder.path, encoder, recipe.encoder, geometry, view, scale=current.train.scale)
     if needs_targets(recipe):
         draw_predictions(current.pretrainer, current.heldout_batch(12), view, folder.pictures)
     results: list[Result] = []

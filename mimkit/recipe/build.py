@@ -79,7 +79,7 @@ def build(
     grid = Grid(height // data.patch_size, width // data.patch_size, data.patch_size)
     image = View("image", data.image_size, data.mean or mean, data.std or std, data.interpolation)
 
-    geometry = Geometry(grid)
+    geometry = Geometry(grid, data.channels)
     masker: Masker = maker.make("masker", geometry)
     encoder: Encoder = maker.make("encoder", geometry)
     geometry = dataclasses.replace(geometry, embed_dim=encoder.embed_dim)

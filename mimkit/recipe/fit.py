@@ -25,6 +25,7 @@ def refuse_misfits(
         *_misfits(recipe, masker, encoder, targets),
         *_conflicting_predictions(recipe, targets),
         *_conflicting_views(views),
+        *_other_channels(views, recipe.data.channels),
     ]
     if problems:
         raise RecipeError("\n".join(problems))
@@ -92,4 +93,14 @@ def _conflicting_views(views: Sequence[View]) -> Iterator[str]:
             yield (
                 f"view '{view.name}' must be the same for all parts, but one asks for {view} and "
                 f"another for {known[view.name]}."
+            )
+
+
+def _other_channels(views: Sequence[View], channels: int) -> Iterator[str]:
+    for view in views:
+        if {len(view.mean), len(view.std)} != {channels}:
+            yield (
+                f"view '{view.name}' must have a mean and a deviation for each of the {channels} "
+                f"channels (data.channels), but has {len(view.mean)} and {len(view.std)}. A part "
+                "that knows RGB images alone cannot be used with others."
             )

@@ -49,15 +49,15 @@ def _pair(value: object) -> tuple[int, int]:
 
 
 Side = Annotated[int, Interval(ge=1, le=_LARGEST_SIDE)]
-Channels = tuple[float, float, float]
-PositiveChannels = tuple[Positive, Positive, Positive]
+ByChannel = tuple[float, ...]
+PositiveByChannel = tuple[Positive, ...]
 PositiveRange = tuple[Positive, Positive]
 
 
 class DataSection(Strict):
     """``[data]``: which images, and how they are cut into patches."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"judge"})
+    later: ClassVar[frozenset[str]] = frozenset({"channels", "judge", "range"})
 
     name: str = Field(
         min_length=1,
@@ -103,8 +103,23 @@ class DataSection(Strict):
     patch_size: Side = Field(
         description="side of a patch in pixels; must divide the image's height and width"
     )
-    mean: Channels | None = Field(None, description="mean to subtract; default: the data set's")
-    std: PositiveChannels | None = Field(None, description="divisor; default: the data set's")
+    channels: Annotated[int, Interval(ge=1, le=1_024)] = Field(
+        3,
+        description="of an image: 3 for RGB and 1 for grey, into which any 8-bit image is "
+        "converted; others as they are stored",
+    )
+    range: Literal["measured", "type"] | tuple[float, float] = Field(
+        "measured",
+        description="stored values that become black and white: [LOW, HIGH]; 'measured': of images "
+        "of more than 8 bits the least and greatest, of others 0 and 255; 'type': what their type "
+        "can hold, in 8 bits",
+    )
+    mean: ByChannel | None = Field(
+        None, description="mean to subtract, by channel; default: the data set's, or measured"
+    )
+    std: PositiveByChannel | None = Field(
+        None, description="divisor, by channel; default: the data set's, or measured"
+    )
     interpolation: Interpolation = Field("bicubic", description="how images are resized")
     num_images: Count | None = Field(
         None, description="use so many training images, all classes alike (shapes: draw so many)"
@@ -129,6 +144,26 @@ class DataSection(Strict):
         description="loader processes of each training process; default: 0 for sets on the device, "
         "else its share of the cores, less one, up to 16",
     )
+
+    @field_validator("range")
+    @classmethod
+    def _ascends(cls, bounds: str | tuple[float, float]) -> str | tuple[float, float]:
+        if not isinstance(bounds, str) and bounds[0] >= bounds[1]:
+            raise ValueError(f"must ascend, but is {list(bounds)}")
+        return bounds
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _of_each_channel(
+        cls, values: tuple[float, ...] | None, info: ValidationInfo
+    ) -> tuple[float, ...] | None:
+        channels = info.data.get("channels")
+        if values is not None and channels is not None and len(values) != channels:
+            raise ValueError(
+                f"must hold a number for each of the {channels} channels (data.channels), but "
+                f"holds {len(values)}"
+            )
+        return values
 
     @field_validator("patch_size")
     @classmethod

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from mimkit.evaluate.shown import visible
 from mimkit.files import write_atomic
 from mimkit.parts.patches import patchify, unpatchify
 from mimkit.parts.records import Grid, Mask, View
@@ -206,9 +207,8 @@ def _placed(colours: Mapping[str, str], width: int) -> list[tuple[str, str, int,
 
 
 def _pixels(image: Tensor) -> Image.Image:
-    values = (image.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    if values.shape[0] == 1:
-        values = values.expand(3, -1, -1)
+    """Shows the first three channels, or the first alone in grey."""
+    values = visible(image.detach().float().cpu())
     return Image.fromarray(rearrange(values, "c h w -> h w c").numpy())
 
 

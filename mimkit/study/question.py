@@ -12,7 +12,8 @@ class Asked:
     """What the command line says of the recipes.
 
     Args:
-        dataset: registered name, folder, parquet files or Hugging Face id; None: each recipe's own.
+        dataset: registered name, folder, parquet files, Hugging Face id or address; None: each
+            recipe's own.
         preset: of every recipe, or None.
         overrides: ``a.b=VALUE`` settings for every recipe.
         data_path: where to look for the data first.

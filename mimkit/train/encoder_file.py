@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
+from mimkit.data.pixels.raster import Scale
 from mimkit.errors import DataError
 from mimkit.files import write_json
 from mimkit.parts.encoder import Encoder
@@ -17,9 +18,24 @@ from mimkit.train.tensors import write_tensors
 
 
 def save_encoder(
-    folder: Path, encoder: Encoder, table: PartTable, geometry: Geometry, view: View
+    folder: Path,
+    encoder: Encoder,
+    table: PartTable,
+    geometry: Geometry,
+    view: View,
+    *,
+    scale: Scale | None = None,
 ) -> None:
-    """Writes ``encoder.safetensors`` and ``encoder.json`` into a run folder."""
+    """Writes ``encoder.safetensors`` and ``encoder.json`` into a run folder.
+
+    Args:
+        folder: of the run.
+        encoder: as it was trained.
+        table: of the recipe, which names it.
+        geometry: grid and channels.
+        view: how its images are normalised.
+        scale: the stored values that became 0 and 1 before that; None: 0 and 255.
+    """
     write_tensors(folder / "encoder.safetensors", encoder.state_dict())
     grid = geometry.grid
     write_json(
@@ -33,6 +49,7 @@ def save_encoder(
             "channels": geometry.channels,
             "mean": view.mean,
             "std": view.std,
+            **({} if scale is None else {"range": scale}),
             "interpolation": view.interpolation,
         },
     )

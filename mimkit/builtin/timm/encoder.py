@@ -108,5 +108,7 @@ class TimmEncoder(Encoder):
         return {f"{_OWN}{name}": t for name, t in self.encoder.regrid(bare, grid).items()}
 
     def timm_model(self) -> TimmModel:
-        """Says how `timm.create_model` makes the same model."""
-        return TimmModel("timm:create_model", self.model_options, self.encoder.model.state_dict())
+        """See `Encoder.timm_model`."""
+        options = dict(self.model_options)
+        name, _, _ = options.pop("model_name").partition(".")  # without the tag of its weights
+        return TimmModel(name, options, self.encoder.model.state_dict())

@@ -15,11 +15,11 @@ from typing import IO, Final
 from mimkit.console import make_console
 from mimkit.data.intake.kinds import advice, census
 from mimkit.data.intake.sheet import KINDS
-from mimkit.data.intake.walk import EXTENSIONS, is_ignored
+from mimkit.data.intake.walk import ARRAYS, EXTENSIONS, is_ignored
 from mimkit.errors import DataError
 
-_WANTED: Final = frozenset((*EXTENSIONS, *KINDS))
-_IMAGES: Final = frozenset((*EXTENSIONS, ".parquet"))
+_WANTED: Final = frozenset((*EXTENSIONS, *ARRAYS, *KINDS))
+_IMAGES: Final = frozenset((*EXTENSIONS, *ARRAYS, ".parquet"))
 Member = tuple[str, int, Callable[[], IO[bytes] | None]]
 """Name, size, and what opens it."""
 

@@ -21,7 +21,7 @@ from mimkit.data.intake.paths import Paths, write_paths
 from mimkit.data.intake.places import Meaning, Part, Place, some
 from mimkit.data.intake.sheet import KINDS, METADATA, Naming, naming
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.intake.walk import EXTENSIONS, Folder, Tree, is_utf8
+from mimkit.data.intake.walk import ARRAYS, EXTENSIONS, Folder, Tree, is_utf8
 from mimkit.data.registered import Split
 from mimkit.errors import DataError
 
@@ -342,7 +342,8 @@ def _shown(path: str) -> str:
 def _empty(tree: Tree) -> str:
     others = list(tree.others())
     kinds = f" Its files are {census(others)}.{advice(others)}" if others else ""
+    known = ", ".join(sorted(EXTENSIONS | ARRAYS))
     return (
-        f"{tree.root}: must hold images ({', '.join(sorted(EXTENSIONS))}), in train/ and test/ or "
-        f"val/, in one folder per class, or at any depth, but holds none.{kinds}"
+        f"{tree.root}: must hold images ({known}), in train/ and test/ or val/, in one folder "
+        f"per class, or at any depth, but holds none.{kinds}"
     )

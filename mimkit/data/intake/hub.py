@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Final
 
 from mimkit.data.intake.sheet import METADATA
-from mimkit.data.intake.walk import EXTENSIONS
+from mimkit.data.intake.walk import ARRAYS, EXTENSIONS
 from mimkit.data.registered import DataSet
 
 _HUB_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
@@ -33,7 +33,7 @@ def download(hub: str, dataset: DataSet | None) -> tuple[Path | None, str]:
 
     if dataset is None:
         patterns = ["*.parquet", *METADATA, *(f"*/{name}" for name in METADATA)]
-        patterns += [f"*{extension}" for extension in EXTENSIONS]
+        patterns += [f"*{extension}" for extension in (*EXTENSIONS, *ARRAYS)]
     else:
         words = [word for split in dataset.splits.values() for word in split]
         patterns = [f"*/{word}-*.parquet" for word in words]

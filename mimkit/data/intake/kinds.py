@@ -20,7 +20,10 @@ _KINDS: Final = {
     **dict.fromkeys((".svg",), "a drawing (SVG); convert it to PNG"),
     **dict.fromkeys((".nii",), "a volume (NIfTI); write its slices out as PNG"),
     **dict.fromkeys((".jp2", ".jxl"), "JPEG 2000 or JPEG XL; convert it to PNG or JPEG"),
-    **dict.fromkeys((".npy", ".npz"), "an array of numpy; write its images out as PNG"),
+    **dict.fromkeys(
+        (".npy",), "an array of numpy, which is an image only where no other images lie"
+    ),
+    **dict.fromkeys((".npz",), "arrays of numpy in one file; write each image to a file, .npy"),
     **dict.fromkeys((".h5", ".hdf5", ".mat"), "an HDF5 or Matlab file; write its images as PNG"),
     **dict.fromkeys((".tfrecord",), "TFRecords; write its images out as PNG or as parquet"),
     **dict.fromkeys((".mp4", ".avi", ".mov", ".mkv"), "a video; write its frames out as JPEG"),
@@ -34,7 +37,7 @@ _MAGIC: Final = (
     (4, b"ftypheix", _HEIC),
     (4, b"ftypmif1", _HEIC),
     (0, b"\x89HDF", _KINDS[".h5"]),
-    (0, b"\x93NUMPY", _KINDS[".npy"]),
+    (0, b"\x93NUMPY", "one array of numpy; give the folder that holds one for each image"),
     (0, b"7z\xbc\xaf", _KINDS[".7z"]),
     (0, b"Rar!", _KINDS[".rar"]),
     (0, b"\x80\x04", _PICKLE),

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
 from mimkit.data.intake.labels import LABEL_COLUMNS, NoClassesError, codes_of
-from mimkit.data.intake.walk import EXTENSIONS, Tree
+from mimkit.data.intake.walk import ARRAYS, EXTENSIONS, Tree
 from mimkit.data.intake.words import TEST_WORDS, TRAIN_WORDS
 from mimkit.errors import DataError, nearest
 
@@ -214,7 +214,7 @@ def _load(path: Path, image_column: str | None) -> pa.Table:
     first = text.partition("\n")[0]
     delimiter = max("\t;,", key=first.count) if kind != ".tsv" else "\t"
     headless = any(
-        PurePosixPath(cell.strip().strip('"')).suffix.lower() in EXTENSIONS
+        PurePosixPath(cell.strip().strip('"')).suffix.lower() in EXTENSIONS | ARRAYS
         for cell in first.split(delimiter)
     )
     header = [cell.strip("\r").strip('"') for cell in first.split(delimiter)]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from mimkit.data.intake.columns import Asked
 from mimkit.data.intake.tars import index_tar
-from mimkit.data.intake.walk import EXTENSIONS
+from mimkit.data.intake.walk import ARRAYS, EXTENSIONS
 from mimkit.errors import DataError
 
 _LONGEST_NAME: Final = 60
@@ -101,7 +101,7 @@ def kind_of(where: str, content: bytes) -> str:
     ('jpeg', 'gif', 'jpg')
     """
     suffix = "" if _is_row(where) else PurePosixPath(where.rstrip(")")).suffix.lower()
-    if suffix in EXTENSIONS:
+    if suffix in EXTENSIONS | ARRAYS:
         return suffix[1:]
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from mimkit.data.intake.columns import Asked
 from mimkit.data.intake.labels import LABEL_COLUMNS
-from mimkit.data.intake.walk import EXTENSIONS, is_utf8
+from mimkit.data.intake.walk import ARRAYS, EXTENSIONS, is_utf8
 from mimkit.data.intake.words import is_mask_word
 from mimkit.files import write_atomic
 
@@ -107,8 +107,8 @@ def index_tar(file: IO[bytes], asked: Asked) -> ShardIndex:
     wanted = LABEL_FIELDS if asked.label is None else (asked.label,)
     wanted = () if asked.label == "none" else wanted
     for key, fields in _samples(file, watch):
-        # KEY.jpg before KEY.left.jpg.
-        candidates = sorted(fields, key=lambda name: "." in name)
+        # KEY.jpg before KEY.left.jpg; KEY.npy may be features of it, or stand for itself.
+        candidates = sorted(fields, key=lambda name: (_is_array(name), "." in name))
         image = next(
             (name for name in candidates if _is_meant(name, asked.image, asked.mask)), None
         )
@@ -245,13 +245,17 @@ def _is_image(name: str) -> bool:
     return f".{name.rpartition('.')[2].lower()}" in EXTENSIONS
 
 
+def _is_array(name: str) -> bool:
+    return f".{name.rpartition('.')[2].lower()}" in ARRAYS
+
+
 def _is_meant(name: str, asked: str | None, mask: str | None) -> bool:
     """Whether a field holds the image, not the mask."""
     if asked is not None:
-        return _is_image(name) and asked in (name, name.rpartition(".")[0])
+        return (_is_image(name) or _is_array(name)) and asked in (name, name.rpartition(".")[0])
     if mask not in (None, "none") and mask in (name, name.rpartition(".")[0]):
         return False
-    return _is_image(name) and not _holds_masks(name.rpartition(".")[0])
+    return (_is_image(name) or _is_array(name)) and not _holds_masks(name.rpartition(".")[0])
 
 
 def _is_mask(name: str, image: str, asked: str | None) -> bool:

@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -15,6 +15,8 @@ EXTENSIONS: Final = frozenset(
         *("png", "pnm", "ppm", "tif", "tiff", "webp"),
     )
 )
+ARRAYS: Final = frozenset((".npy",))
+"""Images only where there are no others: beside image files lie masks and features of this kind."""
 _IGNORED: Final = frozenset(("__MACOSX", "Thumbs.db", "desktop.ini", "$RECYCLE.BIN"))
 """What systems leave behind; names that begin with a dot are passed over as well."""
 
@@ -81,6 +83,13 @@ def walk(root: str) -> Tree:
     Raises: DataError if a folder cannot be listed.
     """
     root = os.path.abspath(root)
+    tree = _walk(root, EXTENSIONS)
+    if not tree.count and any(os.path.splitext(name)[1] in ARRAYS for name in tree.others()):
+        return _walk(root, ARRAYS)
+    return tree
+
+
+def _walk(root: str, kinds: Collection[str]) -> Tree:
     folders: list[Folder] = []
     waiting, entered = [""], set()
     while waiting:
@@ -91,7 +100,7 @@ def walk(root: str) -> Tree:
             if (status.st_dev, status.st_ino) in entered:
                 continue
             entered.add((status.st_dev, status.st_ino))
-            folder, below = _look(place, name)
+            folder, below = _look(place, name, kinds)
         except OSError as error:
             raise DataError(f"{place}: cannot be listed: {error.strerror}.") from error
         if folder.images or folder.others or folder.unnameable:
@@ -100,7 +109,7 @@ def walk(root: str) -> Tree:
     return Tree(root, tuple(folders))
 
 
-def _look(place: str, name: str) -> tuple[Folder, list[str]]:
+def _look(place: str, name: str, kinds: Collection[str]) -> tuple[Folder, list[str]]:
     # A million files pass through here: nothing is called for each that can be written out.
     names: list[str] = []
     stamps: list[str] = []
@@ -115,7 +124,7 @@ def _look(place: str, name: str) -> tuple[Folder, list[str]]:
                 continue
             if entry.is_dir():
                 below.append(file)
-            elif file[file.rfind(".") :].lower() not in EXTENSIONS:
+            elif file[file.rfind(".") :].lower() not in kinds:
                 others.append(file)
             elif not utf8 or not (file.isascii() or is_utf8(file)):
                 unnameable.append(file)

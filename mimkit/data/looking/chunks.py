@@ -5,12 +5,17 @@ import json
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.pixels.decode import SHRINKS, UnreadableError, look
+from mimkit.data.looking.stored import tallies, tally
+from mimkit.data.pixels.decode import SHRINKS, look
+from mimkit.data.pixels.form import RGB, Form
+from mimkit.data.pixels.readers import depth_misfit
+from mimkit.data.pixels.unreadable import MisfitError, UnreadableError
 from mimkit.files import write_atomic
 
 DIGEST_BYTES = 32
@@ -25,39 +30,71 @@ class Chunk:
         sizes: (n, 2) int32, their heights and widths.
         digests: (n, 32) uint8, SHA-256 of their files.
         skipped: the other rows.
-        deep: (m, 2) int64, the least and the greatest value of each image whose values take more
-            than 8 bits.
-        pixels: (n, 3, H, W) uint8, if they were asked for and all have one size; else (0,).
+        misfits: of these, images with other channels, or another depth, than they must have.
+        deep: (m, 2) int64, the least and the greatest value of each image of which more than 8 bits
+            became 8.
+        stored: (n, 3 + 2 C) float64, what values they store (`tally`); (0, ...) if nobody asked.
+        pixels: (n, C, H, W) uint8 or float32, if they were asked for and all have one size; else
+            (0,).
     """
 
     rows: NDArray[np.int64]
     sizes: NDArray[np.int32]
     digests: NDArray[np.uint8]
     skipped: tuple[Skipped, ...]
+    misfits: tuple[Skipped, ...]
     deep: NDArray[np.int64]
-    pixels: NDArray[np.uint8]
+    stored: NDArray[np.float64]
+    pixels: NDArray[np.uint8] | NDArray[np.float32]
 
 
-def look_at(table: Table, rows: range, *, whole: bool) -> Chunk:
+@dataclass(frozen=True)
+class Task:
+    """What is wanted of images, and what they must be.
+
+    Args:
+        form: what they are made into.
+        deep: whether they are in float32.
+        whole: whether their pixels are wanted.
+    """
+
+    form: Form
+    deep: bool
+    whole: bool
+
+    @property
+    def measures(self) -> bool:
+        """Whether range, mean and deviation are wanted: nobody knows them of such images."""
+        return self.deep or self.form.channels != RGB
+
+
+def look_at(table: Table, rows: range, task: Task) -> Chunk:
     """Looks at some images, each to its end.
 
     Args:
         table: the images.
         rows: which of them.
-        whole: whether their pixels are wanted.
+        task: what is wanted of them.
     """
     kept: list[int] = []
     sizes: list[tuple[int, int]] = []
     digests: list[bytes] = []
     skipped: list[Skipped] = []
+    misfits: list[Skipped] = []
     deep: list[tuple[int, int]] = []
-    images: list[NDArray[np.uint8]] = []
+    stored: list[list[float]] = []
+    images: list[NDArray[Any]] = []
     for row in rows:
         try:
             content = table.content(row)
-            found = look(content, 1 if whole else SHRINKS[-1])
+            full = task.whole or task.measures
+            found = look(content, 1 if full else SHRINKS[-1], task.form)
+            if found.image.deep is not task.deep:
+                raise MisfitError(depth_misfit(found.image))
         except OSError as error:
             skipped.append(Skipped(table.where(row), f"cannot be read: {error.strerror}"))
+        except MisfitError as error:
+            misfits.append(Skipped(table.where(row), str(error)))
         except UnreadableError as error:
             skipped.append(Skipped(table.where(row), str(error)))
         else:
@@ -66,15 +103,19 @@ def look_at(table: Table, rows: range, *, whole: bool) -> Chunk:
             digests.append(hashlib.sha256(content).digest())
             if found.values is not None:
                 deep.append(found.values)
-            if whole:
+            if task.measures:
+                stored.append(tally(found.image, task.form))
+            if task.whole:
                 images.append(np.asarray(found.image))
-    alike = whole and len(set(sizes)) == 1
+    alike = task.whole and len(set(sizes)) == 1
     return Chunk(
         rows=np.array(kept, dtype=np.int64),
         sizes=np.array(sizes, dtype=np.int32).reshape(-1, 2),
         digests=np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES),
         skipped=tuple(skipped),
+        misfits=tuple(misfits),
         deep=np.array(deep, dtype=np.int64).reshape(-1, 2),
+        stored=tallies(stored, task.form),
         pixels=np.stack(images).transpose(0, 3, 1, 2) if alike else np.empty(0, np.uint8),
     )
 
@@ -93,7 +134,9 @@ def save_chunk(path: Path, chunk: Chunk) -> None:
                 sizes=chunk.sizes,
                 digests=chunk.digests,
                 skipped=np.array(json.dumps([asdict(item) for item in chunk.skipped])),
+                misfits=np.array(json.dumps([asdict(item) for item in chunk.misfits])),
                 deep=chunk.deep,
+                stored=chunk.stored,
                 pixels=chunk.pixels,
             )
 
@@ -109,7 +152,9 @@ def load_chunk(path: Path) -> Chunk | None:
                 sizes=file["sizes"],
                 digests=file["digests"],
                 skipped=tuple(Skipped(**item) for item in json.loads(str(file["skipped"]))),
+                misfits=tuple(Skipped(**item) for item in json.loads(str(file["misfits"]))),
                 deep=file["deep"],
+                stored=file["stored"],
                 pixels=file["pixels"],
             )
     except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile):

@@ -19,9 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.console import make_console
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.looking.chunks import Chunk, load_chunk, look_at, save_chunk
+from mimkit.data.looking.chunks import Chunk, Task, load_chunk, look_at, save_chunk
 from mimkit.data.looking.pace import Pace
-from mimkit.data.pixels.decode import UnreadableError, measure
+from mimkit.data.looking.stored import Stored
+from mimkit.data.pixels.decode import SHRINKS, look
+from mimkit.data.pixels.form import Form
+from mimkit.data.pixels.unreadable import MisfitError, UnreadableError
 from mimkit.data.workers import cores, leave_signals_to_parent
 from mimkit.errors import DataError
 
@@ -37,7 +40,7 @@ _HINT: Final = (
 
 @dataclass(frozen=True)
 class Depth:
-    """Of the images whose values take more than 8 bits, the range that these use.
+    """Of the images of which more than 8 bits became 8, the range that these use.
 
     Args:
         count: how many images.
@@ -82,7 +85,9 @@ class Survey:
         skipped: the other rows.
         fingerprint: of the usable images' files and labels.
         image_size: the common size of images that are kept decoded, or None.
-        depth: of images whose values take more than 8 bits; None if there is none.
+        depth: of images of which more than 8 bits became 8; None if there is none.
+        deep: whether images are in float32.
+        stored: what values images store; None if nobody needs to know.
     """
 
     rows: NDArray[np.int64]
@@ -93,27 +98,34 @@ class Survey:
     fingerprint: str
     image_size: tuple[int, int] | None
     depth: Depth | None
+    deep: bool
+    stored: Stored | None
 
 
-def survey(table: Table, chunks: Path, pixels: Path, digests: Path) -> Survey:
+def survey(table: Table, form: Form, chunks: Path, pixels: Path, digests: Path) -> Survey:
     """Looks at every image; writes down the pixels of small ones, and what tells files apart.
 
     Args:
         table: the images.
+        form: what they are made into.
         chunks: folder for what was found so far; it may hold what an earlier call found.
-        pixels: file for (N, 3, H, W) uint8, empty if the images are large or of several sizes.
+        pixels: file for (N, C, H, W) uint8 or float32, empty if the images are large or of several
+            sizes.
         digests: file for (N, 32) uint8, SHA-256 of each usable image's file.
 
-    Raises: DataError if not one image can be used; OSError if a file cannot be written.
+    Raises: DataError if not one image can be used, or some have other channels or another depth
+        than the rest; OSError if a file cannot be written.
     """
-    image_size = _first_size(table)
+    image_size, is_deep = first_look(table, form)
     if max(image_size) > RESIDENT_SIZE:
         image_size = (0, 0)
-    work = _Work(table, chunks, whole=image_size != (0, 0))
+    work = _Work(table, chunks, Task(form, is_deep, whole=image_size != (0, 0)))
     work.run()
     rows: list[NDArray[np.int64]] = []
     sizes: list[NDArray[np.int32]] = []
     deep: list[NDArray[np.int64]] = []
+    stored: list[NDArray[np.float64]] = []
+    misfits: list[Skipped] = []
     skipped: list[Skipped] = []
     digest = hashlib.sha256()
     with pixels.open("wb") as pixels_file, digests.open("wb") as digests_file:
@@ -122,6 +134,8 @@ def survey(table: Table, chunks: Path, pixels: Path, digests: Path) -> Survey:
             rows.append(chunk.rows)
             sizes.append(chunk.sizes)
             deep.append(chunk.deep)
+            stored.append(chunk.stored)
+            misfits += chunk.misfits
             skipped += chunk.skipped
             digest.update(chunk.digests.tobytes())
             digests_file.write(chunk.digests.tobytes())
@@ -130,6 +144,7 @@ def survey(table: Table, chunks: Path, pixels: Path, digests: Path) -> Survey:
                 pixels_file.truncate(0)
             elif chunk.pixels.size:
                 pixels_file.write(np.ascontiguousarray(chunk.pixels).data)
+    _refuse_misfits(misfits, len(table))
     kept, values = np.concatenate(rows), np.concatenate(deep)
     labels = None if table.labels is None else table.labels[kept]
     digest.update(b"" if labels is None else labels.tobytes())
@@ -142,16 +157,26 @@ def survey(table: Table, chunks: Path, pixels: Path, digests: Path) -> Survey:
         fingerprint=digest.hexdigest(),
         image_size=None if image_size == (0, 0) else image_size,
         depth=Depth(len(values), int(values.min()), int(values.max())) if len(values) else None,
+        deep=is_deep,
+        stored=Stored.of(is_deep, np.concatenate(stored)),
     )
+
+
+def _refuse_misfits(misfits: list[Skipped], total: int) -> None:
+    if misfits:
+        raise DataError(
+            f"{misfits[0].path}: {misfits[0].reason}. So {len(misfits):,} of {total:,} images do "
+            "not go with the others: give them another folder, or convert them."
+        )
 
 
 class _Work(Dataset[int | Exception]):
     """The chunks of a table; each is looked at once, in whichever process, and kept in a file."""
 
-    def __init__(self, table: Table, folder: Path, *, whole: bool) -> None:
+    def __init__(self, table: Table, folder: Path, task: Task) -> None:
         self.table = table
         self.folder = folder
-        self.whole = whole
+        self.task = task
 
     def __len__(self) -> int:
         return math.ceil(len(self.table) / _CHUNK)
@@ -176,7 +201,7 @@ class _Work(Dataset[int | Exception]):
         return len(self.rows(number))
 
     def look(self, number: int) -> Chunk:
-        return look_at(self.table, self.rows(number), whole=self.whole)
+        return look_at(self.table, self.rows(number), self.task)
 
     def found(self, number: int) -> Chunk:
         """Reads a chunk, or looks again where its file is damaged or gone."""
@@ -211,11 +236,19 @@ def forget(chunks: Path) -> None:
     shutil.rmtree(chunks, ignore_errors=True)
 
 
-def _first_size(table: Table) -> tuple[int, int]:
+def first_look(table: Table, form: Form) -> tuple[tuple[int, int], bool]:
+    """Tells height and width of the first image that can be used, and whether it is in float32.
+
+    Raises: DataError if there is none.
+    """
     problem = "there is none"
     for row in range(len(table)):
         try:
-            return measure(table.content(row))
+            found = look(table.content(row), SHRINKS[-1], form)
+        except MisfitError as error:
+            raise DataError(f"{table.where(row)}: {error}.") from error
         except (OSError, UnreadableError) as error:
             problem = f"{table.where(row)} {error}, and none of the others can be used either"
+        else:
+            return found.size, found.image.deep
     raise DataError(f"the data must hold at least one image that can be read, but {problem}.")

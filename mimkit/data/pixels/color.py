@@ -11,7 +11,10 @@ LUMA: Final = (0.2989, 0.587, 0.114)
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
     """Scales brightness, then contrast, then saturation, clipping after each.
 
-    Shape: images (n, 3, H, W) float in [0, 1], factors (n, 3), result like images.
+    Saturation is a matter of red, green and blue: it is left out where there are not three
+    channels. Contrast is then taken about the mean of all channels.
+
+    Shape: images (n, C, H, W) float in [0, 1], factors (n, 3), result like images.
     Source: torchvision's ``ColorJitter`` on float tensors, except that its order is random for
         each call; here it is fixed, so that an image does not depend on its batch. Contrast is
         taken about the mean grey of the crop, as there.
@@ -20,7 +23,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
     black = torch.zeros((), device=images.device)
     images = _blend(images, black, brightness)
     images = _blend(images, _grey(images).mean((1, 2, 3), keepdim=True), contrast)
-    return _blend(images, _grey(images), saturation)
+    return _blend(images, _grey(images), saturation) if images.shape[1] == len(LUMA) else images
 
 
 def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
@@ -28,5 +31,7 @@ def _blend(images: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def _grey(images: Tensor) -> Tensor:
+    if images.shape[1] != len(LUMA):
+        return images.mean(dim=1, keepdim=True)  # (n, 1, H, W)
     red, green, blue = LUMA
     return red * images[:, :1] + green * images[:, 1:2] + blue * images[:, 2:]  # (n, 1, H, W)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final, Literal, Protocol
+from typing import Protocol
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mimkit.data.device import send
 from mimkit.data.pixels.augment import Augment, Draws
+from mimkit.data.pixels.raster import Raster
 from mimkit.data.pixels.resample import crop, resample
 from mimkit.parts.records import View
-
-_PILLOW: Final = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 class Stored(Protocol):
@@ -27,13 +20,13 @@ class Stored(Protocol):
 
     @property
     def pixels(self) -> Tensor | None:
-        """(N, 3, H, W) uint8 if all are decoded and at hand, else None."""
+        """(N, C, H, W) uint8 or float32 if all are decoded and at hand, else None."""
 
     def extent(self, index: Tensor) -> Tensor:
         """Tells heights and widths, (n, 2) int32, for (n,) int64 on the CPU."""
 
-    def image(self, index: int, shrink: int = 1) -> Image.Image:
-        """Returns an image in RGB, at its full size, or up to ``shrink`` times smaller."""
+    def image(self, index: int, shrink: int = 1) -> Raster:
+        """Returns an image, at its full size, or up to ``shrink`` times smaller."""
 
 
 def cut(
@@ -41,7 +34,7 @@ def cut(
 ) -> dict[str, Tensor]:
     """Cuts and resizes the images of several views, each image decoded once.
 
-    Shape: each (n, 3, H, W) uint8.
+    Shape: each (n, C, H, W) uint8, or float32 in [0, 1] or a little outside.
     """
     if source.pixels is None:
         boxes = torch.stack([_fit(draws.box, view, augment) for view in views], 1)  # (n, views, 4)
@@ -93,20 +86,14 @@ def _cut_file(
     image = source.image(index, shrink=1 if padding else _shrink(boxes))
     times = round(stored_height / image.height)
     if padding:
-        mode: Literal["constant", "reflect"]
-        mode = "constant" if augment.padding_mode == "zero" else "reflect"
-        around = ((padding, padding), (padding, padding), (0, 0))
-        image = Image.fromarray(np.pad(np.asarray(image), around, mode))
+        image = image.padded(padding, augment.padding_mode)
     cuts = {}
     for view, box in boxes:
         top, left, height, width = (length / times for length in box)
         top, left = top + padding, left + padding
         inside = (left, top, min(left + width, image.width), min(top + height, image.height))
-        height, width = view.image_size
-        small = image.resize((width, height), _PILLOW[view.interpolation], inside)
-        if flip:
-            small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        cuts[view.name] = torch.from_numpy(np.array(small).transpose(2, 0, 1).copy())
+        small = image.resized(view.image_size, view.interpolation, inside)
+        cuts[view.name] = (small.mirrored() if flip else small).tensor()
     return cuts
 
 

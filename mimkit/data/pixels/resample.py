@@ -1,7 +1,8 @@
 """Crops and resampling of many small images at once, as Pillow does it for one.
 
-Pixels stay 8-bit, and are rounded after each of the two passes as Pillow rounds them, so that an
-image looks the same whether it was resized here, on the device, or from its file in a worker.
+8-bit pixels stay so, and are rounded after each of the two passes as Pillow rounds them, so that an
+image looks the same whether it was resized here, on the device, or from its file in a worker. Those
+in floating point are not rounded.
 """
 
 from collections.abc import Callable
@@ -20,8 +21,8 @@ def crop(
 ) -> Tensor:
     """Cuts whole pixels out, one place per image; what lies outside is padding.
 
-    Shape: pixels (n, C, H, W) uint8, corner (n, 2) of top and left, may be negative, flip (n,)
-        bool; result (n, C, *size).
+    Shape: pixels (n, C, H, W) uint8 or float32, corner (n, 2) of top and left, may be negative,
+        flip (n,) bool; result (n, C, *size).
     """
     n, channels, height, width = pixels.shape
     device = pixels.device
@@ -51,7 +52,7 @@ def resample(
     """Resizes one box per image, with antialiasing.
 
     Args:
-        pixels: (n, C, H, W) uint8.
+        pixels: (n, C, H, W) uint8 or float32.
         box: (n, 4) float of top, left, height, width, inside the padded image.
         flip: (n,) bool, whether the result is mirrored.
         size: height and width of the result.
@@ -59,7 +60,7 @@ def resample(
         padding: pixels that are added on every side first.
         padding_mode: what they show.
 
-    Shape: (n, C, *size) uint8.
+    Shape: (n, C, *size), of the type of the pixels.
     Source: Pillow's Resample.c: kernel widened when the box shrinks, weights cut off at the border
         of the image and made to sum to one, columns first, rounding half up after each pass. From
         version 13 on, Pillow takes rows first where that is less work: the clipping in between
@@ -73,7 +74,10 @@ def resample(
     )
     across = torch.where(flip[:, None, None], across.flip(1), across)  # (n, w, W)
     flat = pixels.reshape(n, channels * height, width).float()
-    narrow = _round(flat @ across.transpose(1, 2)).view(n, channels, height, -1)  # (n, C, H, w)
+    narrow = flat @ across.transpose(1, 2)
+    if pixels.dtype != torch.uint8:
+        return down[:, None] @ narrow.view(n, channels, height, -1)  # (n, C, h, w)
+    narrow = _round(narrow).view(n, channels, height, -1)  # (n, C, H, w)
     return _round(down[:, None] @ narrow).to(torch.uint8)  # (n, C, h, w)
 
 

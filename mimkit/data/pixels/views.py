@@ -39,13 +39,26 @@ def render(
 def finish(pixels: Tensor, view: View, color: Tensor | None) -> Tensor:
     """Applies the colour jitter and the view's normalisation.
 
-    Shape: pixels (n, 3, H, W) uint8, color (n, 3) or None; (n, 3, H, W) float32.
+    Shape: pixels (n, C, H, W) uint8, or float32 with values from 0 to 1, which are cut off there;
+        color (n, 3) or None; (n, C, H, W) float32.
     """
     mean, std = _constant(view.mean, pixels.device), _constant(view.std, pixels.device)
-    images = pixels.to(torch.float32).mul_(1 / 255)
+    if pixels.dtype == torch.uint8:
+        images = pixels.to(torch.float32).mul_(1 / 255)
+    else:
+        images = pixels.clamp(0, 1)  # a kernel may overshoot
     if color is not None:
         images = jitter(images, send(color, pixels.device))
     return images.sub_(mean).div_(std)
+
+
+def average(view: View, dtype: torch.dtype) -> Tensor:
+    """Gives the mean colour as `finish` takes it, to fill what no image covers.
+
+    Shape: (C, 1, 1) uint8 or float32.
+    """
+    mean = torch.tensor(view.mean)[:, None, None]
+    return mean.mul(255).round().to(dtype) if dtype == torch.uint8 else mean
 
 
 @functools.cache

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from mimkit.data.pixels.decode import FAILURES, UnreadableError
+from mimkit.data.pixels.unreadable import FAILURES, UnreadableError
 from mimkit.data.truth.records import IGNORED
 
 NUM_IDS: Final = 256

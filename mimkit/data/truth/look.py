@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from mimkit.console import make_console
 from mimkit.data.intake.table import Table
 from mimkit.data.looking.pace import Pace
-from mimkit.data.pixels.decode import UnreadableError
+from mimkit.data.pixels.unreadable import UnreadableError
 from mimkit.data.truth.ids import NUM_IDS, read_ids
 from mimkit.data.workers import cores
 from mimkit.files import write_atomic

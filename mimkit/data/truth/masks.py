@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimkit.data.intake.table import Skipped, Table
-from mimkit.data.pixels.decode import UnreadableError
+from mimkit.data.pixels.unreadable import UnreadableError
 from mimkit.data.registered import Split
 from mimkit.data.truth.ids import Numbering, number, read_ids
 from mimkit.data.truth.look import MaskSurvey, some_ids

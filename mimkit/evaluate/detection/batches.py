@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimkit.data.batches import positions
 from mimkit.data.device import ahead, on_all, pinned
-from mimkit.data.pixels.views import finish
+from mimkit.data.pixels.views import average, finish
 from mimkit.data.source import Source
 from mimkit.data.truth.records import Objects
 from mimkit.data.workers import leave_signals_to_parent
@@ -68,12 +68,12 @@ class Framed(Dataset["FrameBatch | DataError"], ABC):
     def framed(self, index: int, place: Place) -> Tensor:
         """Puts an image into the frame; what is left is the mean colour, which becomes zero.
 
-        Shape: (3, H, W) uint8.
+        Shape: (C, H, W) uint8 or float32.
         """
-        mean = torch.tensor([round(255 * value) for value in self.view.mean], dtype=torch.uint8)
-        frame = mean[:, None, None].expand(-1, *self.view.image_size).clone()
+        image = place.image(self.source.image(index), self.view.interpolation)
+        frame = average(self.view, image.dtype).expand(-1, *self.view.image_size).clone()
         height, width = place.shape
-        frame[:, :height, :width] = place.image(self.source.image(index), self.view.interpolation)
+        frame[:, :height, :width] = image
         return frame
 
     def sizes(self, index: list[int]) -> list[tuple[int, int]]:

@@ -16,7 +16,7 @@ from mimkit.data.truth.records import Rle
 from mimkit.data.truth.regions import decode
 from mimkit.evaluate.detection.annotated import objects_of
 from mimkit.evaluate.detection.average_precision import Found
-from mimkit.evaluate.shown import IMAGE, TRUTH, Shown
+from mimkit.evaluate.shown import IMAGE, TRUTH, Shown, visible
 
 _SURE: Final = 0.5
 """What is less sure is not drawn; it counts all the same."""
@@ -35,7 +35,7 @@ def show(shown: Shown, start: str, source: Source, index: int, found: Found) -> 
         index: number of the image.
         found: in it.
     """
-    image = torch.from_numpy(np.asarray(source.image(index)).transpose(2, 0, 1).copy())
+    image = visible(source.image(index).tensor())
     truth = objects_of(source)(index)
     sure = found.scores >= _SURE
     regions = found.regions and [r for r, kept in zip(found.regions, sure, strict=True) if kept]

@@ -8,11 +8,11 @@ from typing import Final
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from mimkit.data.counter import uniform
 from mimkit.data.pixels.augment import EPOCH_STRIDE
+from mimkit.data.pixels.raster import Raster
 from mimkit.data.truth.records import Instances
 from mimkit.data.truth.regions import decode
 from mimkit.parts.records import Interpolation
@@ -20,11 +20,6 @@ from mimkit.parts.records import Interpolation
 _STREAM: Final = 1003
 _LEAST: Final = 1.0
 """Pixels: a box that a crop leaves narrower is no longer an object."""
-_KERNELS: Final = {
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
-}
 
 
 @dataclass(frozen=True)
@@ -59,10 +54,10 @@ class Place:
     shape: tuple[int, int]
     flip: bool
 
-    def image(self, image: Image.Image, interpolation: Interpolation) -> Tensor:
+    def image(self, image: Raster, interpolation: Interpolation) -> Tensor:
         """Cuts and resizes the pixels.
 
-        Shape: (3, height, width) uint8.
+        Shape: (C, height, width) uint8 or float32.
         """
         down, right = self._scales(image.height, image.width)
         (top, left), (height, width) = self.corner, self.shape
@@ -72,10 +67,8 @@ class Place:
             min((left + width) / right, image.width),
             min((top + height) / down, image.height),
         )
-        small = image.resize((width, height), _KERNELS[interpolation], box)
-        if self.flip:
-            small = small.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return torch.from_numpy(np.array(small).transpose(2, 0, 1).copy())
+        small = image.resized((height, width), interpolation, box)
+        return (small.mirrored() if self.flip else small).tensor()
 
     def boxes(self, boxes: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
         """Moves boxes of an image of this height and width along, cut where the crop ends.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -14,7 +13,7 @@ from torchvision.transforms import v2
 
 from mimkit.data.batches import positions
 from mimkit.data.device import ahead
-from mimkit.data.pixels.views import finish
+from mimkit.data.pixels.views import average, finish
 from mimkit.data.source import Source
 from mimkit.data.truth.records import IGNORED
 from mimkit.data.workers import leave_signals_to_parent
@@ -27,7 +26,7 @@ _Pair = tuple[Tensor, Tensor]
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resizes an image, (C, H, W) uint8, by bilinear interpolation with antialiasing."""
+    """Resizes an image, (C, H, W) uint8 or float32, by bilinear interpolation with antialiasing."""
     if tuple(image.shape[-2:]) == size:
         return image
     found: Tensor = v2.functional.resize(image, list(size), antialias=True)
@@ -145,8 +144,7 @@ class Crops(Dataset[_Pair | DataError]):
         image = image[:, top : top + height, left : left + width]
         missing = [0, width - image.shape[2], 0, height - image.shape[1]]  # left right top bottom
         if any(missing):
-            mean = torch.tensor(self.view.mean).mul(255).round().to(torch.uint8)
-            full = mean[:, None, None].repeat(1, height, width)
+            full = average(self.view, image.dtype).repeat(1, height, width)
             full[:, : image.shape[1], : image.shape[2]] = image
             image = full
             piece = torch.nn.functional.pad(piece, missing, value=IGNORED)
@@ -154,12 +152,12 @@ class Crops(Dataset[_Pair | DataError]):
 
 
 def read_pair(source: Source, index: int) -> _Pair:
-    """Reads an image, (C, H, W) uint8, and its mask, (H, W) int64.
+    """Reads an image, (C, H, W) uint8 or float32, and its mask, (H, W) int64.
 
     Raises: DataError if one of them is not what it was.
     """
     assert source.masks is not None
-    image = torch.from_numpy(np.asarray(source.image(index)).transpose(2, 0, 1).copy())
+    image = source.image(index).tensor()
     mask = torch.from_numpy(source.masks(index))
     if image.shape[1:] != mask.shape:
         raise DataError(

@@ -78,7 +78,8 @@ class Segmentation(Evaluator):
         scale: from which factor to which a training image is scaled.
         most_of_one: a crop is drawn again where one class fills more of it.
         flip: mirror half of the crops.
-        distort: change brightness, contrast, saturation and hue of some.
+        distort: change brightness, contrast, saturation and hue of some; left out where images have
+            neither one nor three channels.
         width: channels of UPerNet.
         norm: of the head: "batch" as in the papers, or "group", which needs no large batch.
         baseline: also train without the pre-trained weights.
@@ -132,12 +133,14 @@ class Segmentation(Evaluator):
         self.power = power
         self.layer_decay = layer_decay
         self.drop_path = drop_path
+        self.channels = geometry.channels
         self.grid = grid_of(image_size, geometry.grid, _NAME)
         self.short_side = short_side or min(self.grid.image_size)
         self.scale = scale
         self.most_of_one = most_of_one
         self.flip = flip
-        self.distort = distort
+        # Of other images it is not known what their colours are.
+        self.distort = distort and geometry.channels in (1, 3)
         starts = ("pretrained", "random") if self.heads.frozen else TRAINED
         self.inits = starts if baseline else starts[:1]
         self.num_test_images = num_test_images
@@ -307,7 +310,7 @@ class Segmentation(Evaluator):
     def _try(self, network: Segmenter) -> None:
         """Refuses maps that a head cannot stand on, found out without computing anything."""
         size, count = self.grid.image_size, min(4, self.train.batch_size)
-        image = torch.empty(count, 3, *size, device="meta")
+        image = torch.empty(count, self.channels, *size, device="meta")
         mask = torch.empty(count, *size, dtype=torch.int64, device="meta")
         network.to("meta").train().loss(image, mask)
 

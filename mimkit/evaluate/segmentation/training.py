@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from mimkit.evaluate.segmentation.confusion import Overlap, confusion
 from mimkit.evaluate.segmentation.crops import Crops
 from mimkit.evaluate.segmentation.network import Segmenter
 from mimkit.evaluate.segmentation.windows import predictions
-from mimkit.evaluate.shown import IMAGE, TRUTH, Shown, painted
+from mimkit.evaluate.shown import IMAGE, TRUTH, Shown, painted, visible
 from mimkit.recipe.sections import TrainSection
 from mimkit.train.optim import make_optimizer, set_learning_rate
 from mimkit.train.precision import autocast
@@ -163,7 +162,7 @@ class SegmentationTrainer:
     def _draw(self, truth: Tensor, predicted: Tensor, cell: Cell, index: int) -> None:
         assert self.test.masks is not None
         self.shown.explain(self.test.masks.classes)
-        image = torch.from_numpy(np.asarray(self.test.image(index)).transpose(2, 0, 1).copy())
+        image = visible(self.test.image(index).tensor())
         self.shown.add(IMAGE, index, image)
         self.shown.add(TRUTH, index, painted(image, truth.cpu()))
         self.shown.add(cell.init, index, painted(image, predicted.cpu()))

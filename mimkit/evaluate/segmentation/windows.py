@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mimkit.data.pixels.views import finish
+from mimkit.data.pixels.views import average, finish
 from mimkit.data.source import Source
 from mimkit.evaluate.segmentation.crops import read_pair, resized, short_side
 from mimkit.parts.records import View
@@ -38,7 +38,7 @@ class Windows:
     """One image, resized, as windows.
 
     Args:
-        pixels: (n, C, h, w) uint8.
+        pixels: (n, C, h, w) uint8 or float32.
         corners: the top left one of each.
         size: of the resized image.
         mask: (H, W) int64, of the image as it is.
@@ -61,8 +61,7 @@ def windows_of(source: Source, index: int, view: View, side: int | None) -> Wind
     height, width = view.image_size
     missing = max(0, height - size[0]), max(0, width - size[1])
     if any(missing):
-        mean = torch.tensor(view.mean).mul(255).round().to(torch.uint8)
-        full = mean[:, None, None].repeat(1, size[0] + missing[0], size[1] + missing[1])
+        full = average(view, image.dtype).repeat(1, size[0] + missing[0], size[1] + missing[1])
         full[:, : size[0], : size[1]] = image
         image = full
     corners = [(y, x) for y in places(size[0], height) for x in places(size[1], width)]

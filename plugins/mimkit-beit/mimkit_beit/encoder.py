@@ -257,13 +257,13 @@ class BEiTViT(Encoder):
             "depth": len(self.blocks),
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
-            "init_values": self.layer_scale,
+            "init_values": self.layer_scale or 0.0,  # timm passes over None: its own default
             "use_abs_pos_emb": self.positions == "absolute",
             "use_rel_pos_bias": self.positions == "relative_per_block",
             "use_shared_rel_pos_bias": self.positions == "relative",
         }
         tensors = {k: v for k, v in self.state_dict().items() if k != "mask_token"}
-        return TimmModel("timm.models.beit:Beit", options, tensors)
+        return TimmModel("beit_base_patch16_224", options, tensors)
 
     def no_weight_decay(self) -> frozenset[str]:
         """The class token and absolute positions; mask token and tables decay, as released."""

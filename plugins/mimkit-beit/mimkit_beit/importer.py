@@ -65,15 +65,24 @@ class BEiTImporter(Importer):
         grid, options = found.grid(), found.options()
         tensors = without_index(found.tensors)
         head = {new: tensors.pop(old) for old, new in _HEAD.items() if old in tensors}
+        channels = tensors["patch_embed.proj.weight"].shape[1]
+        geometry = Geometry(grid, channels)
         what = f"a BEiT of {options['depth']} blocks"
         optional = ("mask_token",)  # fine-tuned weights get a new one
         require_fit(
-            tensors, BEiTViT, Geometry(grid), options, what=what, file=file, optional=optional
+            tensors,
+            BEiTViT,
+            geometry,
+            options,
+            what=what,
+            file=file,
+            optional=optional,
         )
         settings: dict[str, Any] = {
             "data": {
                 "image_size": grid.image_size,
                 "patch_size": grid.patch_size,
+                **({} if channels == 3 else {"channels": channels}),
                 **checkpoint.normalisation(),
             },
             "encoder": {"part": "beit_vit", **options},

@@ -186,6 +186,7 @@ def _check_size(found: Size, asked: Size, source: Path | None) -> None:
         )
     if found.channels != asked.channels:
         raise DataError(
-            f"{source or 'OpenAI'}: must take images of {asked.channels} channels, but takes "
-            f"{found.channels}."
+            f"{source or 'OpenAI'}: must take images of {asked.channels} channels "
+            f"(data.channels), but takes {found.channels}. Let one be trained on your images "
+            "instead (weights = 'train')."
         )

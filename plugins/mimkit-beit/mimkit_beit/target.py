@@ -32,7 +32,7 @@ from mimkit import (
 from mimkit_beit.fit import Plan
 from mimkit_beit.loaded import load
 from mimkit_beit.loaded import rehearse as rehearse_loading
-from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, STRIDE, Size, Tokenizer
+from mimkit_beit.tokenizer import PIXEL_MEAN, PIXEL_STD, PUBLISHED, STRIDE, Size, Tokenizer
 from mimkit_beit.trained import rehearse as rehearse_training
 from mimkit_beit.trained import train
 from mimkit_beit.weights import check, choose, default_codes, path_of, settled
@@ -118,6 +118,12 @@ class DVAETokens(Target):
                 f"target 'dvae', hidden_dim: must be a multiple of 4, but is {hidden_dim}."
             )
         self.weights = choose(weights, codebook_size)
+        if self.weights == "openai" and geometry.channels != PUBLISHED.channels:
+            raise RecipeError(
+                "target 'dvae', weights: OpenAI's tokenizer knows RGB images alone, but "
+                f"data.channels is {geometry.channels}. Let one be trained on your images: weights "
+                "= 'train'."
+            )
         self.sha256 = sha256
         self.num_images = num_images
         self.size = Size(

@@ -202,7 +202,7 @@ class CAEViT(Encoder):
                 tensors[f"{stem}.ls{last[-1]}.gamma"] = tensor
             elif last != "v_bias":
                 tensors[name] = tensor
-        return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+        return TimmModel("vit_base_patch16_224", options, tensors)
 
     def _embed(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gives what enters the blocks (B, 1 + S, D), and the positions (B, S)."""

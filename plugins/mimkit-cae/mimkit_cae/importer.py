@@ -41,10 +41,11 @@ class CAEImporter(Importer):
         found = Found(sort(checkpoint.tensors, file), checkpoint, file)
         grid, notes = found.grid()
         options = found.encoder_options()
+        channels = found.encoder["patch_embed.proj.weight"].shape[1]
         require_fit(
             found.encoder,
             CAEViT,
-            Geometry(grid),
+            Geometry(grid, channels),
             options,
             what="CAE's encoder",
             file=file,
@@ -54,6 +55,7 @@ class CAEImporter(Importer):
             "data": {
                 "image_size": grid.image_size,
                 "patch_size": grid.patch_size,
+                **({} if channels == 3 else {"channels": channels}),
                 **checkpoint.normalisation(),
             },
             "encoder": {"part": "cae_vit", **options},

@@ -70,7 +70,7 @@ class AlignmentLoss(Loss):
         colour = torch.lerp(share.new_tensor(_NONE), share.new_tensor(_ALL), share)
         size = batch.mask.grid.patch_size
         patches = repeat(colour, "b g m c -> b g m c p q", p=size, q=size)
-        ground = torch.full_like(batch.image[:, :1], _VISIBLE).repeat(1, 3, 1, 1)
+        ground = torch.full_like(batch.image[:, :1], _VISIBLE).repeat(1, len(_NONE), 1, 1)
         size_px = (ground.shape[2], ground.shape[3])
         view = View("alignment error", size_px, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
         title = "alignment error (white: none, orange: as unrelated vectors)"

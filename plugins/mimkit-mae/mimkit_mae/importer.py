@@ -61,11 +61,12 @@ class MAEImporter(Importer):
         encoder, decoder = _split(checkpoint.tensors)
         found = import_vit(encoder, file)
         settings: dict[str, Any] = {**found.settings}
-        settings["data"] = {
-            **settings["data"],
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-        }
+        if "channels" not in settings["data"]:
+            settings["data"] = {
+                **settings["data"],
+                "mean": IMAGENET_DEFAULT_MEAN,
+                "std": IMAGENET_DEFAULT_STD,
+            }
         notes = [*checkpoint.notes, *found.notes]
         head: Mapping[str, Tensor] = {}
         if decoder:
@@ -131,7 +132,8 @@ def _read_decoder(
         "mlp_ratio": mlp_ratio(tensors.get(_FC1, places)),
         "order": fixed[1],
     }
-    outputs = {_PREDICTION: Width("vector", 3 * patch_size**2)}
+    channels = settings["data"].get("channels", 3)
+    outputs = {_PREDICTION: Width("vector", channels * patch_size**2)}
     geometry = Geometry(grid, embed_dim=settings["encoder"]["embed_dim"], outputs=outputs)
     require_fit(tensors, MAEDecoder, geometry, options, what="MAE's decoder", file=file)
     return _Decoder(tensors, options)
