@@ -106,7 +106,10 @@ def test_a_target_that_wants_rgb_is_refused(tiny):
 
 def test_labelled_images_have_the_range_of_those_to_pretrain_on(tmp_path):
     draws = np.random.default_rng(0)
-    for part, top in (("plain", 4000), *((f"labelled/{part}/{kind}", 1000) for part in ("train", "test") for kind in "ab")):
+    for part, top in (
+        ("plain", 4000),
+        *((f"labelled/{part}/{kind}", 1000) for part in ("train", "test") for kind in "ab"),
+    ):
         (tmp_path / part).mkdir(parents=True)
         for number in range(12):
             np.save(tmp_path / part / f"{number}.npy", draws.integers(0, top, (8, 8), "u2"))
