@@ -166,6 +166,8 @@ def compare(
     """
     trackers = named(track)
     names = tuple(fspath(method) for method in methods)
+    rivals = tuple(fspath(source) for source in against)
+    starts = tuple(fspath(source) for source in start_from)
     question = Question(
         methods=names,
         recipes=Asked(dataset, preset, tuple(settings), data, labels),
@@ -179,7 +181,7 @@ def compare(
             *names,
             dataset=dataset,
             labels=labels,
-            against=tuple(map(fspath, against)),
+            against=rivals,
             budget=budget,
             within=within,
             seeds=seeds,
@@ -192,12 +194,12 @@ def compare(
             jobs=jobs,
             out=out,
             track=track,
-            **{"from": tuple(map(fspath, start_from))},
+            **{"from": starts},
         ),
         within=parse_within(within, preset),
+        against=rivals,
+        start_from=starts,
         tune=tune,
-        against=tuple(map(fspath, against)),
-        start_from=tuple(map(fspath, start_from)),
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
     return conduct(question, folder, LocalLauncher(), track=trackers)

@@ -424,6 +424,19 @@ def test_another_number_of_trials_is_another_comparison_once_a_run_was_trained(r
             make_plan(asked, tmp_path, QUIET, Measured())
 
 
+def test_a_plan_that_lacks_newer_keys_is_still_that_of_its_question(recipes, tmp_path):
+    question = asking(recipes[:1], tune=0)
+    make_plan(question, tmp_path, QUIET, Measured())
+    run = tmp_path / "runs/share/0"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text("{}")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    kept = {name: value for name, value in plan["asked"].items() if value}
+    for asked in (kept, {**plan["asked"], "newer": []}):
+        (tmp_path / "plan.json").write_text(json.dumps({**plan, "asked": asked}))
+        assert make_plan(question, tmp_path, QUIET, Measured()).methods
+
+
 def test_a_question_without_trials_is_asked_as_before():
     assert "tune" not in asking([], tune=0).fixed()
     assert asking([]).fixed()["tune"] == 4

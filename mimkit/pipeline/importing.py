@@ -79,7 +79,8 @@ def import_run(
             data_path=data_path,
         ),
     )
-    parts = build(chosen, **_statistics(chosen.data))
+    mean, std = _statistics(chosen.data)
+    parts = build(chosen, mean=mean, std=std)
     contradictions = _contradictions(found, chosen)
     tensors, adapted = adapt_channels(
         found.encoder, parts.encoder.state_dict(), chosen.data.channels
@@ -113,7 +114,7 @@ def _choose(settings: Mapping[str, Any], choose: Callable[..., Recipe]) -> Recip
     return choose(fixed=settings) if chosen.data.channels == RGB else chosen
 
 
-def _statistics(data: DataSection) -> dict[str, tuple[float, ...]]:
+def _statistics(data: DataSection) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Says what is known of mean and deviation before the data are opened.
 
     Of other images than RGB that is nothing: they are measured when they first are.
@@ -122,7 +123,7 @@ def _statistics(data: DataSection) -> dict[str, tuple[float, ...]]:
     mean, std = (dataset.mean, dataset.std) if dataset else (IMAGENET_MEAN, IMAGENET_STD)
     if data.channels != RGB:
         mean = std = (0.5,) * data.channels
-    return {"mean": data.mean or mean, "std": data.std or std}
+    return data.mean or mean, data.std or std
 
 
 def _refuse_held(folder: RunFolder) -> None:

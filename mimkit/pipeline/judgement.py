@@ -83,7 +83,7 @@ def _unsaid() -> dict[str, Any]:
 
 def untrained(recipe: Recipe) -> Recipe:
     """Returns the same recipe without a step to train, and without weights to begin with."""
-    none = {"total_steps": 0, "total_epochs": None, "extended": ()}
+    none: dict[str, Any] = {"total_steps": 0, "total_epochs": None, "extended": ()}
     none |= {"start_from": None, "start_sha256": None, "start_parts": ("encoder",)}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=none)})
 

@@ -211,5 +211,8 @@ def _train(current: Run, image: Tensor) -> float:
     with torch.random.fork_rng(devices=[]), Repeated():  # type: ignore[no-untyped-call]
         backbone = current.pretrainer.encoder.backbone().train()
     few = image[: fewest(backbone, len(image))]
-    passes = count_flops(lambda: torch.autograd.backward(backbone(few).square().mean()))
-    return passes / len(few)
+
+    def passes() -> None:
+        torch.autograd.backward(backbone(few).square().mean())
+
+    return count_flops(passes) / len(few)

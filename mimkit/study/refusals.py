@@ -89,7 +89,8 @@ def is_another(earlier: Plan, question: Question, folder: Path) -> bool:
     if asked["budget"] is None:
         asked["budget"] = earlier.asked["budget"]
     was, now = _words(earlier.asked), _words(asked)
-    differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    # A key that is newer than the plan says nothing where nothing is asked by it.
+    differ = [n for n in {**was, **now} if (was.get(n) or None) != (now.get(n) or None)]
     if not differ:
         return False
     if not holds_work(folder):

@@ -35,11 +35,11 @@ def read_npy(content: bytes) -> NDArray[Any]:
     """
     try:
         file = BytesIO(content)
-        version = np.lib.format.read_magic(file)  # type: ignore[no-untyped-call]
+        version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0
         if version > (1, 0):
             read = np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)  # type: ignore[no-untyped-call]
+        shape, _, dtype = read(file)
         # Memory is taken for what the header says, so that is held against the file first.
         if dtype.hasobject or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
             raise UnreadableError("is cut, or holds pickled Python, which is never opened")
