@@ -56,7 +56,7 @@ def build(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: str | torch.device = "cpu",
-    start: Callable[[Encoder, Grid], None] | None = None,
+    start: Callable[[Encoder, Geometry], None] | None = None,
 ) -> Parts:
     """Builds the parts of a recipe, with weights that follow from its seed.
 
@@ -98,7 +98,7 @@ def build(
         for t in recipe.losses.values()
     )
     if start is not None:
-        start(encoder, grid)
+        start(encoder, geometry)
     for target in targets.values():
         target.bind(encoder)
     modules: list[nn.Module] = [encoder, head, *targets.values(), *(t.loss for t in terms)]

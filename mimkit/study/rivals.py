@@ -99,8 +99,13 @@ def _continued(
 
 def _fill(recipe: Recipe, weights: Weights) -> None:
     """Tries whether the encoder of a recipe takes some weights."""
-    mean, std = recipe.data.mean or IMAGENET_MEAN, recipe.data.std or IMAGENET_STD
-    build(recipe, mean=mean, std=std, start=Start(weights, ("encoder",)).encoder)
+    channels = recipe.data.channels  # what they are of is settled when the data are opened
+    build(
+        recipe,
+        mean=(0.0,) * channels,
+        std=(1.0,) * channels,
+        start=Start(weights, ("encoder",)).encoder,
+    )
 
 
 def _rival(source: str, beside: Recipe) -> list[Found]:
@@ -122,6 +127,8 @@ def _rival(source: str, beside: Recipe) -> list[Found]:
         **{name: view.get(name, _NORMAL.get(name)) for name in ("mean", "std")},
         **view,
     }
+    if data["mean"] is not None and len(data["mean"]) != data["channels"]:
+        data |= {"mean": None, "std": None}  # of RGB: for others they are measured
     train: dict[str, Any] = {
         "total_steps": 0,
         "warmup_steps": 0,

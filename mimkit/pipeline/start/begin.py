@@ -12,7 +12,7 @@ from mimkit.errors import DataError
 from mimkit.files import sha256
 from mimkit.folder import RunFolder
 from mimkit.parts.encoder import Encoder
-from mimkit.parts.records import Grid, View
+from mimkit.parts.records import Geometry, View
 from mimkit.pipeline.start.fill import Filled, fill_encoder, fill_exactly
 from mimkit.pipeline.start.weights import Weights, find_weights
 from mimkit.recipe.build import Parts
@@ -38,11 +38,15 @@ class Start:
         self.wanted = wanted
         self.filled: dict[str, Filled] = {}
 
-    def encoder(self, encoder: Encoder, grid: Grid) -> None:
+    def encoder(self, encoder: Encoder, geometry: Geometry) -> None:
         """Gives an encoder its first weights, before targets make teachers of it."""
         if "encoder" in self.wanted:
             self.filled["encoder"] = fill_encoder(
-                encoder, self.weights.encoder, self.weights.source, (self.weights.grid, grid)
+                encoder,
+                self.weights.encoder,
+                self.weights.source,
+                (self.weights.grid, geometry.grid),
+                geometry.channels,
             )
 
     def others(self, parts: Parts) -> None:
@@ -93,7 +97,8 @@ class Start:
         data = weights.settings.get("data", {})
         for name, mine in (("mean", view.mean), ("std", view.std)):
             theirs = data.get(name)
-            if theirs is not None and tuple(theirs) != tuple(mine):
+            alike = theirs is None or len(theirs) != len(mine)  # of other channels: adapted
+            if not alike and tuple(theirs) != tuple(mine):
                 value = [round(float(each), 4) for each in theirs]
                 said.append(
                     f"  note: these weights are used to pixels of another {name}: --set "

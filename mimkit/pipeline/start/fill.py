@@ -8,6 +8,7 @@ from typing import Final
 from torch import Tensor, nn
 
 from mimkit.errors import DataError, MimkitError
+from mimkit.parts.channels import adapt_channels
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.fitting import misfits
 from mimkit.parts.records import Grid
@@ -26,23 +27,30 @@ class Filled:
         resampled: those that were brought to another grid.
         new: of the part, not in the file: as the seed drew them.
         left_out: of the file, with no place in the part.
+        adapted: to images of another number of channels, and how.
     """
 
     loaded: int
     resampled: tuple[str, ...] = ()
     new: tuple[str, ...] = ()
     left_out: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         words = [f"{self.loaded} tensors loaded"]
         for name in ("resampled", "new", "left_out"):
             if held := getattr(self, name):
                 words.append(f"{name.replace('_', ' ')}: {listed(list(held))}")
+        words += self.adapted
         return "; ".join(words)
 
 
 def fill_encoder(
-    encoder: Encoder, tensors: Mapping[str, Tensor], source: str, grids: tuple[Grid | None, Grid]
+    encoder: Encoder,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    grids: tuple[Grid | None, Grid],
+    channels: int,
 ) -> Filled:
     """Loads weights into an encoder, as far as they have a place there.
 
@@ -53,13 +61,15 @@ def fill_encoder(
         tensors: state dict.
         source: for messages.
         grids: that the weights were trained for, if it is known; that of the encoder.
+        channels: of the images.
 
     Raises: DataError if they are those of another encoder.
     """
     own = encoder.state_dict()
     places = dict(zip(unwrap(own, Path(source)).tensors, own, strict=True))
     bare = unwrap(tensors, Path(source)).tensors
-    found = {places[name]: tensor for name, tensor in bare.items() if name in places}
+    named = {places[name]: tensor for name, tensor in bare.items() if name in places}
+    found, adapted = adapt_channels(named, own, channels)
     left_out = [name for name in bare if name not in places]
     theirs, mine = grids
     moved = found
@@ -78,7 +88,7 @@ def fill_encoder(
     _refuse_another(source, moved, parameters, new, {n: bare[n] for n in left_out})
     encoder.load_state_dict(moved, strict=False)
     resampled = [name for name, tensor in moved.items() if tensor is not found[name]]
-    return Filled(len(moved), tuple(resampled), tuple(new), tuple(left_out))
+    return Filled(len(moved), tuple(resampled), tuple(new), tuple(left_out), tuple(adapted))
 
 
 def fill_exactly(
