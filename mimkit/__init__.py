@@ -25,6 +25,7 @@ _HOMES = {
     ),
     "mimkit.evaluate.base": ("Evaluator", "Result", "Subject", "Work"),
     "mimkit.evaluate.shown": ("Shown", "painted"),
+    "mimkit.export.base": ("Exportable", "Exporter"),
     "mimkit.launch.base": ("Ended", "Launcher", "Needs", "Task"),
     "mimkit.parts.attention": ("patch_attention",),
     "mimkit.parts.bounds": (
@@ -91,6 +92,8 @@ __all__ = [
     "Encoder",
     "Ended",
     "Evaluator",
+    "Exportable",
+    "Exporter",
     "Features",
     "Fraction",
     "Geometry",
@@ -179,6 +182,7 @@ if TYPE_CHECKING:
     )
     from mimkit.evaluate.base import Evaluator, Result, Subject, Work
     from mimkit.evaluate.shown import Shown, painted
+    from mimkit.export.base import Exportable, Exporter
     from mimkit.launch.base import Ended, Launcher, Needs, Task
     from mimkit.parts.attention import patch_attention
     from mimkit.parts.bounds import (

@@ -1,5 +1,6 @@
 """The command line as functions, for notebooks and scripts."""
 
+import json
 import os
 import shlex
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from torch import Tensor
 from mimkit.errors import RecipeError, mendable
 from mimkit.launch.devices import default_jobs
 from mimkit.launch.local import LocalLauncher
+from mimkit.ownership import kind_of
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.part import Module
 from mimkit.pipeline import run as pipeline
+from mimkit.pipeline.extending import extended_run
 from mimkit.pipeline.judgement import Wish
 from mimkit.recipe.schema import load
 from mimkit.report.findings import Study
@@ -39,6 +42,8 @@ def run(
     device: str | None = None,
     out: str | PathLike[str] = "runs",
     fresh: bool = False,
+    start_from: str | PathLike[str] | None = None,
+    extend: int | None = None,
     track: Sequence[str] = (),
 ) -> Path:
     """Pre-trains, evaluates and reports, as ``mimkit run`` does, in this process.
@@ -48,7 +53,7 @@ def run(
     True
 
     Args:
-        recipe: a TOML file, or the name of a registered recipe.
+        recipe: a TOML file, the name of a registered recipe, or the folder of a run to go on.
         preset: one of the recipe's presets.
         settings: ``"a.b=VALUE"``, as ``--set``.
         data: where to look for the data first.
@@ -56,6 +61,8 @@ def run(
         device: "cpu", "cuda", "cuda:1"; None for cuda where there is one.
         out: the run lies in ``out/<name>/<seed>``; an interrupted run there goes on.
         fresh: start anew, removing what that run wrote.
+        start_from: a run folder, a file, or ``"timm:ID"``: weights to begin with, as ``--from``.
+        extend: go on with the finished run in ``recipe``, its folder, to so many steps in all.
         track: names of trackers to tell of it.
 
     Returns: the run folder.
@@ -63,9 +70,18 @@ def run(
         processes, which only the command line starts.
     """
     trackers = named(track)
+    held = Path(recipe) / "recipe.toml"
+    folder = Path(recipe) if held.is_file() and kind_of(Path(recipe)) == "run" else None
+    start = [] if start_from is None else [f"train.start_from={json.dumps(fspath(start_from))}"]
     chosen = load(
-        fspath(recipe), preset=preset, overrides=list(settings), seed=seed, data_path=data
+        fspath(recipe if folder is None else held),
+        preset=preset,
+        overrides=[*settings, *start],
+        seed=seed,
+        data_path=data,
     )
+    if extend is not None:
+        chosen = extended_run(Path(recipe), chosen, extend)
     if chosen.train.processes > 1 and "RANK" not in os.environ:
         raise RecipeError(
             f"{fspath(recipe)}, train.processes: must be 1 here, but is {chosen.train.processes}; "
@@ -80,10 +96,18 @@ def run(
         seed=seed,
         device=device,
         out=out,
+        extend=extend,
         track=track,
+        **{"from": start_from},
     )
     return pipeline.run(
-        chosen, out=Path(out), device=device, fresh=fresh, command=command, track=trackers
+        chosen,
+        out=Path(out),
+        folder=folder,
+        device=device,
+        fresh=fresh,
+        command=command,
+        track=trackers,
     )
 
 
@@ -93,6 +117,8 @@ def compare(
     *,
     dataset: str | None = None,
     labels: str | None = None,
+    against: Sequence[str | PathLike[str]] = (),
+    start_from: Sequence[str | PathLike[str]] = (),
     budget: str | None = None,
     within: str | None = None,
     seeds: int = 3,
@@ -116,8 +142,11 @@ def compare(
 
     Args:
         methods: m of a recipe m_DATASET, or a recipe.
-        dataset: a registered name, a folder, a Hugging Face id; None: each recipe's own.
+        dataset: a registered name, a folder, a Hugging Face id, an address; None: each recipe's
+            own.
         labels: labelled images, or a table of files and labels, where the data have none.
+        against: run folders, files or ``"timm:ID"``: weights that are judged too.
+        start_from: likewise; each method is run once more, beginning with them.
         budget: ``"steps=400"``, ``"images=20k"``, ``"time=30m"`` or ``"flops=1e17"`` for each run;
             None: the fewest images of these recipes.
         within: ``"1h"``: time for all of it, from which preset and budget follow.
@@ -137,6 +166,8 @@ def compare(
     """
     trackers = named(track)
     names = tuple(fspath(method) for method in methods)
+    rivals = tuple(fspath(source) for source in against)
+    starts = tuple(fspath(source) for source in start_from)
     question = Question(
         methods=names,
         recipes=Asked(dataset, preset, tuple(settings), data, labels),
@@ -150,6 +181,7 @@ def compare(
             *names,
             dataset=dataset,
             labels=labels,
+            against=rivals,
             budget=budget,
             within=within,
             seeds=seeds,
@@ -162,8 +194,11 @@ def compare(
             jobs=jobs,
             out=out,
             track=track,
+            **{"from": starts},
         ),
         within=parse_within(within, preset),
+        against=rivals,
+        start_from=starts,
         tune=tune,
     )
     folder = default_folder(names, dataset) if out is None else Path(out)
@@ -193,7 +228,7 @@ def evaluate(
 
     Args:
         runs: a run folder, one that was imported, a folder with such below it; or several.
-        dataset: a registered name, a folder, a Hugging Face id; None: each run's own.
+        dataset: a registered name, a folder, a Hugging Face id, an address; None: each run's own.
         labels: labelled images, or a table of files and labels, where the data have none.
         evaluate: names of evaluators, each with the options that the recipe gives it, of several
             runs where all give the same, else those of a comparison, else its defaults; None: all

@@ -17,6 +17,7 @@ _FILES: Final = (
     *("recipe.toml", "data.json", "metrics.jsonl", "results.json", "ledger.json", "report.html"),
     *("encoder.safetensors", "encoder.json"),
     *(f"{name}.{end}" for name in ("timm", "safetensors") for end in ("safetensors", "json")),
+    *("onnx.onnx", "onnx.json", "torch-export.pt2", "torch-export.json"),
 )
 _OWN: Final = (
     *_FILES,
@@ -30,6 +31,8 @@ _OWN: Final = (
     "evaluations/[0-9]*-*",
     "judgements/[0-9]*-*",
     "trackers/*",
+    *(f"transformers/{name}" for name in ("config.json", "model.safetensors")),
+    *(f"hub/{name}" for name in ("config.json", "model.safetensors", "README.md")),
 )
 """What a run writes into its folder, and what may be removed from there."""
 

@@ -4,9 +4,9 @@
 
 makes folders and tar shards of so many small images in PLACE (1,000, 10,000 and 100,000 unless
 counts are given), opens each in a fresh process, once when nothing is known of it and once more,
-and writes a table of bytes, and nanoseconds until it is open, for each image. Memory is what the process alone has (RssAnon, opened, and at
-its height), less that of a data set of one hundred images; mapped files are shared by all processes
-and go when memory is short. Linux only.
+and writes a table of bytes an image, and of nanoseconds until it is open. Memory is what the
+process alone has (RssAnon, opened, and at its height), less that of a data set of one hundred
+images; mapped files are shared by all processes and go when memory is short. Linux only.
 """
 
 import io

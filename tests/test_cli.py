@@ -105,7 +105,7 @@ def test_the_commands_and_options_are_these():
     # An option more or less is a decision: change this list, the docs and the changelog.
     listed = mimkit("--help").output
     commands = ["list", "check", "run", "demo", "bench", "compare"]
-    commands += ["evaluate", "import", "export", "pack", "plugin"]
+    commands += ["evaluate", "import", "export", "push", "pack", "plugin"]
     assert re.findall(r"^│ (\w+) ", listed, re.MULTILINE) == commands
     for command, options in {
         "list": ["--schema"],
@@ -114,21 +114,25 @@ def test_the_commands_and_options_are_these():
             *(
                 "--dataset",
                 "--labels",
+                "--against",
+                "--from",
                 "--budget",
                 "--within",
                 "--seeds",
+                "--tune",
                 "--evaluate",
                 "--preset",
                 "--set",
             ),
             *("--data", "--device", "--jobs", "--launcher", "--slurm"),
-            *("--track", "--out", "--dry"),
+            *("--track", "--out", "--dry", "--on"),
         ],
         "evaluate": [
             *("--dataset", "--labels", "--evaluate", "--set", "--data", "--device", "--verbose"),
         ],
         "import": ["--out", "--recipe", "--preset", "--set", "--data"],
         "export": ["--format", "--out"],
+        "push": ["--to", "--out", "--license", "--private"],
         "pack": ["--out", "--data", "--labels", "--shard"],
     }.items():
         shown = mimkit(command, "--help").output

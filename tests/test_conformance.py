@@ -390,6 +390,12 @@ class Immovable(Small):
         return super().backbone(None)
 
 
+@breaks("weights_of_another_grid_fit", "encoders")
+class Fixed(Small):
+    def regrid(self, tensors, grid):
+        return {f"old.{name}": tensor for name, tensor in tensors.items()}
+
+
 # --------------------------------------------------------------------------- encoders, dense tasks
 
 

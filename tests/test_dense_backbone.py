@@ -1,8 +1,7 @@
 """The maps that the plain transformer gives to dense tasks, against timm's."""
 
-import importlib
-
 import pytest
+import timm
 import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 
@@ -36,8 +35,7 @@ def vit(grid=SQUARE, **options):
 def timms(encoder):
     """timm's model with the encoder's weights."""
     described = encoder.timm_model()
-    module, cls = described.model.split(":")
-    model = getattr(importlib.import_module(module), cls)(**described.options).eval()
+    model = timm.create_model(described.model, **described.options).eval()
     model.load_state_dict(dict(described.tensors))
     return model
 

@@ -25,7 +25,16 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 OURS = {"mimkit", *(folder.name for folder in (ROOT / "plugins").iterdir())}
-PARTS = ("maskers", "encoders", "targets", "heads", "losses", "evaluators", "importers")
+PARTS = (
+    "maskers",
+    "encoders",
+    "targets",
+    "heads",
+    "losses",
+    "evaluators",
+    "importers",
+    "exporters",
+)
 FENCE = re.compile(r'^```(\w+)(?: title="([^"]+)")?\n(.*?)^```$', re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"^(```.*?^```$)|`[^`\n]+`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")

@@ -184,7 +184,7 @@ def test_an_export_writes_over_nothing_but_an_earlier_export(folder, project):
     (project / "thesis.json").write_text("{}")
     before = content(project)
     for name in ("thesis.txt", "thesis.safetensors", "new.json"):  # a thesis.json is beside them
-        with pytest.raises(DataError, match=r"left as it is|must not end in \.json"):
+        with pytest.raises(DataError, match=r"left as it is|must end in \.safe"):
             export_run(folder, "safetensors", project / name, console)
     assert content(project) == before
     (folder / "results.json").write_text("{}")

@@ -122,6 +122,7 @@ def test_the_groups_are_these():
         "datasets",
         "evaluators",
         "importers",
+        "exporters",
         "launchers",
         "trackers",
         "recipes",

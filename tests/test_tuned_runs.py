@@ -135,7 +135,8 @@ def test_methods_of_plugins_and_a_masker_of_somebody_else_are_tuned_alike(here, 
 
 @pytest.mark.slow
 def test_labels_of_test_images_have_no_say_in_a_choice(here, tmp_path, monkeypatch, tiny):
-    question = asking(str(tiny), recipes=Asked(None, overrides=SMALL), tune=3)
+    small = Asked(None, overrides=SMALL)
+    question = asking(str(tiny), recipes=small, evaluate=("linear_probe", "knn"), tune=3)
     choices = []
     for number, scrambled in enumerate((False, True)):
         with monkeypatch.context() as patch:
@@ -146,6 +147,8 @@ def test_labels_of_test_images_have_no_say_in_a_choice(here, tmp_path, monkeypat
         scores = [one["value"] for one in study.outcomes[0].results if one["evaluator"] == "knn"]
         choices.append(scores)
     assert choices[0] == choices[2]
+    assert choices[0].evaluator == "linear_probe"
+    assert isinstance(choices[0].protocol["label_fraction"], float)
     assert choices[1] != choices[3]  # the runs are judged by test images
 
 
@@ -164,16 +167,13 @@ def test_a_tuned_comparison_that_is_killed_goes_on_and_ends_as_if_nothing_had_be
         (folder / "tiny.toml").write_text(TINY.replace("total_steps = 12", "total_steps = 120"))
     assert start(folders[0]).wait(timeout=900) == 0
     killed = folders[1]
-    for mark in (
-        "out/tuning/runs/tiny-1/*/checkpoints/*",
-        "out/tuning/runs/tiny-2/*",
-        "out/runs/*/*",
-    ):
+    for mark in ("tuning/runs/tiny-1/*/checkpoints/*", "tuning/runs/tiny-2/*", "runs/*/*"):
         process = start(killed)
-        while not list(killed.glob(f"out/{mark}")) and process.poll() is None:
+        while not list((killed / "out").glob(mark)):
+            assert process.poll() is None, (killed / "said.txt").read_text()
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
     assert start(killed).wait(timeout=900) == 0
     for name in ("tuning/chosen.json", "results.csv"):
         one, other = ((folder / "out" / name).read_text() for folder in folders)
@@ -188,10 +188,11 @@ def test_a_tuned_comparison_that_is_killed_goes_on_and_ends_as_if_nothing_had_be
 
 def start(folder):
     words = ["tiny.toml", "--budget", "images=960", "--out", "out", *COMMAND]
-    return subprocess.Popen(
-        [sys.executable, "-m", "mimkit", "compare", *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    with (folder / "said.txt").open("a") as said:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mimkit", "compare", *words],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=said,
+            stderr=said,
+        )

@@ -24,6 +24,7 @@ from mimkit.recipe.schema import load
 from mimkit.report import tuned as told
 from mimkit.study.budget import parse_budget
 from mimkit.study.execute import execute
+from mimkit.study.matrix import choose_sizes, evaluations, for_trials
 from mimkit.study.methods import find_methods
 from mimkit.study.plan import TRIAL_SEED, make_plan
 from mimkit.study.question import Asked, Question
@@ -286,6 +287,18 @@ def runs_in(folder):
     return list((folder / "tuning/runs").glob("*/*"))
 
 
+def test_fine_tuning_in_a_trial_trains_no_baseline_and_judges_as_many_images_as_ever():
+    sizes = for_trials(choose_sizes(2_000, None))
+    (table,) = evaluations(
+        ("finetune",), replace(sizes, fractions=(0.1,)), has_cls=False, total_steps=50
+    )
+    assert (table["part"], table["baseline"], table["num_test_images"]) == (
+        "finetune",
+        False,
+        10_000,
+    )
+
+
 # --- what is chosen -------------------------------------------------------------------------------
 
 
@@ -409,6 +422,19 @@ def test_another_number_of_trials_is_another_comparison_once_a_run_was_trained(r
         asked = replace(question, tune=other)
         with pytest.raises(DataError, match=rf"its tune 4; asked for: tune {said}\)"):
             make_plan(asked, tmp_path, QUIET, Measured())
+
+
+def test_a_plan_that_lacks_newer_keys_is_still_that_of_its_question(recipes, tmp_path):
+    question = asking(recipes[:1], tune=0)
+    make_plan(question, tmp_path, QUIET, Measured())
+    run = tmp_path / "runs/share/0"
+    run.mkdir(parents=True)
+    (run / "results.json").write_text("{}")
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    kept = {name: value for name, value in plan["asked"].items() if value}
+    for asked in (kept, {**plan["asked"], "newer": []}):
+        (tmp_path / "plan.json").write_text(json.dumps({**plan, "asked": asked}))
+        assert make_plan(question, tmp_path, QUIET, Measured()).methods
 
 
 def test_a_question_without_trials_is_asked_as_before():

@@ -126,7 +126,7 @@ def value(default: object) -> str:
 
 
 def _table_of_options(entry: Entry, cls: type, sections: dict[str, str]) -> str:
-    if entry.kind == "importers":
+    if entry.kind in ("importers", "exporters"):
         return ""
     pairs = re.findall(r"^ {4}(\w+): (.*(?:\n {8,}.*)*)", sections.get("Args", ""), re.MULTILINE)
     meanings = {name: " ".join(text.split()) for name, text in pairs}

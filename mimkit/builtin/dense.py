@@ -23,19 +23,23 @@ class DenseTransformer(DenseBackbone):
     [(1, 16, 2, 3), (1, 16, 2, 3), (1, 16, 2, 3), (1, 16, 2, 3)]
 
     Args:
-        vit: a transformer without a final norm, whose ``blocks`` are timm's and whose `layers`
+        vit: a transformer without a final norm, whose blocks are timm's and whose `layers`
             gives the tokens after each; this network owns it from now on.
         norm: the final norm, which `features` applies and nothing trains; None for none. Owned
             likewise.
         grid: of the images to come.
+        blocks: where in the transformer its blocks are.
 
     Source: BEiT, arXiv 2106.08254, and CAE, arXiv 2202.03026: the blocks (`dense_blocks`), their
         outputs without a norm, and that the class token is read by the blocks alone.
     """
 
-    def __init__(self, vit: Encoder, norm: nn.Module | None, grid: Grid) -> None:
+    def __init__(
+        self, vit: Encoder, norm: nn.Module | None, grid: Grid, *, blocks: str = "blocks"
+    ) -> None:
         super().__init__()
         self.vit = vit
+        self.blocks = blocks
         self.norm = None if norm is None else norm.requires_grad_(False)
         self.grid = grid
         self.taken = dense_blocks(len(list(self._blocks())))
@@ -65,7 +69,7 @@ class DenseTransformer(DenseBackbone):
     def layer_groups(self) -> list[list[nn.Parameter]]:
         """Lists embedding, every block, and nothing that follows them: depth + 2 groups."""
         named = [(name, p) for name, p in self.vit.named_parameters() if p.requires_grad]
-        embedding = [p for name, p in named if not name.startswith("blocks.")]
+        embedding = [p for name, p in named if not name.startswith(f"{self.blocks}.")]
         return [embedding, *(list(block.parameters()) for block in self._blocks()), []]
 
     def set_drop_path(self, rate: float) -> None:
@@ -77,7 +81,7 @@ class DenseTransformer(DenseBackbone):
         return frozenset(f"vit.{name}" for name in self.vit.no_weight_decay())
 
     def _blocks(self) -> Iterator[nn.Module]:
-        return self.vit.get_submodule("blocks").children()
+        return self.vit.get_submodule(self.blocks).children()
 
     def _map(self, patches: Tensor) -> Tensor:
         return rearrange(

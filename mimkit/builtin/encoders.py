@@ -1,13 +1,14 @@
 """The plain vision transformer, on timm's blocks."""
 
 import copy
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any, Final, Literal
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from timm.layers.norm import LayerNorm
-from timm.layers.patch_embed import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed, resample_patch_embed
 from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -23,6 +24,8 @@ from mimkit.parts.encoder import Backbone, Encoder, TimmModel
 from mimkit.parts.patches import take
 from mimkit.parts.records import Geometry, Grid, Tokens
 from mimkit.parts.stream import Stream, as_stream
+
+_PATCHES: Final = "patch_embed.proj.weight"
 
 
 class ViT(Encoder):
@@ -199,6 +202,23 @@ class ViT(Encoder):
         norm, vit.norm = vit.norm, nn.Identity()
         return DenseTransformer(vit, None if vit.norm_pools else norm, vit.grid)
 
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Resamples learned positions and the projection of patches; fixed ones are made anew."""
+        moved, mine = dict(tensors), self.grid
+        if grid.patch_size != mine.patch_size and _PATCHES in moved:
+            moved[_PATCHES] = resample_patch_embed(moved[_PATCHES], [mine.patch_size] * 2)
+        if (grid.rows, grid.cols) == (mine.rows, mine.cols) or "pos_embed" not in moved:
+            return moved
+        table = moved.pop("pos_embed")
+        if self.positions == "learned":
+            moved["pos_embed"] = resample_abs_pos_embed(
+                table,
+                [mine.rows, mine.cols],
+                [grid.rows, grid.cols],
+                num_prefix_tokens=self.num_prefix,
+            )
+        return moved
+
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens."""
         options = {
@@ -221,7 +241,7 @@ class ViT(Encoder):
             for k, v in self.state_dict().items()
             if k != "mask_token"
         }
-        return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+        return TimmModel("vit_base_patch16_224", options, tensors)
 
     def _copy(self, grid: Grid | None) -> "ViT":
         vit = copy.deepcopy(self)

@@ -35,6 +35,20 @@ def compare(
         ),
     ] = None,
     labels: LabelsOption = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="RUN|FILE|timm:ID", help="Also judge these weights, alike; may be repeated."
+        ),
+    ] = None,
+    start: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            metavar="RUN|FILE|timm:ID",
+            help="Also run each method beginning with these weights; may be repeated.",
+        ),
+    ] = None,
     budget: Annotated[
         str | None,
         typer.Option(
@@ -124,6 +138,8 @@ def compare(
         command=command,
         within=parse_within(within, preset),
         tune=tune,
+        against=tuple(against or ()),
+        start_from=tuple(start or ()),
     )
     if fleet is not None:
         foretell(question, fleet)

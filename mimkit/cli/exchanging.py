@@ -1,14 +1,12 @@
 """What comes from elsewhere and goes there: import, export, pack, plugin new."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
 from mimkit.cli.arguments import DataOption, LabelsOption, PresetOption, SetOption
 from mimkit.console import headed, make_console
-
-ExportFormat = Literal["timm", "safetensors"]
 
 
 def import_(
@@ -42,16 +40,36 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
     *,
     format_: Annotated[
-        ExportFormat, typer.Option("--format", help="timm's own state dict, or mimkit's.")
+        str, typer.Option("--format", metavar="FORMAT", help="See: mimkit list exporters")
     ],
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Default: RUN/FORMAT.safetensors.")
+        Path | None, typer.Option(metavar="PATH", help="Default: RUN/FORMAT, with its ending.")
     ] = None,
 ) -> None:
-    """Write the encoder of a run for use elsewhere."""
+    """Write the encoder of a run for use elsewhere, in one of several formats."""
     from mimkit.pipeline.exporting import export_run
 
     export_run(run, format_, out, console=make_console())
+
+
+def push(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.")],
+    *,
+    to: Annotated[
+        str | None, typer.Option(metavar="USER/NAME", help="Where it goes on the Hub.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Write this folder, upload nothing.")
+    ] = None,
+    license_: Annotated[
+        str, typer.Option("--license", help="Of the weights, in the Hub's words: mit, cc-by-4.0.")
+    ] = "unknown",
+    private: Annotated[bool, typer.Option("--private", help="For its owners' eyes only.")] = False,
+) -> None:
+    """Put the encoder of a run on the Hugging Face Hub, with a card written from its results."""
+    from mimkit.pipeline.pushing import push_run
+
+    push_run(run, to, out, license_=license_, private=private, console=make_console())
 
 
 def pack(

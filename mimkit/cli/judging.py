@@ -23,7 +23,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="D",
-            help="A registered name, a folder, a Hugging Face id; default: the run's own.",
+            help="A registered name, a folder, a Hugging Face id, an address (s3://, ...); "
+            "default: the run's own.",
         ),
     ] = None,
     labels: LabelsOption = None,

@@ -1,5 +1,6 @@
 """One run: run, demo."""
 
+import json
 import os
 import shlex
 import sys
@@ -37,6 +38,20 @@ def run(
     fresh: Annotated[
         bool, typer.Option("--fresh", help="Start anew, removing what that run wrote.")
     ] = False,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RUN|FILE|timm:ID",
+            help="Begin with the encoder of a run, of a file, or public weights of timm.",
+        ),
+    ] = None,
+    extend: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="STEPS", help="Go on with a finished run, to so many steps in all."
+        ),
+    ] = None,
     track: TrackOption = None,
     verbose: Annotated[
         bool,
@@ -62,10 +77,14 @@ def run(
         reference,
         preset=preset,
         fixed=tables,
-        overrides=settings or [],
+        overrides=[*(settings or []), *started_from(start)],
         seed=seed,
         data_path=data,
     )
+    if extend is not None:
+        from mimkit.pipeline.extending import extended_run
+
+        chosen = extended_run(Path(recipe) if folder is None else folder, chosen, extend)
     if chosen.train.processes > 1 and "RANK" not in os.environ:
         under = torchrun(chosen.train.processes, sys.argv[1:])
         os.execv(under[0], under)  # becomes torchrun, so that signals reach it
@@ -75,6 +94,11 @@ def run(
     again = shlex.join(word for word in ["mimkit", *sys.argv[1:]] if word != "--fresh")
     options = {"out": out, "folder": folder, "device": device, "fresh": fresh}
     _start(chosen, again, verbose=verbose, track=trackers, **options)
+
+
+def started_from(source: str | None) -> list[str]:
+    """Writes ``--from`` as a setting of the recipe."""
+    return [] if source is None else [f"train.start_from={json.dumps(source)}"]
 
 
 def _start(chosen: "Recipe", again: str, **options: Any) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from mimkit.conformance.checks import NotApplicableError, check, require
-from mimkit.conformance.specimen import SQUARE, Specimen, cells_of, same, with_noise_at
+from mimkit.conformance.specimen import OBLONG, SQUARE, Specimen, cells_of, same, with_noise_at
 from mimkit.errors import BoundaryError, RecipeError
 from mimkit.parts.encoder import Encoder
 from mimkit.parts.patches import take
@@ -243,4 +243,31 @@ def a_foreign_grid_is_refused_or_works(specimen: Specimen) -> None:
         tuple(found.shape) == (2, backbone.num_features),
         f"for another grid its backbone gives {tuple(found.shape)}",
         "Resample positions for the grid that backbone(grid) is given.",
+    )
+
+
+@check("encoders")
+@torch.no_grad()
+def weights_of_another_grid_fit(specimen: Specimen) -> None:
+    """A run cannot start from weights that were trained at another size."""
+    encoder = specimen.make()
+    try:
+        other = specimen.make(OBLONG, seed=1).state_dict()
+    except RecipeError as error:
+        raise NotApplicableError(f"refuses a grid of 3 x 5: {error}") from error
+    own = encoder.state_dict()
+    moved = encoder.regrid(other, OBLONG)
+    strange = [name for name in moved if name not in own]
+    unlike = [name for name in moved.keys() & own.keys() if moved[name].shape != own[name].shape]
+    require(
+        not strange and not unlike,
+        f"weights of a grid of 3 x 5 patches, regridded, do not fit one of 4 x 4: "
+        f"{', '.join(sorted(strange + unlike)[:3])}",
+        "Resample in 'regrid' what belongs to the grid, or leave it out.",
+    )
+    encoder.load_state_dict(dict(moved), strict=False)
+    require(
+        all(value.isfinite().all() for value in specimen.outcome(encoder)),
+        "with weights of another grid its tokens are not finite",
+        "Resample learned positions; leave out what is made for the grid.",
     )

@@ -20,12 +20,14 @@ from mimkit.parts.records import Grid, Tokens
 class TimmModel:
     """A model of timm with the weights of an encoder.
 
-    >>> TimmModel("timm.models.vision_transformer:VisionTransformer", {"depth": 12}, {}).options
-    {'depth': 12}
+    >>> TimmModel("vit_base_patch16_224", {"depth": 6}, {}).options
+    {'depth': 6}
 
     Args:
-        model: ``"module:class"`` within timm.
-        options: keyword arguments of the class, plain data.
+        model: a name of ``timm.create_model``, of the same class; what else it implies is given in
+            ``options``. A class alone, ``"module:class"``, can be exported as a state dict, but
+            nothing that timm loads by name.
+        options: keyword arguments of it, plain data.
         tensors: its state dict, which fits with ``strict=True``.
     """
 
@@ -180,11 +182,21 @@ class Encoder(Part, Module):
             "evaluations of whole images, or give it Encoder.dense."
         )
 
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Brings weights of such an encoder on another grid to this one's; by default as they are.
+
+        What belongs to the grid, such as learned positions, is resampled; what is made anew, such
+        as fixed ones, is left out. What then has another shape is refused by who asked.
+
+        Args:
+            tensors: under the names of this encoder's state dict, which may lack some.
+            grid: that they were trained for.
+        """
+        return tensors
+
     def timm_model(self) -> TimmModel:
         """Says which model of timm computes the same features, and with which weights.
 
         Raises: RecipeError if timm has no such model, which is the default.
         """
-        raise RecipeError(
-            f"{type(self).__name__} is none of timm's models. Export it with --format safetensors."
-        )
+        raise RecipeError(f"{type(self).__name__} is none of timm's models.")

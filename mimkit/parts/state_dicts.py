@@ -38,8 +38,7 @@ _CONTAINERS: Final = (
 _WRAPPERS: Final = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})
 # Attributes under which programs hold the whole model, or its encoder.
 _PREFIXES: Final = ("module", "model", "backbone", "encoder", "network", "net")
-# What may stand beside such an encoder; names that begin so keep theirs.
-_COMPANIONS: Final = (
+COMPANIONS: Final = (
     "classifier",
     "decoder",
     "fc",
@@ -50,6 +49,7 @@ _COMPANIONS: Final = (
     "predict",
     "project",
 )
+"""What may stand beside an encoder: names that begin so."""
 _DEEPEST: Final = 4
 _SHOWN: Final = 4
 
@@ -228,7 +228,7 @@ def _without_wrappers(name: str) -> str:
 def _is_common(prefix: str, names: list[str]) -> bool:
     inside = [name for name in names if name.startswith(f"{prefix}.")]
     beside = [name for name in names if not name.startswith(f"{prefix}.")]
-    return bool(inside) and all(name.startswith(_COMPANIONS) for name in beside)
+    return bool(inside) and all(name.startswith(COMPANIONS) for name in beside)
 
 
 def _finite(tensors: Mapping[str, Tensor], file: Path) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from mimkit.folder import RunFolder
 from mimkit.ownership import is_written_out
 from mimkit.pipeline.assemble import needs_targets
 from mimkit.recipe.difference import Difference, differences, listed
+from mimkit.recipe.extension import extends
 from mimkit.recipe.schema import Recipe, load, resolved
 from mimkit.recipe.settle import settle, settle_as
 from mimkit.train.guard import PATIENCE
@@ -27,7 +28,10 @@ def refuse_another(folder: RunFolder, recipe: Recipe, fresh: bool) -> None:
         )
     if fresh or not folder.recipe.exists() or not _is_in_the_way(folder):
         return
-    found = differences(_held(folder), recipe)
+    held = _held(folder)
+    if extends(recipe, held):
+        return
+    found = differences(held, recipe)
     if any(not each.is_option for each in found):
         raise _another(folder, found)
 
@@ -59,7 +63,7 @@ def adopt(folder: RunFolder, recipe: Recipe, fresh: bool, console: Console) -> R
                 write_text(folder.recipe, resolved(settled))
             return settled
         as_before = settle_as(recipe, settled, held)
-        if as_before.same_as(held):
+        if as_before.same_as(held) or extends(as_before, held):
             if resolved(as_before) != resolved(held):
                 write_text(folder.recipe, resolved(as_before))
             return as_before
@@ -99,6 +103,12 @@ def _another(folder: RunFolder, found: list[Difference]) -> DataError:
         return DataError(
             f"{said} Its encoder is judged in other ways, and nothing is trained again, by: mimkit "
             f"evaluate {folder.path} --evaluate NAME,... or --set 'evaluate=[...]'"
+        )
+    if [each.key for each in found] == ["train.total_steps"]:
+        return DataError(
+            f"{said} Where it is finished, it goes on to more steps by: mimkit run {folder.path} "
+            "--extend STEPS. Else choose another folder with --out, or start anew with --fresh, "
+            "which removes that run."
         )
     return DataError(
         f"{said} Choose another folder with --out, or start anew with --fresh, which removes that "

@@ -14,6 +14,7 @@ from mimkit.folder import RunFolder
 from mimkit.parts.target import Preparation
 from mimkit.pipeline.current import Run, build_evaluators, subject
 from mimkit.pipeline.ledger import seconds_before
+from mimkit.pipeline.start.begin import Start, begin
 from mimkit.recipe.build import Parts, build
 from mimkit.recipe.schema import Recipe, TrainSection
 from mimkit.recipe.settle import settle
@@ -32,6 +33,7 @@ def assemble(
     *,
     announce: bool = True,
     verbose: bool = False,
+    fresh: bool = False,
 ) -> Run:
     """Opens the data and builds the parts; nothing is prepared yet.
 
@@ -46,8 +48,9 @@ def assemble(
         command: what the user typed.
         announce: whether the data are described.
         verbose: whether also the details of evaluations are told.
+        fresh: whether what the folder holds of an earlier run will be removed.
 
-    Raises: MimkitError if data, batch size or an evaluation cannot be had.
+    Raises: MimkitError if data, batch size, first weights or an evaluation cannot be had.
     """
     for note in recipe.notes:
         console.print(note)
@@ -60,23 +63,17 @@ def assemble(
     if world.leads:
         world.wait()
     if announce:
-        for line in described(train, test, *(labelled or ())):
-            console.print(line)
-        if recipe.data.judge == "development":
-            console.print(
-                "evaluations judge by labels of one training image in ten, which are held back "
-                "(data.judge)"
-            )
-    for table in recipe.evaluate:
-        if table.cls.needs_labels:
-            labels_in(*(labelled or (train, test)), table.name)
-        if table.cls.needs_masks:
-            masks_in(*(labelled or (train, test)), table.name)
+        _announce(recipe, console, train, test, *(labelled or ()))
+    _refuse_untold(recipe, *(labelled or (train, test)))
     if world.device.type == "cuda":
         train, test = train.to(world.device), test.to(world.device)
         if labelled is not None:
             labelled = labelled[0].to(world.device), labelled[1].to(world.device)
-    parts = _build(recipe, train)
+    recipe, start = begin(recipe, folder, world, fresh=fresh)
+    parts = _build(recipe, train, start)
+    if announce and start is not None:
+        for line in start.lines(parts.views[0]):
+            console.print(line, soft_wrap=True)
     current = Run(
         recipe=recipe,
         folder=folder,
@@ -89,6 +86,7 @@ def assemble(
         command=command,
         labelled=labelled,
         verbose=verbose,
+        start=start,
     )
     if recipe.train.parallel == "fsdp":
         refuse_unshardable(current.pretrainer, recipe.train)
@@ -106,8 +104,11 @@ def prepare(current: Run, settled: Recipe, images: Source | None = None) -> None
         settled: its recipe.
         images: that they prepare themselves on; None for those to train on.
     """
-    if not settled.same_as(current.recipe):
-        current.parts = _build(settled, current.train)
+    begun = current.start
+    if begun is None:  # a run that stood in the way may be gone since
+        settled, current.start = begin(settled, current.folder, current.world, fresh=False)
+    if current.start is not begun or not settled.same_as(current.recipe):
+        current.parts = _build(settled, current.train, current.start)
         current.pretrainer = Pretrainer(current.parts).to(current.world.device)
     current.recipe = settled
     current.seconds = seconds_before(current.folder.read_ledger())
@@ -150,6 +151,16 @@ def rehearse(current: Run) -> None:
     current.pretrainer.to(device)
 
 
+def _announce(recipe: Recipe, console: Console, *sources: Source) -> None:
+    for line in described(*sources):
+        console.print(line)
+    if recipe.data.judge == "development":
+        console.print(
+            "evaluations judge by labels of one training image in ten, which are held back "
+            "(data.judge)"
+        )
+
+
 def _refuse_uneven(train: TrainSection, world: World) -> None:
     """Refuses a batch that processes and pieces cannot share out evenly.
 
@@ -165,9 +176,22 @@ def _refuse_uneven(train: TrainSection, world: World) -> None:
         )
 
 
-def _build(recipe: Recipe, train: Source) -> Parts:
+def _refuse_untold(recipe: Recipe, train: Source, test: Source) -> None:
+    """Refuses evaluations by labels or masks that the images do not have."""
+    for table in recipe.evaluate:
+        if table.cls.needs_labels:
+            labels_in(train, test, table.name)
+        if table.cls.needs_masks:
+            masks_in(train, test, table.name)
+
+
+def _build(recipe: Recipe, train: Source, start: Start | None) -> Parts:
     mean, std = recipe.data.mean or train.mean, recipe.data.std or train.std
-    return build(recipe, mean=mean, std=std)
+    if start is None:
+        return build(recipe, mean=mean, std=std)
+    parts = build(recipe, mean=mean, std=std, start=start.encoder)
+    start.others(parts)
+    return parts
 
 
 def needs_targets(recipe: Recipe) -> bool:

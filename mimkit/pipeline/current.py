@@ -20,6 +20,7 @@ from mimkit.evaluate.images import evenly_spaced
 from mimkit.folder import RunFolder
 from mimkit.parts.records import Batch
 from mimkit.parts.target import Preparation
+from mimkit.pipeline.start.begin import Start
 from mimkit.recipe.build import Parts, build, construct
 from mimkit.recipe.schema import Recipe
 from mimkit.train.distributed import World
@@ -51,6 +52,7 @@ class Run:
         verbose: whether also the details of evaluations are told.
         pieces: into which each process cuts its share of a batch; None until that is known.
         evaluators: those of the recipe, which have been asked whether they can work.
+        start: the weights that it begins with, if it begins now and not with random ones.
     """
 
     recipe: Recipe
@@ -68,6 +70,7 @@ class Run:
     verbose: bool = False
     pieces: int | None = None
     evaluators: list[Evaluator] = field(default_factory=list)
+    start: Start | None = None
 
     @contextmanager
     def spends(self, phase: str) -> Iterator[None]:
@@ -149,6 +152,9 @@ class Run:
         )
         if self.pieces is not None:
             loop.cut(self.pieces)
+        if self.start is not None:
+            for line in self.start.optimizer(loop.pretrainer, loop.optimizer):
+                self.console.print(line)
         return loop
 
     def _trained(self) -> Pretrainer:

@@ -27,7 +27,7 @@ class Wish:
     """How a finished run is to be judged; None and () mean as its recipe says.
 
     Args:
-        dataset: a registered name, a folder, a Hugging Face id.
+        dataset: a registered name, a folder, a Hugging Face id, an address.
         labels: labelled images for the evaluations, or a table of files and labels.
         data_path: where to look for the data first.
         evaluate: ``[[evaluate]]`` tables.
@@ -82,8 +82,9 @@ def _unsaid() -> dict[str, Any]:
 
 
 def untrained(recipe: Recipe) -> Recipe:
-    """Returns the same recipe without a step to train."""
-    none = {"total_steps": 0, "total_epochs": None}
+    """Returns the same recipe without a step to train, and without weights to begin with."""
+    none: dict[str, Any] = {"total_steps": 0, "total_epochs": None, "extended": ()}
+    none |= {"start_from": None, "start_sha256": None, "start_parts": ("encoder",)}
     return recipe.model_copy(update={"train": recipe.train.model_copy(update=none)})
 
 

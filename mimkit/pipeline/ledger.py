@@ -44,11 +44,12 @@ def ledger(
     progress: Progress,
     seconds: Mapping[str, float],
     prepared: Mapping[str, Preparation],
+    started: Mapping[str, object] | None,
 ) -> dict[str, object]:
     """Returns the content of ``ledger.json``; see the docs' page on run folders.
 
-    What a trial of the steps showed is taken over from the ``earlier`` ledger of a finished
-    training.
+    What a trial of the steps showed, and the weights that it began with, are taken over from the
+    ``earlier`` ledger where this call did not find them out.
     """
     grid = geometry.grid
     images = progress.step * train.batch_size
@@ -84,6 +85,7 @@ def ledger(
         "peak_memory_bytes": _peak_memory(device),
         "flops_per_image": trial.flops_per_image if trial else earlier.get("flops_per_image"),
         "skipped_steps": [asdict(item) for item in progress.skipped],
+        **({} if started is None else {"started_from": started}),
     }
 
 
@@ -102,10 +104,11 @@ def write_ledger(current: Run, trial: StepTrial | None, progress: Progress) -> N
             train=current.recipe.train,
             device=current.world.device,
             trial=trial,
-            earlier=current.folder.read_ledger(),
+            earlier=(earlier := current.folder.read_ledger()),
             progress=progress,
             seconds={**current.seconds, "train": progress.seconds},
             prepared=current.prepared,
+            started=current.start.record if current.start else earlier.get("started_from"),
         )
     )
 

@@ -77,7 +77,10 @@ def run(
         with RunFolder(path, writable=world.leads, say=console.print) as run_folder:
             if world.leads:
                 refuse_another(run_folder, recipe, fresh)
-            current = assemble(recipe, run_folder, world, console, command, verbose=verbose)
+            current = assemble(
+                recipe, run_folder, world, console, command, verbose=verbose, fresh=fresh
+            )
+            recipe = current.recipe
             if world.leads:
                 data = splits(current.train, current.test, current.labelled)
                 if not fresh:

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -56,6 +56,7 @@ def build(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: str | torch.device = "cpu",
+    start: Callable[[Encoder, Grid], None] | None = None,
 ) -> Parts:
     """Builds the parts of a recipe, with weights that follow from its seed.
 
@@ -67,6 +68,7 @@ def build(
         mean: of the data set; what the recipe itself says goes before it.
         std: of the data set, likewise.
         device: where to put the modules; on ``"meta"`` no weights are made.
+        start: gives the encoder other first weights, before targets make teachers of it.
 
     Raises: RecipeError with the table, if a part refuses its options or parts do not fit together.
     """
@@ -95,6 +97,8 @@ def build(
         Term(t.name, t.prediction, t.target, maker.make(f"losses.{t.name}", geometry), t.weight)
         for t in recipe.losses.values()
     )
+    if start is not None:
+        start(encoder, grid)
     for target in targets.values():
         target.bind(encoder)
     modules: list[nn.Module] = [encoder, head, *targets.values(), *(t.loss for t in terms)]

@@ -10,6 +10,8 @@ from mimkit.recipe.tables import MEANS, Recipe, last_of
 
 _SHOWN: Final = 8
 _MISSING: Final = object()
+_NEVER: Final = ("data.path", "train.start_sha256")
+"""Keys that make no other run: what they stand for is compared when it is opened."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def same_data(held: Mapping[str, Any], asked: Mapping[str, Any]) -> bool:
 
 
 def _placeless(key: str, value: Any) -> Any:
-    if key == "data.path" or key in [f"train.{name}" for name in MEANS]:
+    if key in _NEVER or key in [f"train.{name}" for name in MEANS]:
         return _MISSING
-    places = ("data.name", "data.labelled")
+    places = ("data.name", "data.labelled", "train.start_from")
     return last_of(value) if key in places and isinstance(value, str) else value
 
 

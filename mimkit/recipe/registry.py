@@ -50,6 +50,7 @@ KINDS = {
     # By name: this layer stands below the evaluators.
     "evaluators": Kind("evaluator", "mimkit.evaluate.base:Evaluator"),
     "importers": Kind("importer", "mimkit.parts.importer:Importer"),
+    "exporters": Kind("exporter", "mimkit.export.base:Exporter"),
     "launchers": Kind("launcher", "mimkit.launch.base:Launcher"),
     "trackers": Kind("tracker", "mimkit.track.base:Tracker"),
     "recipes": Kind("recipe"),

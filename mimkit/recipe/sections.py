@@ -1,5 +1,6 @@
 """The tables of a recipe that belong to no part: ``[data]``, ``[augment]``, ``[train]``."""
 
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Final, Literal
 
 from annotated_types import Interval
@@ -213,7 +214,9 @@ class AugmentSection(Strict):
 class TrainSection(Strict):
     """``[train]``: budget, optimizer, schedule, intervals."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"parallel"})
+    later: ClassVar[frozenset[str]] = frozenset(
+        {"parallel", "start_from", "start_sha256", "start_parts", "extended"}
+    )
 
     total_steps: AnyCount | None = Field(
         None, description="optimizer steps of the run; 0 only evaluates"
@@ -265,6 +268,23 @@ class TrainSection(Strict):
         description="torch.compile the step; 'auto' does on a GPU where a trial works and is "
         "faster; 'on' insists",
     )
+    start_from: Annotated[str, Field(min_length=1)] | None = Field(
+        None,
+        description="weights to begin with: a run folder, a file, timm:ID or timm:MODEL=FILE "
+        "(--from); default: random ones",
+    )
+    start_sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")] | None = Field(
+        None, description="checksum that the file of start_from must have; written by each run"
+    )
+    start_parts: tuple[Literal["encoder", "head", "targets", "optimizer"], ...] = Field(
+        ("encoder",),
+        description="what is taken from start_from: 'encoder', 'head', 'targets', 'optimizer'",
+    )
+    extended: tuple[Count, ...] = Field(
+        (),
+        description="steps at which the run had ended before it was extended (--extend); at each "
+        "the learning rate warms up again",
+    )
 
     @field_validator("total_epochs")
     @classmethod
@@ -284,6 +304,14 @@ class TrainSection(Strict):
         if warmup_epochs is not None and info.data.get("warmup_steps") is not None:
             raise ValueError("only one of warmup_steps and warmup_epochs may be given")
         return warmup_epochs
+
+    @field_validator("extended")
+    @classmethod
+    def _ascends(cls, extended: tuple[int, ...], info: ValidationInfo) -> tuple[int, ...]:
+        ends = [*extended, info.data.get("total_steps") or 0]
+        if extended and any(a >= b for a, b in pairwise(ends)):
+            raise ValueError(f"must ascend to below total_steps ({ends[-1]}), but is {ends[:-1]}")
+        return extended
 
     @field_validator("accumulate")
     @classmethod

@@ -95,8 +95,8 @@ class Recipe(Strict):
     def same_as(self, other: "Recipe") -> bool:
         """Whether both ask for the same run, wherever they were read from and the data lie.
 
-        That the data are the same is told by what they hold, once they are opened. How a step is
-        computed may change from call to call, as where memory was full.
+        That data and first weights are the same is told by what they hold, once they are opened.
+        How a step is computed may change from call to call, as where memory was full.
         """
         return self._nowhere() == other._nowhere()
 
@@ -108,7 +108,8 @@ class Recipe(Strict):
                 "labelled": last_of(self.data.labelled),
             }
         )
-        train = self.train.model_copy(update=dict.fromkeys(MEANS, "auto"))
+        start = {"start_from": last_of(self.train.start_from), "start_sha256": None}
+        train = self.train.model_copy(update={**dict.fromkeys(MEANS, "auto"), **start})
         nowhere: dict[str, object] = {
             "source": None,
             "places": {},

@@ -43,6 +43,10 @@ def setting(recipe: Mapping[str, Any]) -> list[tuple[str, str]]:
         if train.get(f"total_{unit}") is not None:
             amount = f"{words.count(train[f'total_{unit}'])} {unit}"
             setting.append(("budget", f"{amount}, batches of {words.count(train['batch_size'])}"))
+    if train.get("start_from"):
+        setting.append(("begins with", str(train["start_from"])))
+    if train.get("extended"):
+        setting.append(("extended at", f"{', '.join(map(words.count, train['extended']))} steps"))
     return setting
 
 

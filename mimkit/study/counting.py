@@ -85,10 +85,10 @@ def count(recipe: Recipe, console: Console, *, flops_per_second: float) -> Count
             current = assemble(recipe, folder, world, console, announce=False)
         rehearse(current)
         loading = min(_LOADED, len(current.train))
-        start = time.perf_counter()
+        start = time.process_time()  # whatever else this machine is at work on
         batch = current.batches(batch_size=loading)[0]
         on_device = current.train.pixels is not None
-        load_seconds = 0.0 if on_device else (time.perf_counter() - start) / loading
+        load_seconds = 0.0 if on_device else (time.process_time() - start) / loading
         footprint = _footprint(current, batch, load_seconds, half=half)
         encoding, has_cls = _encode(current, batch.image[:1])
         encode_seconds = encoding / flops_per_second
@@ -211,4 +211,8 @@ def _train(current: Run, image: Tensor) -> float:
     with torch.random.fork_rng(devices=[]), Repeated():
         backbone = current.pretrainer.encoder.backbone().train()
     few = image[: fewest(backbone, len(image))]
-    return count_flops(lambda: backbone(few).square().mean().backward()) / len(few)
+
+    def passes() -> None:
+        torch.autograd.backward(backbone(few).square().mean())
+
+    return count_flops(passes) / len(few)

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from mimkit import words
 from mimkit.data.opening import open_labelled, open_source
 from mimkit.data.source import Source
 from mimkit.errors import RecipeError
@@ -43,6 +44,9 @@ def draft_method(
     data = found.recipe.data
     training = open_source(data, "train")
     labelled, _ = open_labelled(data) or (training, None)
+    if found.is_rival:
+        batch_size = found.recipe.train.batch_size
+        return Draft(found, {}, batch_size, 0, labelled, found.notes)
     trial = None
     if budget.unit in ("time", "flops"):
         train = {"total_steps": _TRIAL_STEPS, "warmup_steps": 0}
@@ -100,13 +104,14 @@ def settle_method(draft: Draft, sizes: Sizes, question: Question, gauge: Gauge) 
             "on them. Use --budget steps=N."
         )
     trial, facts = gauge.measure(recipe, found.label)
+    size = (f"{words.magnitude(trial.parameters['encoder'])} parameters",) * found.is_rival
     method = Method(
         label=found.label,
         reference=found.reference,
         source=found.source,
         batch_size=draft.batch_size,
         total_steps=total_steps,
-        notes=draft.notes,
+        notes=(*draft.notes, *size),
         trial=trial,
         evaluate_seconds=sum(facts["evaluate_seconds"].values()),
         disk_bytes=int(facts["disk_bytes"]),
@@ -125,10 +130,12 @@ def trimmed(settled: Sequence[Settled], sizes: Sizes) -> tuple[Sizes, tuple[Sett
     """Shortens the trainings of the evaluations until they take no longer than pre-training.
 
     All methods together are meant, as the sizes are the same for all. At least 50 steps remain.
+    What trains nothing does not count.
     """
-    pretraining = sum(one.method.pretrain_seconds for one in settled)
-    growing = sum(sum(one.by_evaluator.get(name, 0.0) for name in TRAINED) for one in settled)
-    fixed = sum(one.method.evaluate_seconds for one in settled) - growing
+    trained = [one for one in settled if one.method.total_steps]
+    pretraining = sum(one.method.pretrain_seconds for one in trained)
+    growing = sum(sum(one.by_evaluator.get(name, 0.0) for name in TRAINED) for one in trained)
+    fixed = sum(one.method.evaluate_seconds for one in trained) - growing
     if fixed + growing <= pretraining or not growing:
         return sizes, tuple(settled)
     share = max(0.0, pretraining - fixed) / growing

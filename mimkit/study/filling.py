@@ -24,6 +24,9 @@ class Repeated(TorchDispatchMode):  # type: ignore[no-untyped-call]
     What is drawn from a generator of its own, such as images, stays as it is.
     """
 
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],

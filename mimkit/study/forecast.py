@@ -168,7 +168,7 @@ def table(plan: Plan, forecasts: dict[str, Forecast], fleet: Fleet) -> Table:
 
 def remarks(plan: Plan, forecasts: dict[str, Forecast]) -> list[str]:
     """Says what stands in no row: which ways fit, and what the estimate leaves out."""
-    said = []
+    said = ["Of judging, what no network does is taken to last as long as here."]
     for label in (method.label for method in plan.methods):
         found = forecasts[label]
         fitting = [way for way, one in found.steps.items() if one.fits]

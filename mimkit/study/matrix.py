@@ -122,7 +122,8 @@ def evaluations(
         names: which; None for all that the data allow.
         sizes: how large.
         has_cls: whether the encoder has a class token, which then is probed too.
-        total_steps: of pre-training, in which held-out images are looked at five times.
+        total_steps: of pre-training, in which held-out images are looked at five times; 0 where
+            there is none, and so no task of its own to judge by.
 
     Raises: RecipeError for a name that is no evaluation of a comparison, or one for which the data
         lack labels, masks or objects.
@@ -139,6 +140,8 @@ def evaluations(
             raise RecipeError(f"--evaluate {name}: {_LACKS.get(name, _LACKS_LABELS)}")
     chosen = names or (LABELLED if sizes.fractions else (*UNLABELLED, *sizes.dense))
     tables = sized(sizes, has_cls=has_cls)
+    if not total_steps:
+        return [{"part": name, **tables[name]} for name in chosen]
     heldout = {"part": "heldout", "every_steps": max(1, total_steps // 5), "num_images": 1_000}
     beside = [] if sizes.choosing else [heldout]
     return [*beside, *({"part": name, **tables[name]} for name in chosen)]

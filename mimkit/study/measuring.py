@@ -24,7 +24,8 @@ from mimkit.errors import MimkitError
 from mimkit.evaluate.features import evaluation_mode
 from mimkit.files import write_json
 from mimkit.folder import RunFolder
-from mimkit.pipeline.assemble import assemble, prepare, rehearse
+from mimkit.memory import peak_bytes
+from mimkit.pipeline.assemble import assemble, needs_targets, prepare, rehearse
 from mimkit.pipeline.current import Run, subject
 from mimkit.pipeline.ledger import count_parameters, device_name
 from mimkit.recipe.schema import Recipe, load
@@ -64,11 +65,14 @@ def measure(
         quickly = Repeated if rehearsed else nullcontext
         with quickly():
             current = assemble(recipe, folder, world, console, announce=False)
-        if rehearsed:
+        if not needs_targets(recipe):
+            prepare(current, current.recipe)
+        elif rehearsed:
             rehearse(current)
         else:
             prepare(current, settle(recipe, console.print))
-        steps, image = _steps(current)
+        trains = current.recipe.train.total_steps != 0
+        steps, image = _steps(current) if trains else _no_steps(current)
         encode_seconds, has_cls = _encode(current, image)
         prepared = current.prepared.values()
         trial = Trial(
@@ -144,6 +148,20 @@ def _steps(current: Run) -> tuple[StepTrial, Tensor]:
         loop = current.loop(Hooks(phase=watch.phase))
         return glance(loop, watch, batch, load_seconds=load_seconds), batch.image
     return current.try_out(current.loop(), processes=train.processes), batch.image
+
+
+def _no_steps(current: Run) -> tuple[StepTrial, Tensor]:
+    """What pre-training costs where there is none, and images to time the rest with."""
+    image = current.batches(batch_size=MOST_IMAGES)[0].to(current.world.device).image
+    none = StepTrial(
+        step_seconds=0.0,
+        load_seconds=0.0,
+        peak_memory_bytes=peak_bytes(),
+        flops_per_image=0.0,
+        compiled=False,
+        overlaps=False,
+    )
+    return none, image
 
 
 @torch.no_grad()

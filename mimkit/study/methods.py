@@ -35,6 +35,8 @@ class Found:
         recipe: as it is for this data.
         tables: what was laid over the file for that.
         notes: the same in words.
+        is_rival: it trains nothing: weights from elsewhere, which bring all that they need, so that
+            what the command line says of recipes is none of theirs.
     """
 
     label: str
@@ -43,6 +45,7 @@ class Found:
     recipe: Recipe
     tables: Mapping[str, Any]
     notes: tuple[str, ...]
+    is_rival: bool = False
 
     @property
     def digest(self) -> str:
@@ -223,12 +226,14 @@ def schedule(recipe: Recipe, total_steps: int, num_images: int) -> dict[str, Any
         "warmup_steps": round(share * total_steps),
         "log_every_steps": max(1, min(train.log_every_steps, total_steps // 40)),
         "checkpoint_every_steps": max(1, min(train.checkpoint_every_steps, total_steps // 5)),
+        **({"extended": []} if train.extended else {}),
     }
 
 
 def load_for(found: Found, asked: Asked, tables: Mapping[str, Any]) -> Recipe:
     """Loads the recipe of a method with more tables laid over it."""
-    return _load(found.source, asked, _merged(found.tables, tables))
+    own = Asked(None) if found.is_rival else asked
+    return _load(found.source, own, _merged(found.tables, tables))
 
 
 def lay_over(

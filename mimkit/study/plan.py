@@ -33,6 +33,7 @@ from mimkit.study.refusals import (
     refuse_unfit,
     refuse_unlike,
 )
+from mimkit.study.rivals import with_weights
 from mimkit.study.stage import WHOLE, Stage
 
 PLAN: Final = "plan.json"
@@ -73,6 +74,8 @@ def make_plan(
     ):
         earlier = None
     methods = stage.found or find_methods(question.methods, question.recipes)
+    if not stage.trials:
+        methods = with_weights(methods, question, console.print)
     found = {one.reference: one for one in methods}
     if stage.found is None:  # else that was said before
         announce(methods, console)
@@ -109,6 +112,7 @@ def make_plan(
         notes=(
             "fine-tuning, its augmentation, searches, label subsets and seeds are the same for all",
             "batch size, optimizer, pre-training augmentation and encoder are each recipe's own",
+            *_of_others(tuple(known.values())),
         ),
         asked=question.fixed(),
         sizes=_plain(sizes),
@@ -158,6 +162,14 @@ def read_plan(folder: Path) -> Plan | None:
         ) from error
 
 
+def _of_others(methods: Sequence[Method]) -> tuple[str, ...]:
+    """Says of weights from elsewhere that the budget is not theirs."""
+    names = [method.label for method in methods if not method.total_steps]
+    if not names:
+        return ()
+    return (f"the budget is not that of {', '.join(names)}: trained elsewhere, judged alike",)
+
+
 def _plain(sizes: Sizes) -> dict[str, Any]:
     """What a plan keeps of them."""
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(sizes).items()}
@@ -171,7 +183,7 @@ def _sizes(earlier: Plan | None, drafts: Sequence[Draft], stage: Stage) -> Sizes
     """Sizes the evaluations once for all methods, after the one that sees the fewest images."""
     if earlier is not None:
         return kept_sizes(earlier)
-    images = [draft.total_steps * draft.batch_size for draft in drafts]
+    images = [d.total_steps * d.batch_size for d in drafts if not d.found.is_rival]
     sizes = choose_sizes(min(images), drafts[0].labelled)
     return for_trials(sizes) if stage.trials else sizes
 
@@ -198,4 +210,4 @@ def least_budget(found: Sequence[Found]) -> Budget:
         assert train.total_epochs is not None
         return train.total_epochs * len(open_source(recipe.data, "train"))
 
-    return Budget("images", min(images(one.recipe) for one in found))
+    return Budget("images", min(images(one.recipe) for one in found if not one.is_rival))

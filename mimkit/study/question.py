@@ -12,7 +12,8 @@ class Asked:
     """What the command line says of the recipes.
 
     Args:
-        dataset: registered name, folder, parquet files or Hugging Face id; None: each recipe's own.
+        dataset: registered name, folder, parquet files, Hugging Face id or address; None: each
+            recipe's own.
         preset: of every recipe, or None.
         overrides: ``a.b=VALUE`` settings for every recipe.
         data_path: where to look for the data first.
@@ -41,6 +42,8 @@ class Question:
         command: what was typed.
         within: seconds that all of it may take, from which preset and budget follow; None where
             those are given.
+        against: weights from elsewhere that are judged beside the methods.
+        start_from: weights from elsewhere with which each method is run once more.
         tune: trials of each method, each with a tenth of the budget, before its runs.
     """
 
@@ -53,12 +56,15 @@ class Question:
     jobs: int
     command: str
     within: float | None = None
+    against: tuple[str, ...] = ()
+    start_from: tuple[str, ...] = ()
     tune: int = 0
 
     def fixed(self) -> dict[str, Any]:
         """What must stay as it is while a comparison goes on; methods and seeds may be added."""
         said = asdict(replace(self, methods=(), seeds=0, jobs=0, command=""))
         plain: dict[str, Any] = json.loads(json.dumps(said))
+        del plain["against"], plain["start_from"]  # added like methods
         if not self.tune:
             del plain["tune"]  # as earlier plans have it
         return plain

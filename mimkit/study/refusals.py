@@ -54,8 +54,9 @@ def refuse_unfit(
     for one in found:
         labelled = labelled_of(one)
         sizes = kept_sizes(earlier) if earlier else choose_sizes(len(labelled), labelled)
-        tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=_STEPS)
-        train = {"total_steps": _STEPS, "warmup_steps": 0}
+        steps = 0 if one.is_rival else _STEPS
+        tables = evaluations(question.evaluate, sizes, has_cls=False, total_steps=steps)
+        train = {"total_steps": steps, "warmup_steps": 0}
         recipe = load_for(one, question.recipes, {"train": train, "evaluate": tables})
         world = World(0, 1, torch.device("cpu"))  # its processes are those of the recipe
         try:
@@ -88,7 +89,8 @@ def is_another(earlier: Plan, question: Question, folder: Path) -> bool:
     if asked["budget"] is None:
         asked["budget"] = earlier.asked["budget"]
     was, now = _words(earlier.asked), _words(asked)
-    differ = [name for name in {**was, **now} if was.get(name) != now.get(name)]
+    # A key that is newer than the plan says nothing where nothing is asked by it.
+    differ = [n for n in {**was, **now} if (was.get(n) or None) != (now.get(n) or None)]
     if not differ:
         return False
     if not holds_work(folder):

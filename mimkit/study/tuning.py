@@ -140,7 +140,8 @@ def _can_be_made(found: Found, asked: Asked, setting: Setting) -> bool:
     tables = tables_of(found.recipe, setting)
     try:
         recipe = lay_over(found, asked, tables).recipe
-        build(recipe, mean=(0.0,) * 3, std=(1.0,) * 3, device="meta")
+        channels = recipe.data.channels
+        build(recipe, mean=(0.0,) * channels, std=(1.0,) * channels, device="meta")
     except RecipeError:
         return False
     _refuse_set(recipe, tables)

@@ -196,6 +196,18 @@ def restore(
     Raises: DataError if names or shapes do not match; it ends with ``advice``.
     """
     restore_weights(checkpoint, module, advice)
+    restore_optimizer(checkpoint, module, optimizer)
+
+
+def restore_optimizer(
+    checkpoint: Saved, module: nn.Module, optimizer: torch.optim.Optimizer
+) -> int:
+    """Loads what a checkpoint holds of the optimizer's state, by the names of the parameters.
+
+    Entries of another shape than their parameter are left out, as where that is new.
+
+    Returns: how many parameters have got theirs.
+    """
     parameters = dict(module.named_parameters())
     tensors = checkpoint.part("optimizer.", lambda name: parameters.get(name.rpartition(".")[0]))
     state = optimizer.state_dict()
@@ -209,10 +221,11 @@ def restore(
                 for name, value in tensors.items()
                 if name.startswith(prefix) and "." not in name.removeprefix(prefix)
             }
-            if entries:
+            if entries and all(v.ndim == 0 or v.shape == parameter.shape for v in entries.values()):
                 state["state"][number] = entries
             number += 1
     optimizer.load_state_dict(state)
+    return len(state["state"])
 
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:

@@ -14,18 +14,10 @@ from mimkit.errors import MimkitError, TrainingError, in_one_line, memory_is_ful
 from mimkit.parts.loss import StepOutput
 from mimkit.parts.records import Batch
 from mimkit.recipe.schema import TrainSection
-from mimkit.train import checkpoint
+from mimkit.train import checkpoint, optim
 from mimkit.train.distributed import World
 from mimkit.train.guard import Guard, SkippedStep
 from mimkit.train.means import Means
-from mimkit.train.optim import (
-    guard,
-    learning_rate,
-    make_optimizer,
-    set_learning_rate,
-    total_steps,
-    warmup_steps,
-)
 from mimkit.train.pieces import no_memory
 from mimkit.train.precision import autocast
 from mimkit.train.progress import Choice, Progress, place
@@ -87,13 +79,13 @@ class Loop:
         self.forward: nn.Module = pretrainer
         self.spread = is_spread(pretrainer)
         self.train = train
-        self.total = total_steps(train, num_images)
-        self.warmup = warmup_steps(train, num_images)
+        self.total = optim.total_steps(train, num_images)
+        self.warmup = optim.warmup_steps(train, num_images)
         self.seed = seed
         self.world = world
         self.folder = folder
         self.hooks = hooks
-        self.optimizer = make_optimizer(pretrainer, train)
+        self.optimizer = optim.make_optimizer(pretrainer, train)
         self.progress = Progress(0, 0.0, [])
         self._settle(Choice())
         # Whether weights, optimizer and targets are those that `progress` tells of.
@@ -190,14 +182,15 @@ class Loop:
 
     def advance(self, step: int, batch: Batch, guard_: Guard, means: Means) -> float:
         """Does all of a step but fetching its batch; returns the learning rate."""
-        lr = learning_rate(
+        lr = optim.learning_rate(
             step,
             total=self.total,
             warmup=self.warmup,
             peak=self.train.lr,
             floor=self.train.min_lr,
+            ends=self.train.extended,
         )
-        set_learning_rate(self.optimizer, lr)
+        optim.set_learning_rate(self.optimizer, lr)
         guard_.before()
         output = self._gradients_somehow(step, batch, guard_)
         self.intact = False
@@ -313,7 +306,7 @@ class Loop:
             finite = torch.isfinite(grad_norm) & torch.isfinite(output.loss)
             if self.spread:  # all skip, or none: each has a share of every weight
                 finite = self.world.everywhere(finite)
-            guard(self.optimizer, finite)
+            optim.guard(self.optimizer, finite)
             self.optimizer.step()
         return grad_norm, finite
 

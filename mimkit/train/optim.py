@@ -1,8 +1,8 @@
 """Optimizer, weight-decay groups and the learning rate of a step."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import torch
 from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from mimkit.parts.part import Module
 from mimkit.recipe.schema import TrainSection
+
+_LEAST_REWARMING: Final = 0.01
+_MOST_REWARMING: Final = 0.5
 
 
 def make_optimizer(
@@ -84,8 +87,13 @@ def warmup_steps(train: TrainSection, num_images: int) -> int:
     return train.warmup_steps or 0
 
 
-def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: float) -> float:
+def learning_rate(
+    step: int, *, total: int, warmup: int, peak: float, floor: float, ends: Sequence[int] = ()
+) -> float:
     """Linear warm-up from 0, then half a cosine down to ``floor``, evaluated at every step.
+
+    Where a run was extended, the same again: from ``floor`` up to ``peak``, in the share of the new
+    steps that the first warm-up had of the first ones, 1 to 50 %, then down to ``floor``.
 
     Args:
         step: 0 for the first optimizer step.
@@ -93,9 +101,22 @@ def learning_rate(step: int, *, total: int, warmup: int, peak: float, floor: flo
         warmup: number of warm-up steps; step ``warmup`` is the first at ``peak``.
         peak: the recipe's ``lr``.
         floor: the recipe's ``min_lr``.
+        ends: ascending steps at which the run had ended before it was extended.
+
+    Source: re-warming and re-decaying, Ibrahim et al. 2024, arXiv 2403.08763, section 4.1.
     """
+    first, *_ = bounds = [*ends, total]
+    start, stop = (
+        max((e for e in ends if e <= step), default=0),
+        min((e for e in bounds if e > step), default=total),
+    )
+    bottom = 0.0
+    if start:
+        share = min(max(warmup / first, _LEAST_REWARMING), _MOST_REWARMING)
+        warmup, bottom = round(share * (stop - start)), floor
+    step, total = step - start, stop - start
     if step < warmup:
-        return peak * (step + 1) / (warmup + 1)
+        return bottom + (peak - bottom) * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(1, total - warmup)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 

@@ -147,11 +147,15 @@ def write_shards(indices: Iterable[ShardIndex], place: Path) -> None:
             for name, array in (("ends", ends), ("masks", index.masks), ("spans", index.spans)):
                 files[name].write(np.ascontiguousarray(array, np.int64).data)
         stack.close()
-        write_atomic(place / "names.bin", lambda to: shutil.move(paths["names"], to))
+        write_atomic(place / "names.bin", partial(_move, paths["names"]))
         for name, shape in (("ends", ()), ("masks", (2,)), ("spans", (2,))):
             finish = partial(_write_int64, paths[name], (sum(counts), *shape))
             write_atomic(place / f"{name}.npy", finish)
     write_array(place / "shards.npy", np.cumsum(counts))
+
+
+def _move(file: Path, to: Path) -> None:
+    file.replace(to)
 
 
 def _write_int64(content: Path, shape: tuple[int, ...], to: Path) -> None:

@@ -57,7 +57,7 @@ def _object(entry: Entry) -> tuple[list[str | Table], str]:
         return [f"{name}: {value}" for name, value in vars(loaded).items()], file
     doc = inspect.getdoc(loaded) or ""
     about: list[str | Table] = [doc.partition("\n")[0]]
-    if entry.kind not in ("importers", "launchers", "trackers"):
+    if entry.kind not in ("importers", "exporters", "launchers", "trackers"):
         about.append(_options(entry, loaded, doc))
     if source := re.search(r"^Source: *(.*(?:\n +.*)*)", doc, re.MULTILINE):
         about.append(f"Source: {' '.join(source[1].split())}")

@@ -64,15 +64,27 @@ def to_grid(
         grid: the grid to fine-tune on.
         depth: number of blocks.
     """
+    copied = resampled(tensors, source, grid)
+    shared = copied.pop(f"rel_pos_bias.{_TABLE}", None)
+    if shared is not None:
+        for number in range(depth):
+            copied[f"blocks.{number}.attn.{_TABLE}"] = shared.clone()
+    return copied
+
+
+def resampled(tensors: Mapping[str, Tensor], source: Grid, grid: Grid) -> dict[str, Tensor]:
+    """Copies an encoder's weights, all positions resampled for another grid.
+
+    Args:
+        tensors: state dict of the encoder, or a part of it.
+        source: its grid.
+        grid: the other one.
+    """
     copied = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    if grid != source:
+    if (grid.rows, grid.cols) != (source.rows, source.cols):
         for name, tensor in copied.items():
             if name == "pos_embed":
                 copied[name] = resample_absolute(tensor, source, grid)
             elif name.endswith(_TABLE):
                 copied[name] = resample_relative(tensor, source, grid)
-    shared = copied.pop(f"rel_pos_bias.{_TABLE}", None)
-    if shared is not None:
-        for number in range(depth):
-            copied[f"blocks.{number}.attn.{_TABLE}"] = shared.clone()
     return copied

@@ -36,7 +36,7 @@ from mimkit import (
     patch_attention,
     take,
 )
-from mimkit_beit.backbone import PooledBEiT, to_grid
+from mimkit_beit.backbone import PooledBEiT, resampled, to_grid
 from mimkit_beit.block import Block
 from mimkit_beit.positions import absolute_at, relative_at
 
@@ -239,6 +239,10 @@ class BEiTViT(Encoder):
         vit.load_state_dict(own | kept, assign=True)
         return vit.to(weight.device)
 
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Resamples all learned positions, added ones and tables."""
+        return resampled(tensors, grid, self.grid)
+
     def timm_model(self) -> TimmModel:
         """Says how timm's ``Beit`` gives the same tokens, and the kept classifier's scores."""
         pooled = "token" if self.num_classes else ""
@@ -253,13 +257,13 @@ class BEiTViT(Encoder):
             "depth": len(self.blocks),
             "num_heads": self.num_heads,
             "mlp_ratio": self.mlp_ratio,
-            "init_values": self.layer_scale,
+            "init_values": self.layer_scale or 0.0,  # timm passes over None: its own default
             "use_abs_pos_emb": self.positions == "absolute",
             "use_rel_pos_bias": self.positions == "relative_per_block",
             "use_shared_rel_pos_bias": self.positions == "relative",
         }
         tensors = {k: v for k, v in self.state_dict().items() if k != "mask_token"}
-        return TimmModel("timm.models.beit:Beit", options, tensors)
+        return TimmModel("beit_base_patch16_224", options, tensors)
 
     def no_weight_decay(self) -> frozenset[str]:
         """The class token and absolute positions; mask token and tables decay, as released."""

@@ -1,8 +1,7 @@
 """The maps that BEiT gives to dense tasks, against timm's."""
 
-import importlib
-
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from mimkit_beit.encoder import BEiTViT
@@ -32,8 +31,7 @@ def images(grid, batch_size=2):
 def timms_maps(encoder, image):
     """The maps of timm's model with the encoder's weights."""
     described = encoder.timm_model()
-    module, cls = described.model.split(":")
-    model = getattr(importlib.import_module(module), cls)(**described.options).eval()
+    model = timm.create_model(described.model, **described.options).eval()
     lacking, unknown = model.load_state_dict(dict(described.tensors), strict=False)
     assert not unknown
     assert not [name for name in lacking if "norm." not in name]  # which no map passes

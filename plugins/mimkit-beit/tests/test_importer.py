@@ -1,9 +1,9 @@
 """Checkpoints of other projects: from their layout to mimkit's, and to timm's."""
 
 import argparse
-import importlib
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from mimkit_beit.encoder import BEiTViT
@@ -69,8 +69,7 @@ def image_size(found):
 
 def timm_model(encoder: BEiTViT) -> torch.nn.Module:
     exported = encoder.timm_model()
-    module, name = exported.model.split(":")
-    model = getattr(importlib.import_module(module), name)(**exported.options)
+    model = timm.create_model(exported.model, **exported.options)
     model.load_state_dict(exported.tensors, strict=True)
     return model.eval()
 

@@ -169,6 +169,10 @@ class CAEViT(Encoder):
         norm, vit.norm = vit.norm, nn.Identity()
         return vit, norm
 
+    def regrid(self, tensors: Mapping[str, Tensor], grid: Grid) -> Mapping[str, Tensor]:
+        """Leaves the fixed positions out, which are this encoder's own."""
+        return {name: tensor for name, tensor in tensors.items() if name != "pos_embed"}
+
     def timm_model(self) -> TimmModel:
         """Says how timm's ``VisionTransformer`` gives the same tokens.
 
@@ -198,7 +202,7 @@ class CAEViT(Encoder):
                 tensors[f"{stem}.ls{last[-1]}.gamma"] = tensor
             elif last != "v_bias":
                 tensors[name] = tensor
-        return TimmModel("timm.models.vision_transformer:VisionTransformer", options, tensors)
+        return TimmModel("vit_base_patch16_224", options, tensors)
 
     def _embed(self, image: Tensor, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Gives what enters the blocks (B, 1 + S, D), and the positions (B, S)."""

@@ -1,8 +1,7 @@
 """The maps that CAE gives to dense tasks, against timm's."""
 
-import importlib
-
 import pytest
+import timm
 import torch
 from mimkit_cae.encoder import CAEViT
 
@@ -28,8 +27,7 @@ def images(grid, batch_size=2):
 def timms(encoder):
     """timm's model with the encoder's weights."""
     described = encoder.timm_model()
-    module, cls = described.model.split(":")
-    model = getattr(importlib.import_module(module), cls)(**described.options).eval()
+    model = timm.create_model(described.model, **described.options).eval()
     model.load_state_dict(dict(described.tensors))
     return model
 

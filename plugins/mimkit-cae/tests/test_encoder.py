@@ -1,9 +1,9 @@
 """The encoder: sizes, positions, start values, what enters, what leaves for timm."""
 
 import math
-from importlib import import_module
 
 import pytest
+import timm
 import torch
 import torch.nn.functional as F
 from mimkit_cae.encoder import CAEViT
@@ -193,8 +193,7 @@ def test_timm_computes_the_same_features(image, layer_scale):
         for parameter in encoder.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     exported = encoder.timm_model()
-    module, _, name = exported.model.partition(":")
-    theirs = getattr(import_module(module), name)(**exported.options).eval()
+    theirs = timm.create_model(exported.model, **exported.options).eval()
     theirs.load_state_dict(dict(exported.tensors), strict=True)
     tokens = encoder.features(image)
     ours = torch.cat([tokens.prefix, tokens.patches], dim=1)

@@ -16,6 +16,7 @@ from mimkit import (
     Geometry,
     Grid,
     RecipeError,
+    TimmModel,
     Tokens,
     patchify,
     take,
@@ -109,6 +110,29 @@ class PatchResNet(Encoder):
     def dense(self, grid: Grid | None = None) -> DenseBackbone:
         """Returns the maps of a whole ResNet, stage 4 new, on images of any size."""
         return DenseResNet(self._resnet(), closed=self.norm is not None)
+
+    def timm_model(self) -> TimmModel:
+        """Says how timm's ``ResNetV2``, of three stages, gives the same cells.
+
+        Raises: RecipeError if the stem is the small one, or no norm closes stage 3.
+        """
+        if len(self.stem) == 1:
+            raise RecipeError("timm has no ResNet v2 with the small stem, only stem = 'imagenet'.")
+        if self.norm is None:
+            raise RecipeError("timm's ResNet v2 ends in a norm, so closing_norm must be true.")
+        options = {
+            "layers": list(self.depths[:3]),
+            "channels": [4 * self.width, 8 * self.width, 16 * self.width],
+            "stem_chs": self.width,
+            "in_chans": self.stem[0].in_channels,
+            "global_pool": "avg",
+            "num_classes": 0,
+        }
+        tensors = {
+            name.replace("stem.0.", "stem.conv."): value
+            for name, value in self.state_dict().items()
+        }
+        return TimmModel("resnetv2_50", options, tensors)
 
     def _resnet(self) -> ResNet:
         return ResNet(self.stem, self.stages, self.norm, self.width, self.depths[3])

@@ -1,0 +1,1 @@
+"""Encoder ``timm``: transformers and ResNets of timm, by name."""

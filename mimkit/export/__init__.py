@@ -1,0 +1,1 @@
+"""The encoder of a run in the forms that other programs load."""
