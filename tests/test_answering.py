@@ -120,7 +120,7 @@ def test_a_refusal_in_the_middle_of_a_look_is_no_fault_of_the_cache(monkeypatch)
         path.unlink()
     shards._opened.cache_clear()
     monkeypatch.setattr(survey, "_MANY", 0)
-    monkeypatch.setattr(survey, "_first_size", lambda table: (70, 70))
+    monkeypatch.setattr(survey, "first_look", lambda *_: ((70, 70), False))
     failing(monkeypatch, PermissionError("expired"), 10**6)
     with pytest.raises(DataError, match=r"memory://.*may not be read: PermissionError") as told:
         open_sources(DataSection(name="memory://set", image_size=64, patch_size=8))

@@ -57,7 +57,7 @@ def test_stacks_of_six_pages_with_masks_are_segmented(tiny, tmp_path):
             (part / kind).mkdir(parents=True, exist_ok=True)
         mask = (draws.random((20, 24)) < 0.5).astype(np.uint8)
         pages = [
-            Image.fromarray((mask * 900 + draws.integers(0, 200, mask.shape)).astype(np.uint16))
+            Image.fromarray((mask * 900.0 + draws.integers(0, 200, mask.shape)).astype(np.uint16))
             for _ in range(6)
         ]
         path = part / "images" / f"{number}.tif"

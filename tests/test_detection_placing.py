@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from mimkit.data.pixels.raster import Raster
 from mimkit.data.truth.records import Instances
 from mimkit.data.truth.regions import encode
 from mimkit.evaluate.detection.heads import mask_in_boxes
@@ -42,7 +43,7 @@ def test_pixels_boxes_and_masks_move_alike(size, frame, index, data):
     bottom = data.draw(st.integers(top + 8, size[0]))
     image, known = bar(size, (left, top, right, bottom))
     place = draw(ANY, size, frame, seed=3, epoch=1, index=index)
-    shown = place.image(image, "bilinear")
+    shown = place.image(Raster((image,)), "bilinear")
     assert shown.shape == (3, *place.shape)
     assert all(inner <= outer for inner, outer in zip(place.shape, frame, strict=True))
     found = targets(known, place, size, frame, masks=True)

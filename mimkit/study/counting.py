@@ -81,7 +81,7 @@ def count(recipe: Recipe, console: Console, *, flops_per_second: float) -> Count
     train = recipe.train.model_copy(update={"precision": "bfloat16" if half else "float32"})
     recipe = recipe.model_copy(update={"train": train})
     with join("cpu") as world, TemporaryDirectory() as scratch, RunFolder(Path(scratch)) as folder:
-        with Repeated():
+        with Repeated():  # type: ignore[no-untyped-call]
             current = assemble(recipe, folder, world, console, announce=False)
         rehearse(current)
         loading = min(_LOADED, len(current.train))
@@ -208,7 +208,7 @@ def _encode(current: Run, image: Tensor) -> tuple[int, bool]:
 
 def _train(current: Run, image: Tensor) -> float:
     """FLOPs of an image in the network that fine-tuning trains."""
-    with torch.random.fork_rng(devices=[]), Repeated():
+    with torch.random.fork_rng(devices=[]), Repeated():  # type: ignore[no-untyped-call]
         backbone = current.pretrainer.encoder.backbone().train()
     few = image[: fewest(backbone, len(image))]
 
