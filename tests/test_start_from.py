@@ -166,6 +166,20 @@ def test_positions_of_another_grid_are_resampled_and_said(run, tiny, here, size)
     assert torch.equal(mine[0, 1:], sincos(Grid(side, side, 4), 16))
 
 
+def test_weights_for_rgb_are_summed_for_grey_images_and_it_is_said(run, tiny, capsys):
+    second = started(tiny, run, "data.channels=1")
+    (mine,), (theirs,) = (
+        [tensor for tensor in load_file(each / "encoder.safetensors").values() if tensor.ndim == 4]
+        for each in (second, run)
+    )
+    assert mine.shape[1] == 1
+    assert torch.allclose(mine, theirs.sum(1, keepdim=True), atol=1e-6)
+    assert (
+        "red, green and blue are summed" in ledger(second)["started_from"]["encoder"]["adapted"][0]
+    )
+    assert "summed for 1 channel" in capsys.readouterr().out
+
+
 def test_public_weights_come_from_the_cache_of_the_hub(here, tiny, offline):
     model = public_vit()
     file = into_cache(model, here)
