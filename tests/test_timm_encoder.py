@@ -36,8 +36,9 @@ def made(name: str, grid: Grid = GRID, **options) -> tuple[TimmEncoder, torch.nn
     with torch.no_grad():  # nothing is left at the zero or the one that it starts with
         for parameter in encoder.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-    model = timm.create_model(**encoder.timm_model().options).eval()
-    model.load_state_dict(dict(encoder.timm_model().tensors), strict=True)
+    said = encoder.timm_model()
+    model = timm.create_model(said.model, **said.options).eval()
+    model.load_state_dict(dict(said.tensors), strict=True)
     return encoder, model
 
 
