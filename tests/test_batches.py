@@ -11,6 +11,7 @@ from PIL import Image
 
 from mimkit.data.batches import Batches, default_workers, positions, stream
 from mimkit.data.pixels.augment import Augment
+from mimkit.data.pixels.raster import Raster
 from mimkit.data.source import Source
 from mimkit.errors import DataError, RecipeError
 from mimkit.parts.masker import Masker
@@ -42,7 +43,7 @@ class FileReader:
             raise DataError(f"image {index} is gone")
         height, width = self.sizes[index].tolist()
         values = np.random.default_rng(index).integers(0, 256, (height, width, 3), dtype=np.uint8)
-        return Image.fromarray(values)
+        return Raster((Image.fromarray(values),))
 
 
 def pixel_source(n=10):

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from scipy.special import logsumexp
 
 from mimkit import Tokens
+from mimkit.data.pixels.raster import Raster
 from mimkit.errors import DataError, RecipeError
 from mimkit.evaluate.knn import KNN, nearest_neighbours
 
@@ -200,4 +200,4 @@ class Stored:
         self.pixels = pixels
 
     def __call__(self, index, *_, **__):
-        return Image.fromarray(self.pixels[index].permute(1, 2, 0).numpy())
+        return Raster.of(self.pixels[index].permute(1, 2, 0).numpy())

@@ -1,6 +1,7 @@
 """Layer-wise learning rates of every encoder, against BEiT's rule and timm's groups."""
 
 import pytest
+import timm
 from timm.layers.create_conv2d import create_conv2d
 from timm.layers.norm_act import BatchNormAct2d
 from timm.models.beit import Beit
@@ -33,7 +34,11 @@ TRANSFORMERS = {
     ],
     "cae_vit": [{**SIZES, "layer_scale": 0.1}],
 }
-OPTIONS = TRANSFORMERS | {"patch_resnet": [RESNET, {**RESNET, "stem": "imagenet"}]}
+TIMM = [{"model": name, "mask_token": True} for name in ("test_vit", "test_resnet")]
+OPTIONS = TRANSFORMERS | {
+    "patch_resnet": [RESNET, {**RESNET, "stem": "imagenet"}],
+    "timm": TIMM,
+}
 
 
 def network_of(name: str, options: dict) -> Classifier:
@@ -134,3 +139,18 @@ def test_resnets_follow_timms_groups(options):
         for name, scale in by_timm(model).items()
     }
     assert scales_of(network_of("patch_resnet", options)) == pytest.approx(theirs)
+
+
+@pytest.mark.parametrize("options", TIMM)
+def test_models_of_timm_follow_timms_groups(options):
+    size = {"img_size": GRID.image_size, "patch_size": GRID.patch_size, "fc_norm": True}
+    own = {**size, "global_pool": "avg"} if "vit" in options["model"] else {}
+    theirs = by_timm(timm.create_model(options["model"], num_classes=CLASSES, **own))
+    ours = {"norm.": "fc_norm.", "head.": "head." if own else "fc."}  # the same, called otherwise
+    found = scales_of(network_of("timm", options))
+    bare = {name.removeprefix("model."): scale for name, scale in found.items()}
+    scales = {
+        next((new + k.removeprefix(old) for old, new in ours.items() if k.startswith(old)), k): v
+        for k, v in bare.items()
+    }
+    assert scales == pytest.approx(theirs)

@@ -45,7 +45,7 @@ def ended(launcher, job, seconds=60.0):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ("partition=gpu", "option must be one of address, cpus, gpus, but is 'partition'"),
+        ("partition=gpu", "option must be one of address, cpus, gpus, workers, but is 'partition'"),
         ("cpus=two", "cpus must be a number, such as cpus=2, but is 'two'"),
         ("gpus=-1", "gpus must be a number"),
     ],

@@ -104,14 +104,16 @@ def settle_method(draft: Draft, sizes: Sizes, question: Question, gauge: Gauge) 
             "on them. Use --budget steps=N."
         )
     trial, facts = gauge.measure(recipe, found.label)
-    size = (f"{words.magnitude(trial.parameters['encoder'])} parameters",) * found.is_rival
+    notes = draft.notes
+    if found.is_rival:
+        notes = (*notes, f"{words.magnitude(trial.parameters['encoder'])} parameters")
     method = Method(
         label=found.label,
         reference=found.reference,
         source=found.source,
         batch_size=draft.batch_size,
         total_steps=total_steps,
-        notes=(*draft.notes, *size),
+        notes=notes,
         trial=trial,
         evaluate_seconds=sum(facts["evaluate_seconds"].values()),
         disk_bytes=int(facts["disk_bytes"]),

@@ -127,7 +127,8 @@ def _rival(source: str, beside: Recipe) -> list[Found]:
         **{name: view.get(name, _NORMAL.get(name)) for name in ("mean", "std")},
         **view,
     }
-    if data["mean"] is not None and len(data["mean"]) != data["channels"]:
+    channels = data.get("channels", beside.data.channels)
+    if data["mean"] is not None and len(data["mean"]) != channels:
         data |= {"mean": None, "std": None}  # of RGB: for others they are measured
     train: dict[str, Any] = {
         "total_steps": 0,
