@@ -252,6 +252,20 @@ def test_a_run_is_found_again_and_stops_with_a_checkpoint(launcher, cluster, tmp
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_with_more_workers_when_a_machine_joins(launcher, cluster, tmp_path):
+    cluster.remove_node(next(iter(cluster.worker_nodes)))
+    task = script(tmp_path, "print(rank, size, flush=True); time.sleep(900 if size == '1' else 0)")
+    elastic = launcher("1-2")
+    try:
+        job = elastic.submit(task)
+        until(lambda: task.log.is_file() and "0 1\n" in task.log.read_text(), WAIT)
+    finally:
+        cluster.add_node(num_cpus=1)
+    assert ended(elastic, job, WAIT) == Ended(0)
+    assert task.log.read_text() == "1 of 1 workers begin\n0 1\n2 of 2 workers begin\n0 2\n"
+
+
+@pytest.mark.slow
 def test_a_run_goes_on_with_fewer_workers_when_a_machine_is_lost(launcher, cluster, tmp_path):
     compare(tmp_path / "here", LocalLauncher(), 600)
     folder = tmp_path / "there"
